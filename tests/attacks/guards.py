@@ -345,6 +345,10 @@ GUARDS: Final[dict[str, Guard]] = {
         "A whole body has to arrive within `read_timeout`.",
         (Edit(ASGI, "asyncio.timeout(self._intake.limits.read_timeout)", "asyncio.timeout(None)"),),
     ),
+    "no body": Guard(
+        "Health checks and scrapes are answered without the bodies of their requests.",
+        (Edit(EXCHANGE, "await app(scope, _no_body, send)", "await app(scope, _, send)"),),
+    ),
     "whole body": Guard(
         "A body that ends early is never taken for a whole one.",
         (

@@ -9,6 +9,7 @@ from typing import Final
 
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_FIELDS
 from tests.attacks.attack import ALL, Attack, sends
+from tests.attacks.beside import bodies_for_others
 from tests.attacks.costly import COSTLY
 from tests.attacks.steps import (
     BODY,
@@ -279,6 +280,12 @@ ATTACKS: Final = (
         guards=("body deadline",),
         act=slow_body,
         sites=("server", "asgi"),
+    ),
+    Attack(
+        name="a body that does not arrive, for `health_path`, a health check or a scrape",
+        expected="answered without it",
+        guards=("no body",),
+        act=bodies_for_others,
     ),
     Attack(
         name="more connections than allowed: silent, half a header, kept alive, half a body",

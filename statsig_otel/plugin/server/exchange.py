@@ -10,14 +10,31 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from statsig_otel.exporters.wording import phrase_of
-from statsig_otel.plugin.server.asgi_types import AsgiApp, Message, Scope
+from statsig_otel.plugin.server.asgi_types import AsgiApp, Message, Receive, Scope, Send
 from statsig_otel.plugin.server.reader import Head, RequestReader
 
 _logger: Final = logging.getLogger(__name__)
 
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+_NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+def without_body(app: AsgiApp) -> AsgiApp:
+    """An application that has no use for the bodies of its requests, and so does not wait for one that never arrives.
+
+    Falcon waits for the first part of a body before it looks for the route.
+    """
+
+    async def serve(scope: Scope, _: Receive, send: Send) -> None:
+        await app(scope, _no_body, send)
+
+    return serve
+
+
+async def _no_body() -> Message:
+    return _NO_BODY
 
 
 class Channel(Protocol):

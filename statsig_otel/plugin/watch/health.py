@@ -18,6 +18,7 @@ import msgspec
 
 from statsig_otel.config.units import format_duration
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
+from statsig_otel.plugin.server.exchange import without_body
 from statsig_otel.plugin.server.listening import host_port
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
@@ -124,10 +125,11 @@ def with_health_path(app: AsgiApp, path: str, health: Health) -> AsgiApp:
 
     inner = falcon.asgi.App()
     inner.add_route(path, _Resource(answer))
+    bodiless = without_body(inner)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         is_asked = scope["path"] == path and scope["method"] in ("GET", "HEAD")
-        await (inner if is_asked else app)(scope, receive, send)
+        await (bodiless if is_asked else app)(scope, receive, send)
 
     return serve
 
@@ -156,7 +158,7 @@ def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
     app.add_route(READY, _Resource(ready))
     app.add_route(LIVE, _Liveness(health))
     app.set_error_serializer(_serialize_error)
-    return app
+    return without_body(app)
 
 
 class _Resource:

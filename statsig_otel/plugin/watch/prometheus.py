@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from statsig_otel import _instruments
 from statsig_otel.plugin.server.asgi_types import AsgiApp
+from statsig_otel.plugin.server.exchange import without_body
 
 _REST: Final = 9
 """Between two collections there is nine times the time that the first one took: scrapes can't keep a processor busy."""
@@ -129,4 +130,4 @@ def create_app(path: str, scrapes: Scrapes) -> AsgiApp:
     app = falcon.asgi.App()
     app.add_route(path, _Resource(scrapes))
     app.set_error_serializer(serialize_error)
-    return app
+    return without_body(app)
