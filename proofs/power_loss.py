@@ -3,7 +3,8 @@
 Each run is recorded by a preloaded library: writes, syncs, truncations, and names that are made, changed or removed. An
 image is what the disk may have after a power loss at a random moment: all that was synced, and any part of the rest,
 torn at 512 or 4,096 bytes. A queue is opened on each image. What was acknowledged must wait there, unless it was
-sent before, and what was made a dead letter must be one. As a control, the same is tried without the syncs of one file.
+sent before, and what was made a dead letter must be one. A queue in use must not look as if it had been stopped in
+order. As a control, the same is tried without the syncs of one file.
 
     python proofs/power_loss.py [--runs N] [--images N] [--quick]
 """
@@ -21,6 +22,7 @@ _CONTROLS: Final = {
     "queue.db-wal": "the log",
     "queue.db": "the database",
     "queue": "the directory",
+    "state.json": "the mark",
 }
 
 
@@ -36,16 +38,18 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         for seed in range(runs):
             for outcome in try_images(Path(folder, str(seed)), seed=seed, images=images):
-                if outcome.missing:
+                if outcome.is_bad:
                     lost += 1
-                    print(f"run {seed}: missing {outcome.missing}; the log says {outcome.said}")
+                    looks = ", and it looks as if it had been stopped in order" if outcome.is_misread else ""
+                    print(f"run {seed}: missing {outcome.missing}{looks}; the log says {outcome.said}")
                 said["a warning or an error" if outcome.said else "nothing"] += 1
-        print(f"{runs} runs, {runs * images} images: {lost} without something that was acknowledged")
+        print(f"{runs} runs, {runs * images} images: {lost} without something that was acknowledged, or misread")
         print(f"the log says: {', '.join(f'{what} {number} times' for what, number in said.most_common())}")
         found: dict[str, int] = {}
         for name, what in _CONTROLS.items():
-            outcomes = try_images(Path(folder, name), seed=0, images=images, unsynced=name)
-            found[name] = sum(bool(outcome.missing) for outcome in outcomes)
+            seed = 1 if name == "state.json" else 0  # it is missed in a run after one that ended in order
+            outcomes = try_images(Path(folder, name), seed=seed, images=images, unsynced=name)
+            found[name] = sum(outcome.is_bad for outcome in outcomes)
             print(f"control, without the syncs of {what}: {found[name]} of {images} images")
     return 0 if not lost and all(found.values()) else 1
 

@@ -146,7 +146,7 @@ class ExporterCursor:
         read = partial(self._read, key)
         try:
             if self._reading is None:
-                self._reading = schema.connect_reading(self._database.path)
+                self._reading = self._database.connect_reading()
             return read(self._reading)
         except sqlite3.Error as error:
             self.close()

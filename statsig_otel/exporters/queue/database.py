@@ -75,14 +75,8 @@ class Database:
         self._replaces = replaces
         self._min_free = min_free
         self._clock = clock
-        self.writer: Writer = Writer(
-            self.directory.database,
-            prepare=self._check_and_prepare,
-            tidy=self._tidy_up,
-            free_space=self.directory.reserve.give,
-            failed=failed,
-            set_aside=self._set_aside if replaces else None,
-            files=OpenFiles(
+        self._files = (
+            OpenFiles(
                 self.path,
                 keep_directory=self._keep_directory,
                 copy_aside=self._copy_aside,
@@ -90,7 +84,16 @@ class Database:
                 log_kept=self._count_generation,
             )
             if replaces
-            else None,
+            else None
+        )
+        self.writer: Writer = Writer(
+            self.directory.database,
+            prepare=self._check_and_prepare,
+            tidy=self._tidy_up,
+            free_space=self.directory.reserve.give,
+            failed=failed,
+            set_aside=self._set_aside if replaces else None,
+            files=self._files,
         )
 
     @property
@@ -174,6 +177,22 @@ class Database:
             _logger.warning("%s: can't note that the queue was closed in order: %s", self.directory.path, error)
         finally:
             self.directory.release()
+
+    def connect_reading(self) -> sqlite3.Connection:
+        """Open the database for a sender, which keeps it open.
+
+        Not one that somebody has put in its place just now. All connections of a process to a file share the index of
+        its log, and so the writer's could not be opened with a new log while the sender has this one open.
+
+        Raises:
+            DamagedError: See `schema.connect_reading`.
+            sqlite3.Error: It can't be read now.
+        """
+        connection = schema.connect_reading(self.path)
+        if self._files is not None and not self._files.is_written_to():
+            connection.close()
+            raise sqlite3.OperationalError("somebody replaced it just now")
+        return connection
 
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""

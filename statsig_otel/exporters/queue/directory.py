@@ -146,7 +146,8 @@ class QueueDirectory:
     def has(self, file: Path) -> bool:
         """Whether a path is that of a file that a queue keeps in this directory."""
         real = Path(os.path.realpath(file)) if "\0" not in str(file) else file
-        return real.name in _FILES and real.parent == Path(os.path.realpath(self.path))
+        is_own = real.name in _FILES or real.name.startswith(DATABASE)  # its journal, and what is set aside
+        return is_own and real.parent == Path(os.path.realpath(self.path))
 
     def acquire(self) -> None:
         """Become the owner.

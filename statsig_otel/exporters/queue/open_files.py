@@ -115,6 +115,14 @@ class OpenFiles:
             if self._known[""].st_size < _bytes_of_pages(connection):
                 self._cut.add("")
 
+    def is_written_to(self) -> bool:
+        """Whether the database's name still leads to the file that the writer has open. For any thread."""
+        known = self._known.get("")
+        try:
+            return known is None or os.path.samestat(known, self._database.stat())
+        except OSError:
+            return False
+
     def are_whole(self, connection: sqlite3.Connection) -> bool:
         """After writing: whether the database and its log are still the files of these names, and not shorter."""
         changes = self._look(connection, after_writing=True)

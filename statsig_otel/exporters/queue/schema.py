@@ -208,6 +208,8 @@ def create(path: Path) -> sqlite3.Connection:
     # beside it gets the same mode.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    if path.is_symlink():  # SQLite would follow it, and make a file wherever it leads
+        raise OSError(errno.ELOOP, "is a symbolic link, where the queue has a file of its own", str(path))
     return sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
 

@@ -17,6 +17,7 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backup import back_up
+from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.exporters.wording import age, counted, rfc3339
 from statsig_otel.plugin.cli.options import json_option
@@ -248,6 +249,8 @@ def backup(file: Path) -> None:
     copy was made is delivered again, with the same uids; what was accepted after it is not in it.
     """
     with queue_access() as access, access.reading() as connection:
+        if QueueDirectory(access.directory).has(file):
+            raise ControlError(f"{file} would count as a file of the queue itself: name one in another directory")
         try:
             size = back_up(connection, file)
         except FileExistsError as error:

@@ -389,6 +389,9 @@ def test_a_queue_is_copied_to_a_file(tmp_path: Path, how: str) -> None:
         size = ok(queue, "queue", "backup", str(copy))
         again = run(queue, "queue", "backup", str(copy))
         nowhere = run(queue, "queue", "backup", str(tmp_path / "nowhere" / "copy"))
+        for name in ("queue.db-journal", "queue.db.corrupt-20260101T000000Z-1", "state.json", "reserve"):
+            own = run(queue, "queue", "backup", str(queue / name))
+            assert "would count as a file of the queue itself" in own.output
     assert size == f"The queue is copied to {copy}: {copy.stat().st_size} bytes.\n"
     assert (again.exit_code, again.output) == (1, f"Error: {copy} exists already: name a new file\n")
     assert nowhere.output == f"Error: {tmp_path}/nowhere/copy can't be written: No such file or directory\n"

@@ -1,5 +1,6 @@
 """A database that somebody deletes or replaces while the queue runs is rescued."""
 
+import contextlib
 import logging
 import shutil
 import sqlite3
@@ -53,6 +54,41 @@ def sent_again(queue: DurableQueue, number: int) -> Receipt:
     """What is answered in the end: until the directory is there again all is refused."""
     wait_until(queue.database.parent.is_dir, "it is made again")
     return put(queue, number)
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory, elsewhere = tmp_path / "queue", tmp_path / "elsewhere"
+    with running(directory) as queue:
+        put(queue, 1)
+        with blocked(queue):
+            (directory / "queue.db").unlink()
+            (directory / "queue.db").symlink_to(elsewhere)
+        refused = consume(queue, batch(2)).exception(PATIENCE)
+        assert "is a symbolic link, where the queue has a file of its own" in str(refused)
+        assert list(tmp_path.glob("elsewhere*")) == []
+        (directory / "queue.db").unlink()
+        assert put(queue, 3) == Receipt(1)
+        settled(directory)
+        assert set(delivered(queue.cursor("otlp"))) == {1, 3}
+    assert said(caplog, logging.ERROR, "is a symbolic link") == 1
+
+
+def test_one_in_its_place_that_a_sender_reads_first_is_taken_into_use(tmp_path: Path) -> None:
+    """The sender's connection would have the index of another log in common with the writer's."""
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        cursor = queue.cursor("otlp")
+        put(queue, 1, 2, 3)
+        with blocked(queue):
+            replace_file(directory)
+            with ThreadPoolExecutor(1) as pool:
+                reading = pool.submit(cursor.read, 1, 1 << 20)
+                wait_until(lambda: queue._database.writer._jobs.qsize() or reading.done(), "it has found out")
+        with contextlib.suppress(sqlite3.Error):
+            reading.result(PATIENCE)
+        assert put(queue, 4) == Receipt(1)
+        settled(directory)
+        assert set(delivered(cursor)) == {1, 2, 3, 4}
 
 
 HARMS = [delete_file, delete_all, delete_directory, replace_file]
@@ -134,8 +170,9 @@ def test_a_deleted_file_that_can_not_be_copied_now_is_copied_later(
     directory = tmp_path / "queue"
     with running(directory) as queue:
         put(queue, 1, 2)
-        delete_directory(directory)
-        directory.write_text("in the way")
+        with blocked(queue):  # else it makes the directory again first
+            delete_directory(directory)
+            directory.write_text("in the way")
         refused = consume(queue, batch(3)).exception(PATIENCE)
         assert refused is not None
         directory.unlink()
