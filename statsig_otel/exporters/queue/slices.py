@@ -68,7 +68,7 @@ class _Storing:
 
 
 def _slices(batch: Batch) -> Iterator[Batch]:
-    """The parts of a batch, in its order."""
+    """The slices of a batch, in its order."""
     changes: list[Change] = []
     invalid: list[Invalid] = []
     rows = 0

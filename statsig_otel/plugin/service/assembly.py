@@ -89,7 +89,7 @@ class Assembly:
         self._url = url.rstrip("/")
         self.directory: Final = directory.absolute()
         self._listens = listen
-        self._waits = wait_for_directory
+        self._waits_for_directory = wait_for_directory
         self._ways_out = ways_out
         self._inherited = inherited
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
@@ -179,7 +179,7 @@ class Assembly:
         return Condition({**expiry, **outbound.reasons}, outbound.exporters)
 
     def facts(self) -> Facts:
-        """What is known of it."""
+        """What is known of the service, for its live page and for `top`."""
         return facts_of(
             condition=self.condition(),
             exporters=self._outbound.exporters(),
@@ -234,7 +234,7 @@ class Assembly:
         journal.is_kept = True
         try:
             # First, since what follows may take a while. But the process that is waited for may have the same port.
-            if self.health is not None and not self._waits:
+            if self.health is not None and not self._waits_for_directory:
                 self.health.start()
             self._start_outbound(go_on)
             self._open_servers()
@@ -257,7 +257,7 @@ class Assembly:
             except DirectoryInUseError as error:
                 if error.is_own:
                     raise
-                if not self._waits:
+                if not self._waits_for_directory:
                     raise DirectoryInUseError(self._with_ways_out(error)) from None
                 if not since:
                     since = time.monotonic()
@@ -280,7 +280,7 @@ class Assembly:
 
     def _open_servers(self) -> None:
         try:
-            if self.health is not None and self._waits:
+            if self.health is not None and self._waits_for_directory:
                 self.health.start()
             if self._control is not None:
                 self._control.start()
@@ -340,7 +340,7 @@ class Assembly:
             # Before the queue, which its handlers wait for.
             self._control.shutdown(self._left() * _times.COMMAND_SHARE + _times.SHUTDOWN_MARGIN)
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
-        if self._waits:
+        if self._waits_for_directory:
             self._stop_health()  # before the directory is free: the process that waits for it needs the port next
         try:
             grace = left_of(_times.SYNCHRONOUS_GRACE)
