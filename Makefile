@@ -106,10 +106,10 @@ bench: $(VENV)/.dev
 
 # What one durable webhook costs, compared with all peers, in ten minutes on an idle machine.
 bench-webhook: $(VENV)/.dev
-	$(BIN)/python benchmarks/core_cost.py --rounds 3 --seconds 0.7
-	$(BIN)/python benchmarks/against_collector.py --rounds 3 --seconds 1 --clients 8 64
-	$(BIN)/python benchmarks/against_hand_written.py --rounds 3 --seconds 1 --clients 8 64
-	$(BIN)/python benchmarks/drain.py --rounds 1
+	$(BIN)/python benchmarks/core_cost.py --rounds 5 --seconds 0.7
+	$(BIN)/python benchmarks/against_collector.py --rounds 4 --seconds 1 --clients 8 64
+	$(BIN)/python benchmarks/against_hand_written.py --rounds 4 --seconds 1 --clients 8 64
+	$(BIN)/python benchmarks/drain.py --rounds 3
 
 # Each script of proofs/ prints its report and fails if the proof does. The reports are in proofs/results, with their date.
 PROOFS ?= $(basename $(notdir $(wildcard proofs/*.py)))
