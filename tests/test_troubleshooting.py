@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: each symptom is reproduced, and the log, `top` and the metrics say what the page says."""
+"""docs/troubleshooting.md: each symptom is reproduced, and log, live page, `top` and metrics say what it says."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from statsig_otel._instruments import METRICS
 from statsig_otel.plugin import DEFAULT_PATH, Service, sign
 from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.watch import site
 from tests.metrics import Collected, collected
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
@@ -37,7 +39,7 @@ def pattern(sentence: str) -> re.Pattern[str]:
 
 def said(heading: str, place: str) -> list[str]:
     """The sentences that a place shows, by the page."""
-    line = re.search(rf"^- \*\*{place}:\*\* (.*?)(?=\n- |\Z)", SECTIONS[heading], re.MULTILINE | re.DOTALL)
+    line = re.search(rf"^- \*\*{place}\*\*(.*?)(?=\n- |\Z)", SECTIONS[heading], re.MULTILINE | re.DOTALL)
     return re.findall(r"`([^`]+)`", line[1].replace("\n  ", " ")) if line else []
 
 
@@ -71,12 +73,23 @@ class Scene:
         assert found.exit_code == 0, found.output
         return f"{json.loads(found.stdout)['status']['words']}\n{CliRunner().invoke(main, options).stdout}"
 
+    def page(self) -> str:
+        """The text of the live page."""
+        shown = self.service._assembly.zpages
+        assert shown is not None
+        parts = urlsplit(shown.url)
+        asked = request(method="GET", path="/", headers={"Host": "localhost"}).replace(b"Host: test\r\n", b"")
+        html = exchange((str(parts.hostname), int(parts.port or 0)), asked).body.decode()
+        return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())
+
     def check(self, heading: str) -> None:
         """Wait until each place says what the page says."""
-        for sentence in said(heading, "Log"):
+        for sentence in said(heading, "Log:"):
             wait_until(lambda: any(pattern(sentence).fullmatch(line) for line in self.log.messages), sentence)  # noqa: B023 - at once
-        for sentence in said(heading, "top"):
+        for sentence in [*said(heading, "top:"), *said(heading, "Page, top:")]:
             wait_until(lambda: pattern(sentence).search(self.top()), sentence)  # noqa: B023 - at once
+        for sentence in [*said(heading, "Page, top:"), *said(heading, "What to check")]:
+            wait_until(lambda: pattern(sentence).search(self.page()), sentence)  # noqa: B023 - at once
         limit = 0.0  # of the metric behind
         for name, attributes, words in reversed([*metrics_of(heading)]):
             metric = PROMETHEUS[name]
@@ -108,21 +121,34 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
+def scene(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes a scene, with one receiver unless others are given."""
+    monkeypatch.setattr(site, "_LOOKED_AT_FOR", 0.0)
 
     @contextmanager
     def made(exporters: Any = None, receivers: Any = None, **options: Any) -> Iterator[Scene]:
-        statsig = {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}
-        with fresh_process(), collected() as metrics, caplog.at_level("INFO"):
-            service = Service(
-                receivers=receivers or {"statsig": statsig},
-                exporters=exporters or {"mine": Keeper()},
-                directory=tmp_path / "queue",
-                **{"min_free_bytes": 0, **options},
-            )
-            with service:
-                yield Scene(service, tmp_path / "queue", caplog, metrics)
+        chosen = exporters or {"file": {"path": str(tmp_path / "records")}}
+        accepting = receivers or {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}}
+        configuration = {
+            "receivers": accepting,
+            "exporters": chosen,
+            "extensions": {
+                "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0, **options},
+                "zpages": {"endpoint": "127.0.0.1:0"},
+            },
+            "service": {
+                "extensions": ["file_storage", "zpages"],
+                "pipelines": {"logs": {"receivers": [*accepting], "exporters": [*chosen]}},
+            },
+        }
+        location = f"yaml:{json.dumps(configuration)}"
+        with (
+            fresh_process(),
+            collected() as metrics,
+            caplog.at_level("INFO"),
+            Service.from_file(location, environ={}) as service,
+        ):
+            yield Scene(service, tmp_path / "queue", caplog, metrics)
 
     return made
 
@@ -232,12 +258,12 @@ def test_a_service_that_does_not_start(scene: Callable[..., Any], tmp_path: Path
             exporters={"mine": Keeper()},
             directory=tmp_path / "queue",
         )
-        (sentence,) = said(heading, "Start")
+        (sentence,) = said(heading, "Start:")
         with pytest.raises(Exception, match=pattern(sentence).pattern):
             second.start()
     found = CliRunner().invoke(main, ["top", "--once", "--directory", str(tmp_path / "queue")])
     assert found.exit_code == 1
-    (sentence,) = said(heading, "top")
+    (sentence,) = said(heading, "top:")
     assert pattern(sentence).search(found.stderr)
 
 
@@ -246,7 +272,7 @@ def test_each_section_says_what_to_do_and_is_reproduced() -> None:
     assert len(SECTIONS) >= 12
     for heading, section in SECTIONS.items():
         assert "- **What to do:** " in section, heading
-        assert said(heading, "top"), heading
+        assert said(heading, "top:") or said(heading, "Page, top:"), heading
         assert f'"{heading}"' in source, heading
 
 
