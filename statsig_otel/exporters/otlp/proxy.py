@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment
 
 _PORTS: Final = {"http": 80, "https": 443}
+# An entry of NO_PROXY.
 _ENTRY: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<name>[^:]+|.*:.*:.*))(?::(?P<port>[0-9]{1,5}))?")
 
 
@@ -54,14 +55,14 @@ def proxy_for(url: SplitResult) -> Proxy | None:
         return None
     name = f"{key}_proxy"
     name = name if os.environ.get(name) else name.upper()
-    otherwise = f"such as http://proxy:3128; or write {host} into NO_PROXY, to send without a proxy"
+    hint = f"such as http://proxy:3128; or write {host} into NO_PROXY, to send without a proxy"
     try:
         parts = urlsplit(given if "://" in given else f"http://{given}")
         proxy_port = parts.port or _PORTS["http"]
     except ValueError:
-        raise ValueError(f"the environment variable {name} is not a URL: write one, {otherwise}") from None
+        raise ValueError(f"the environment variable {name} is not a URL: write one, {hint}") from None
     if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"the environment variable {name} must be the URL of an HTTP proxy, {otherwise}")
+        raise ValueError(f"the environment variable {name} must be the URL of an HTTP proxy, {hint}")
     if parts.username is None:
         return Proxy(parts.hostname, proxy_port)
     password = unquote(parts.password or "")

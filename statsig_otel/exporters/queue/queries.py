@@ -43,13 +43,13 @@ def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
     """
     query = "SELECT id, name, cursor, waiting, bytes, again, both FROM exporters ORDER BY id"
     states: list[ExporterState] = []
-    for number, name, cursor, waiting, size, again, both in connection.execute(query).fetchall():
+    for id_, name, cursor, waiting, size, again, both in connection.execute(query).fetchall():
         if cursor != again:
             raise schema.DamagedError("an exporter's cursor contradicts itself")
         if any(type(value) is not int for value in (cursor, waiting, size)):
             raise schema.DamagedError("an exporter's cursor or counts can't be read")
         is_sound = min(waiting, size) >= 0 and waiting + size == both
-        states.append(ExporterState(number, name, cursor, waiting, size, is_sound))
+        states.append(ExporterState(id_, name, cursor, waiting, size, is_sound))
     return states
 
 
@@ -76,17 +76,17 @@ def first_waiting(
 
     Args:
         connection: A connection.
-        exporter: The exporter's number.
+        exporter: The exporter's id.
         after: The exporter's cursor.
         count: The most that are counted; None for all.
         before_ns: A time in nanoseconds; the first record with a timestamp that is not before it ends the count.
     """
     found, last = 0, after
     with snapshot(connection):
-        numbers = routes_of(connection, exporter)
+        its_routes = routes_of(connection, exporter)
         while count is None or found < count:
             wanted = _PAGE if count is None else min(count - found, _PAGE)
-            page = read_records(connection, numbers, after=last, count=wanted, size=_PAGE_BYTES)
+            page = read_records(connection, its_routes, after=last, count=wanted, size=_PAGE_BYTES)
             for record in page:
                 if before_ns is not None and record.intact and _timestamp_ns(record.payload) >= before_ns:
                     return found, last
@@ -110,7 +110,7 @@ def _log_record(payload: bytes) -> LogRecord | None:
 
 
 def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]]:
-    """Every route's receiver and exporters, by the route's number.
+    """Every route's receiver and exporters, by the route's id.
 
     Raises:
         DamagedError: A route can't be read.
@@ -118,7 +118,7 @@ def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ..
     rows = connection.execute("SELECT id, receiver, exporters FROM routes").fetchall()
     try:
         return {
-            route: (receiver, tuple(int(number) for number in exporters.split(",") if number))
+            route: (receiver, tuple(int(id_) for id_ in exporters.split(",") if id_))
             for route, receiver, exporters in rows
         }
     except (AttributeError, TypeError, ValueError) as error:
@@ -127,7 +127,7 @@ def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ..
 
 def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
     """The routes that an exporter is on."""
-    return [route for route, (_, numbers) in routes(connection).items() if exporter in numbers]
+    return [route for route, (_, exporters) in routes(connection).items() if exporter in exporters]
 
 
 def last_seq(connection: sqlite3.Connection) -> int:

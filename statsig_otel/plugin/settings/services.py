@@ -55,11 +55,11 @@ class ServiceRuleSettings(Settings):
         "match.",
     )
     name: _Template | _Names | LookupSettings = Field(
-        description="The service.name, a template: of an array each element is a service. Or a list, or a lookup.",
+        description="The service.name, a template; each element of an array is a service. Or a list, or a lookup.",
         examples=["checkout", ["cart", "checkout"], "{target_apps}"],
     )
     namespace: _Template | None = Field(
-        default=None, description="The service.namespace, a template, over that of all rules.", examples=["shop"]
+        default=None, description="The service.namespace, a template, instead of that of all rules.", examples=["shop"]
     )
 
     @field_validator("name")
