@@ -7,6 +7,7 @@ A `Fault` says what is wrong and what to do about it. A validator raises it as a
 where it is. A `ConfigError` has all problems. No message contains a secret.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
 """The keys and list indexes that lead to a value."""
+
+_SIGNING_SECRET: Final = re.compile(r"(?<![\w/.-])webhook-\w{8,}")
+"""As Statsig makes them. The name in an id is behind a slash, and a type has no hyphen."""
 
 _LONGEST: Final = 80
 _MOST_WORDS: Final = 100
@@ -86,10 +90,10 @@ class Problem:
     unset: str | None = None
 
     def __str__(self) -> str:
-        text = f"{render(self.path)}: {self.message}" if self.path else self.message
+        text = _without_secret(f"{render(self.path)}: {self.message}" if self.path else self.message)
         if self.file is not None:
             text += f" ({self.file})" if self.line is None else f" ({self.file}:{self.line})"
-        return text if self.hint is None else f"{text}\n  hint: {self.hint}"
+        return text if self.hint is None else f"{text}\n  hint: {_without_secret(self.hint)}"
 
 
 class ConfigError(ValueError):
@@ -110,6 +114,11 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
+
+
+def _without_secret(text: str) -> str:
+    """Hide what looks like a signing secret: somebody wrote it where a key belongs, and keys are shown."""
+    return _SIGNING_SECRET.sub("webhook-...", text)
 
 
 def _order(problem: Problem) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -330,6 +330,31 @@ def test_no_secret_is_said(tmp_path: Path) -> None:
         for name, found in hidden.items():
             assert not [spelling for spelling in found if spelling in text], f"{name} in {where}"
     check_that_all_was_said(site)
+
+
+MISPLACED: Sequence[str] = (
+    "receivers: {SECRET: {}}",
+    "receivers: {statsig: {SECRET: }}",
+    "receivers: {statsig: {signing_secrets: {SECRET: }}}",
+    "receivers: {statsig: SECRET}",
+    "exporters: {SECRET: {}}",
+    "SECRET: {}",
+    "service: {pipelines: {logs: {receivers: [SECRET], exporters: [SECRET]}}}",
+    "service: {pipelines: {logs: {SECRET: []}}, extensions: [SECRET]}",
+    "extensions: {file_storage: {SECRET: 1}}",
+)
+"""A signing secret of Statsig where a key or an id belongs, which errors show."""
+
+
+def test_a_signing_secret_in_the_place_of_a_key_is_not_said(tmp_path: Path) -> None:
+    secret = "webhook-0123456789abcdefS3CR3T"
+    config = tmp_path / "config.yaml"
+    for place in MISPLACED:
+        config.write_text(place.replace("SECRET", secret))
+        for command in ("validate", "run", "doctor", "components"):
+            said = CliRunner().invoke(main, [command, "--config", str(config)])
+            assert secret not in said.output, f"{command}: {place}"
+            assert said.exit_code != 0, f"{command}: {place}"
 
 
 WRONG: Mapping[str, tuple[Callable[..., object], Callable[[str], Mapping[str, object]]]] = {

@@ -46,15 +46,24 @@ def over_http(settings: OtlpPushSettings) -> dict[str, Any]:
     import requests  # noqa: PLC0415 - loaded where it is used
     from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - likewise
 
-    for file in (settings.certificate, settings.client_key, settings.client_certificate):
-        if file is not None:
-            read_pem(file)
+    files = [file for file in (settings.certificate, settings.client_key, settings.client_certificate) if file]
+    for file in files:
+        read_pem(file)
     trusted = _path(settings.certificate)
 
     class Session(requests.Session):
-        """Trusts the certificates of the settings, where requests would prefer those of REQUESTS_CA_BUNDLE."""
+        """Trusts the certificates of the settings, where requests would prefer those of REQUESTS_CA_BUNDLE.
+
+        requests opens the files again by their paths. So it looks first whether they are still files, since a pipe
+        would block the thread that sends, for ever.
+        """
 
         def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            for file in files:
+                try:
+                    read_pem(file)
+                except OSError as error:
+                    raise requests.RequestException(f"{file}: {error.strerror}") from error
             return super().merge_environment_settings(url, proxies, stream, trusted or verify, cert)
 
     return {

@@ -195,11 +195,24 @@ def test_certificates_are_checked(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     tls = ServerTls(authority.issue("127.0.0.1"))
     with HttpSink(tls=tls) as sink:
         with reading(periodic(sink.url, certificate=authority.write(tmp_path))):
-            pass
+            _telemetry.request_duration.record(0.3, {"receiver": "statsig"})
         with reading(periodic(sink.url, timeout="100ms")):
-            pass
+            _telemetry.request_duration.record(0.3, {"receiver": "statsig"})
         assert len(sink.requests) == 1
     assert [record for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_a_certificate_that_becomes_a_pipe_holds_nothing_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The exporter of the SDK reads the file again for each connection."""
+    authority = Authority()
+    with HttpSink(tls=ServerTls(authority.issue("127.0.0.1"))) as sink:
+        file = Path(authority.write(tmp_path))
+        with reading(periodic(sink.url, certificate=str(file), timeout="1s")):
+            _telemetry.request_duration.record(0.3, {"receiver": "statsig"})
+            os.mkfifo(tmp_path / "pipe")
+            (tmp_path / "pipe").rename(file)
+        assert not sink.requests
+    assert "it is not a regular file" in caplog.text
 
 
 def test_what_can_not_be_started_is_told_with_its_position(tmp_path: Path) -> None:
