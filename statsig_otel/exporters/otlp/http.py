@@ -39,7 +39,7 @@ from statsig_otel.exporters.otlp.status import (
     server_time,
 )
 
-_logger = logging.getLogger(__name__)
+_logger: Final = logging.getLogger(__name__)
 
 _JSON: Final = "application/json"
 _CHUNK: Final = 64 << 10

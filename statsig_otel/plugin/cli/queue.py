@@ -36,6 +36,7 @@ _DIGITS_OF_DAYS: Final = 5
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None) -> None:
+    """Keep the value of an option, which may stand before or after a subcommand, for `named_locations`."""
     found: Path | tuple[str, ...] | None = None
     if not isinstance(value, str):
         found = value

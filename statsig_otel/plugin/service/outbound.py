@@ -128,7 +128,7 @@ class Outbound:
         return found
 
     def dead_letters(self) -> int:
-        """The number of dead letters that are held."""
+        """The number of dead letters that are kept."""
         return 0 if self._queue is None else sum(self._queue.dead_letters().values())
 
     @property
@@ -206,7 +206,7 @@ class Outbound:
     def reconfigure(
         self, current: Configuration, wanted: Configuration, *, applied: Callable[[], None] = lambda: None
     ) -> Applied:
-        """Apply other exporters and pipelines while it runs. Nothing may be `needing_restart`.
+        """Apply other exporters and pipelines while it runs. No change may be one of `needing_restart`.
 
         A queued exporter that changed finishes its batch, and another one goes on from its cursor. One that can't be
         started is blocked. OTLP exporters use renewed certificates and secrets by themselves. All try at once what they
