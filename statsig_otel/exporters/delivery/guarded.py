@@ -11,7 +11,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach,
 from statsig_otel import _telemetry
 from statsig_otel._arguments import described, type_name
 from statsig_otel._journal import journal
-from statsig_otel._tracing import tracing
+from statsig_otel._tracing import CurrentSpan, tracing
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -67,8 +67,6 @@ class Guarded:
         """
         if tracing.tracer is None:
             return self._send(payload, count, timeout)
-        from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415 - see _tracing
-
         attributes: dict[str, str | int] = {
             "messaging.system": "statsig_otel",
             "messaging.operation.name": "send",
@@ -76,15 +74,13 @@ class Guarded:
             "messaging.destination.name": self._name,
             "messaging.batch.message_count": count,
         }
-        with tracing.tracer.start_as_current_span(
-            f"send {self._name}", kind=SpanKind.CLIENT, attributes=attributes, links=links
-        ) as span:
-            outcome = self._send(payload, count, timeout)
-            word = _WORDS[type(outcome)]
-            span.set_attribute("statsig_otel.outcome", word)
-            if not isinstance(outcome, Delivered):
-                span.set_attribute("error.type", word)
-                span.set_status(StatusCode.ERROR, outcome.reason)
+        span = CurrentSpan(tracing.tracer, f"send {self._name}", "CLIENT", attributes, links)
+        outcome = self._send(payload, count, timeout)
+        word = _WORDS[type(outcome)]
+        if isinstance(outcome, Delivered):
+            span.end({"statsig_otel.outcome": word})
+        else:
+            span.end({"statsig_otel.outcome": word, "error.type": word}, failed=outcome.reason)
         return outcome
 
     def _send(self, payload: bytes, count: int, timeout: float) -> Outcome:

@@ -9,7 +9,7 @@ import falcon.testing
 import pytest
 from opentelemetry.context import attach, detach
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span, set_span_in_context
@@ -209,6 +209,31 @@ def test_an_unexpected_error_ends_the_span(spans: Spans) -> None:
     (webhook,) = spans.named("POST /hook")
     assert webhook.status.status_code == StatusCode.ERROR
     assert attributes(webhook)["error.type"] == "unexpected"
+    assert not get_current_span().get_span_context().is_valid
+
+
+@pytest.mark.parametrize("when", ["on_start", "on_end"])
+def test_a_broken_processor_of_the_host_program_harms_nobody(
+    when: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(SpanProcessor):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError("broken")
+
+    setattr(Broken, when, fail)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Broken())
+    _tracing._throttle._states.clear()
+    keeper = Keeper()
+    exporters = {"queued": keeper, "at_once": Destination(Keeper(), sending_queue=SYNCHRONOUS)}
+    with forgetting(), service(tmp_path, exporters, tracer_provider=provider) as running:
+        assert post(running, "a").status == 200
+        wait_until(lambda: keeper.names == ["a"])
+        assert running.shutdown(), "nothing waits"
+    assert keeper.names == ["a"]
+    assert caplog.messages.count("A span can't be made: unexpected LookupError: broken") == 1
     assert not get_current_span().get_span_context().is_valid
 
 
