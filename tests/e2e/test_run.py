@@ -13,6 +13,7 @@ import grpc
 import pytest
 import urllib3
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
@@ -76,6 +77,25 @@ def test_prometheus_and_a_backend_read_what_the_service_counts(tmp_path: Path) -
     sent = ExportMetricsServiceRequest.FromString(report.payload)
     names = {metric.name for scope in sent.resource_metrics[0].scope_metrics for metric in scope.metrics}
     assert {"otelcol_exporter_sent_log_records", "statsig_otel_queue_commit_duration"} <= names
+
+
+@pytest.mark.slow
+def test_spans_are_sent_at_the_end_at_the_latest(tmp_path: Path) -> None:
+    with HttpSink() as changes, HttpSink() as spans:
+        config = write_config(tmp_path, {"otlp_http": {"endpoint": changes.url}}, queued=True)
+        otlp = {"protocol": "http/protobuf", "endpoint": spans.url, "headers": {"key": "${env:KEY}"}}
+        processors = [{"batch": {"schedule_delay": "1h", "exporter": {"otlp": otlp}}}]
+        more = tmp_path / "traces.yaml"
+        more.write_text(json.dumps({"service": {"telemetry": {"traces": {"processors": processors}}}}))
+        variables = {**SECRET_ENV, "KEY": "s3cr3t-of-traces", "OTEL_EXPORTER_OTLP_HEADERS": "key=of-another"}
+        with ServiceProcess(config, "--config", str(more), env=variables) as service:
+            assert post(service.url).status == 200
+            changes.wait_for(1)
+        (request,) = spans.requests
+    assert request.headers["key"] == "s3cr3t-of-traces"
+    (of_resource,) = ExportTraceServiceRequest.FromString(request.payload).resource_spans
+    names = {span.name for span in of_resource.scope_spans[0].spans}
+    assert names == {"POST /api/v1/data/events/receiver/statsig", "send otlp_http"}
 
 
 def test_a_signed_change_reaches_every_exporter_before_the_200(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from tests.waiting import wait_until
 http = urllib3.PoolManager(retries=False, timeout=20)
 SECRETS = {
     name: f"s3cr3t-{name}-0123456789abcdef"
-    for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused", "metrics")
+    for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused", "metrics", "traces")
 }
 SPECIAL = 's3cr3t "with" <signs> & +/='
 """A text that is written otherwise in JSON, in HTML and in a URL."""
@@ -136,7 +136,11 @@ class Site:
                 "health_check": {"endpoint": f"127.0.0.1:{self.ports[1]}"},
             },
             "service": {
-                "telemetry": {"logs": {"level": "debug"}, "metrics": {"readers": self._readers()}},
+                "telemetry": {
+                    "logs": {"level": "debug"},
+                    "metrics": {"readers": self._readers()},
+                    "traces": {"processors": self._processors()},
+                },
                 "extensions": ["file_storage", "health_check"],
                 "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
             },
@@ -149,6 +153,10 @@ class Site:
             {"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": self.ports[0]}}}},
             {"periodic": {"interval": "1s", "exporter": {"otlp": otlp}}},
         ]
+
+    def _processors(self) -> list[object]:
+        otlp = {"protocol": "http/protobuf", "endpoint": "http://localhost:1", "headers": {"key": SECRETS["traces"]}}
+        return [{"batch": {"schedule_delay": "1s", "exporter": {"otlp": otlp}}}]
 
     def ask(self, *paths: str) -> None:
         """Read the metrics and the health checks."""

@@ -141,6 +141,18 @@ def test_a_certificate_for_metrics_that_can_not_be_read() -> None:
     )
 
 
+def test_a_certificate_for_spans_that_can_not_be_read() -> None:
+    """`run` starts nothing then."""
+    otlp = "{protocol: grpc, endpoint: 'https://h:1', certificate: nowhere.pem}"
+    more = f"  telemetry: {{traces: {{processors: [{{batch: {{exporter: {{otlp: {otlp}}}}}}}]}}}}\n{STORAGE % 'queue'}"
+    options = ("--config", config("endpoint: 127.0.0.1:0", more=more), *STORED)
+    place = "service::telemetry::traces::processors[0]"
+    assert errors(*options).startswith(f"{place}::batch::exporter::otlp::certificate: nowhere.pem can't be read")
+    ran = call("run", *options)
+    assert ran.exit_code == 1
+    assert f"{place}::batch::exporter::otlp::certificate: " in ran.output
+
+
 def test_run_says_a_host_s_fault_without_the_system_s_number() -> None:
     result = call("run", "--config", config("endpoint: host.invalid:80"))
     said = "Error: receivers::statsig::endpoint: cannot listen on host.invalid:80: the host is not known: "
