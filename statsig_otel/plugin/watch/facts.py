@@ -16,9 +16,9 @@ sent. Both may be left out. The answer, newest first:
                    "reason": "UNAVAILABLE ...", "records": 12, "delivered": 0, "seconds": 0.02}]}
 
 Requests of one second with the same verdict share an entry that counts them, and so do attempts; the rest of the entry
-is that of the first one. A key of a change is
-missing if its record has no such attribute, since Statsig sent none or the mapping drops or renames it. Strings are as
-they came from outside: `printable` of `exporters/terminal.py` makes them safe for a terminal.
+is that of the first one. A key of a change is missing if its record has no such attribute, since Statsig sent none or
+the mapping drops or renames it. Strings are as they came from outside: `printable` of `exporters/terminal.py` makes
+them safe for a terminal.
 """
 
 import contextlib

@@ -49,7 +49,7 @@ def facts_of(
         exporters: What is known of each exporter, by id.
         receivers: What answers for each receiver, by id.
         paths: The path of each receiver, by id.
-        dead_letters: The number of dead letters that are held.
+        dead_letters: The number of dead letters that are kept.
         since: When the service started, in seconds since the epoch.
         of: The journal.
     """
