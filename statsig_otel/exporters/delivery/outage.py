@@ -33,11 +33,17 @@ _MOST_KINDS: Final = 10
 
 @dataclass(slots=True)
 class Outage:
-    """A time in which an exporter delivers nothing, since a time of the monotonic clock.
+    """A time in which an exporter delivers nothing.
 
-    Commands in messages name the queue's directory, since a service in another program has no file that names it.
-    `logged` is which kinds of failures were logged: the sender's state, and what its reason begins with. A backend may
-    change between them. `logged_at` is the time of the last such line.
+    Attributes:
+        name: The exporter's id.
+        directory: The queue's directory. Commands in messages name it, since a service in another program has no file
+            that does.
+        since: When it began, by the monotonic clock.
+        attempts: The failed attempts in it.
+        logged: The kinds of failures that were logged, each the sender's state and what its reason begins with: a
+            backend may change between them.
+        logged_at: When the last of these lines was logged, by the same clock.
     """
 
     name: str

@@ -166,7 +166,7 @@ def opening(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
         yield
     except BaseException as error:
         connection.close()
-        if isinstance(error, UnicodeDecodeError):  # the engine quotes the file's content in its message
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes the file's content in its message
             raise DamagedError("its schema is not UTF-8") from error
         if not isinstance(error, sqlite3.Error) or isinstance(error, DamagedError):
             raise
