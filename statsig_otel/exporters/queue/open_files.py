@@ -63,7 +63,6 @@ class OpenFiles:
         self._database = database
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
-        self._index: os.stat_result | None = None  # of the connection before
         self._cut: set[str] = set()  # the suffixes of files that were shortened, and have grown since
         self._is_sound = False  # the log: a power failure may have left zeros at its end
         self._has_tail = False  # the log: it has begun again, with earlier frames behind those of this time
@@ -75,30 +74,29 @@ class OpenFiles:
         self._set_aside = set_aside
         self._log_kept = log_kept
 
-    def opening(self) -> None:
-        """A connection is about to be opened."""
-        self._index = self._known.get("-shm")
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """The connection was just opened, and has written nothing yet."""
+        index = self._known.get("-shm")
         self._known.clear()
         self._cut.clear()
         self._is_sound = self._has_tail = False
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(FileNotFoundError):
-                found = Path(self._paths[suffix]).stat()
-                if found.st_size:  # SQLite replaces an empty log of an empty database
-                    self._remember(suffix, found)
-
-    def opened(self, connection: sqlite3.Connection) -> None:
-        """The connection was just opened, and has written nothing yet."""
         schema.pragma(connection, "page_count")  # the first look at a database that was in another mode makes the log
         self._look(connection, after_writing=True)
         if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-            for suffix in ("", "-wal"):  # one that is not there was deleted just now
-                self._known.setdefault(suffix, _NO_FILE)
+            self._check_open()
             self._is_sound = self._known["-wal"] is not _NO_FILE and not write_ahead_log.has_gap(self._database, 0)
         if "-shm" in self._known:
             self._index_is_gone = False
-        elif self._index is not None:  # gone, and shared with other connections of this process that are still open
-            self._known["-shm"] = self._index
+        elif index is not None:  # gone, and shared with other connections of this process that are still open
+            self._known["-shm"] = index
+
+    def _check_open(self) -> None:
+        """Find out whether the database and its log were deleted or replaced since SQLite opened them just now."""
+        is_open = _identities()
+        for suffix in ("", "-wal"):
+            known = self._known.get(suffix)
+            if known is None or (is_open and (known.st_dev, known.st_ino) not in is_open):
+                self._known[suffix] = _NO_FILE
 
     def written(self, connection: sqlite3.Connection) -> None:
         """The connection has written. What is wrong with the files is found by the next `keep`."""
@@ -309,6 +307,17 @@ class OpenFiles:
         self.folded(connection)
         _logger.warning("Somebody shortened %s while it was in use. Nothing is lost", names)
         return True
+
+
+def _identities() -> set[tuple[int, int]]:
+    """The files that this process has open, by device and number; none if the system does not tell."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for descriptor in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers
+            with contextlib.suppress(OSError):  # closed meanwhile, such as that of the list
+                status = os.fstat(int(descriptor))
+                found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _bytes_of_pages(connection: sqlite3.Connection) -> int:

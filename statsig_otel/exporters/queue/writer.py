@@ -433,8 +433,6 @@ class Writer:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            if self._files is not None:
-                self._files.opening()
             connection = schema.connect(self._path)
             with schema.opening(self._path, connection):
                 if self._files is not None:

@@ -13,6 +13,7 @@ import pytest
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import checks
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.open_files import OpenFiles
 from tests.exporters.queue.helpers import (
     PATIENCE,
     ask,
@@ -146,17 +147,33 @@ def test_a_log_that_is_deleted_just_before_an_error_is_kept(tmp_path: Path) -> N
         assert delivered(queue.cursor("otlp")) == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("unfolded")
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize("moment", ["before the first look", "after it"])
 @pytest.mark.parametrize("name", ["queue.db", "queue.db-wal"])
-def test_a_file_that_is_deleted_while_it_is_opened_is_kept_before_the_next_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_file_that_is_gone_while_it_is_opened_is_kept_before_the_next_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str, how: str
 ) -> None:
-    directory, due, check = tmp_path / "queue", threading.Event(), checks.check_database
+    directory, due, check, opened = tmp_path / "queue", threading.Event(), checks.check_database, OpenFiles.opened
+
+    def harm() -> None:
+        if due.is_set():
+            due.clear()
+            if how == "replaced":
+                shutil.copyfile(directory / name, directory / "other")
+                (directory / "other").rename(directory / name)
+            else:
+                (directory / name).unlink()
 
     def check_and_harm(connection: sqlite3.Connection) -> None:
         check(connection)
-        if due.is_set():
-            due.clear()
-            (directory / name).unlink()
+        if moment == "after it":
+            harm()
+
+    def harm_and_look(self: OpenFiles, connection: sqlite3.Connection) -> None:
+        if moment != "after it":
+            harm()
+        opened(self, connection)
 
     def fail(_: sqlite3.Connection) -> None:
         error = sqlite3.OperationalError("disk I/O error")
@@ -164,16 +181,20 @@ def test_a_file_that_is_deleted_while_it_is_opened_is_kept_before_the_next_answe
         raise error
 
     monkeypatch.setattr(checks, "check_database", check_and_harm)
+    monkeypatch.setattr(OpenFiles, "opened", harm_and_look)
     with running(directory) as queue:
         put(queue, 1, 2)
         due.set()  # before it is closed: the writer may open it again by itself
         assert queue.submit(fail).exception(PATIENCE) is not None
         assert put(queue, 3) == Receipt(1)
         assert not due.is_set()
+        settled(directory)
+        assert put(queue, 4) == Receipt(1)
         crashed = copy_of(directory, tmp_path / "crashed")
-    with running(crashed) as queue:
-        settled(crashed)
-        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3}
+    for place in (crashed, directory):
+        with running(place) as queue:
+            settled(place)
+            assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("name", ["state.json", "reserve", "lock", "queue.db", "queue.db-wal", "queue.db-shm"])
