@@ -17,12 +17,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz dependencies sbom clean
+.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz test-browser dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
+	@echo "make test-browser   open the live page in Chromium; SCREENSHOTS=docs/images takes the pictures of the docs anew"
 	@echo "make check      check lint, format and types"
 	@echo "make fuzz       run the fuzzer for SECONDS=20 on each of TARGETS; findings are in .fuzz/findings"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
@@ -71,6 +72,17 @@ test-slow: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=slow $(BIN)/pytest -m "slow or hypothesis" --timeout 1800 -n 2 --dist worksteal $(ARGS)
 
 test-all: test test-slow
+
+# Chromium comes from the system (Debian: chromium), axe-core, which checks accessibility, from npm.
+$(VENV)/.browser: $(VENV)/.dev
+	$(PIP) install --quiet --editable '.[browser]'
+	@touch $@
+
+build/tools/node_modules/axe-core/axe.min.js:
+	npm install --silent --no-save --prefix build/tools axe-core@4.14.1
+
+test-browser: $(VENV)/.browser build/tools/node_modules/axe-core/axe.min.js
+	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m slow $(ARGS) tests/plugin/watch/test_browser.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -129,7 +129,7 @@ def _steps(facts: Facts) -> str:
     rows = "".join(
         f"<li{_attribute('aria-current', 'step' if step.is_current else '')} "
         f'class="{"done" if step.is_done else "open"}">'
-        f"{_text(step.text)} <span>{'done' if step.is_done else 'now' if step.is_current else 'to do'}</span></li>"
+        f"{_text(step.text)} <span>({'done' if step.is_done else 'now' if step.is_current else 'to do'})</span></li>"
         for step in found
     )
     return f"<ol>{rows}</ol>" if found else ""

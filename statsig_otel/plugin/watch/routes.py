@@ -10,6 +10,7 @@ Who can read the page sees flags and people, and can change the queue. So only t
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -142,17 +143,18 @@ class _Events:
     async def _events(self) -> AsyncIterator[SSEvent | None]:
         seen: dict[str, str] = {}
         last = time.monotonic()
-        self._site.streams += 1
+        ended = self._site.begin_stream()
         try:
-            while True:
+            while not ended.is_set():
                 made = page.sections(self._site.look())
                 changed = {name: html for name, html in made.items() if seen.get(name) != html}
                 if changed or time.monotonic() >= last + _PING:
                     seen, last = made, time.monotonic()
                     yield SSEvent(json=changed, retry=2000) if changed else None
-                await asyncio.sleep(_BETWEEN_EVENTS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _BETWEEN_EVENTS)
         finally:
-            self._site.streams -= 1
+            self._site.end_stream(ended)
 
 
 class _Change:

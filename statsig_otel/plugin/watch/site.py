@@ -1,9 +1,10 @@
 """Collects what the live page shows: facts about the service, the journal, the last hour, rates and dead letters."""
 
+import asyncio
+import contextlib
 import secrets
 import sqlite3
 import time
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -46,17 +47,42 @@ class Site:
     Attributes:
         service: The service.
         token: What forms have to send back.
-        streams: The number of readers that are told of changes.
         history: The last hour.
     """
 
     def __init__(self, service: ShownService) -> None:
         self.service: Final = service
         self.token: Final = secrets.token_urlsafe(32)
-        self.streams: int = 0
+        self._streams: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._is_closed = False
         self.history: Final = History(lambda: totals(one.name for one in service.facts().receivers))
         self._last: Shown | None = None
         self._until = 0.0
+
+    @property
+    def streams(self) -> int:
+        """The number of readers that are told of changes."""
+        return len(self._streams)
+
+    def begin_stream(self) -> asyncio.Event:
+        """One more reader is told of changes, in the running event loop, until this event is set."""
+        ended = asyncio.Event()
+        self._streams[ended] = asyncio.get_running_loop()  # before `_is_closed` is read: `close` goes through these
+        if self._is_closed:
+            ended.set()
+        return ended
+
+    def end_stream(self, ended: asyncio.Event) -> None:
+        """The reader of this event has left."""
+        self._streams.pop(ended, None)
+
+    def close(self) -> None:
+        """End all streams, from any thread, and the history."""
+        self.history.stop()
+        self._is_closed = True
+        for ended, loop in list(self._streams.items()):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ended.set)
 
     def look(self, text: str = "", type_: str = "") -> Shown:
         """How the service is, or was a moment ago, with a filter of changes."""
@@ -83,7 +109,7 @@ class Site:
         if database is None:
             return []
         try:
-            with closing(schema.connect_reading(database)) as connection:
+            with contextlib.closing(schema.connect_reading(database)) as connection:
                 return dead_letters.select(connection, Selection(), limit=_LISTED)
         except sqlite3.Error:
             return []
@@ -93,7 +119,7 @@ class Site:
         database = self.service.database
         if database is None:
             return None
-        with closing(schema.connect_reading(database)) as connection:
+        with contextlib.closing(schema.connect_reading(database)) as connection:
             found = dead_letters.select(connection, Selection(ids=(number,)))
             content = dead_letters.content(connection, number)
         return (found[0], content) if found and content is not None else None

@@ -14,6 +14,8 @@ from statsig_otel.plugin.watch.site import ShownService, Site
 _logger: Final = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS: Final = 64
+_DRAIN: Final = 0.5
+"""Seconds for requests in flight at the end."""
 
 
 class Zpages:
@@ -49,7 +51,7 @@ class Zpages:
 
     def shutdown(self) -> None:
         """Stop. Safe to call twice, and without `start`."""
-        self._site.history.stop()
+        self._site.close()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.shutdown(0.0)
+            thread.shutdown(_DRAIN)
