@@ -175,6 +175,7 @@ def test_once_shows_the_day_behind_a_collector_and_ends(folder: Path) -> None:
         code = running.end()
     assert code == 0, running.output
     assert "collector  rotel, OTLP over gRPC at 127.0.0.1:" in running.output
+    assert re.search(r"^live page  http://127\.0\.0\.1:[1-9]\d*/$", running.output, re.MULTILINE)
     assert "Change events behind the collector:" in running.output
     check_day(running.output)
     assert LISTENING not in running.output

@@ -31,6 +31,7 @@ from statsig_otel.plugin.record.record import EVENT_NAME
 OtlpProtocol = Literal["grpc", "http/protobuf"]
 
 _URL_LINE: Final = "Webhook URL: "
+_PAGE_LINE: Final = "Live page: "
 _START_TIMEOUT: Final = 30.0
 _ARRIVAL_TIMEOUT: Final = 30.0
 _PAUSE: Final = 0.3  # seconds between two deliveries, so that the table can be read as it grows
@@ -47,8 +48,9 @@ exporters:
   {exporter}
 extensions:
   file_storage: {{directory: {directory}, min_free_bytes: 0}}
+  zpages: {{endpoint: "127.0.0.1:0"}}
 service:
-  extensions: [file_storage]
+  extensions: [file_storage, zpages]
   pipelines:
     logs: {{receivers: [statsig], exporters: [{exporter_id}]}}
 """
@@ -118,6 +120,7 @@ class Demo:
         self._events: SimpleQueue[Arrived | Output | Ended | signal.Signals] = SimpleQueue()
         self._children: list[Child] = []
         self._url = ""
+        self._page = ""
 
     def run(self) -> int:
         """Run the demo in the main thread until it ends or a signal stops it, and return the exit code.
@@ -212,6 +215,7 @@ class Demo:
         if not self._wait(lambda: bool(self._url), _START_TIMEOUT):
             raise DemoError(f"the service does not listen: {service.last_lines}")
         self._table.print(f"receiver   {self._url}")
+        self._table.print(f"live page  {self._page}")
 
     def _without_collector(self, reason: str, backend_address: str) -> None:
         self._has_collector = False
@@ -302,6 +306,7 @@ class Demo:
             case Output(child, line):
                 if line.startswith(_URL_LINE):
                     self._url = line.removeprefix(_URL_LINE)
+                self._page = line.partition(_PAGE_LINE)[2] or self._page
                 if self._verbose:
                     self._table.print(f"{child.name}: {line}", _QUIET)
             case Ended(child) if child in self._children:
