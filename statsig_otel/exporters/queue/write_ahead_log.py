@@ -125,13 +125,14 @@ def check(database: Path) -> LogCheck:
 def has_gap(database: Path, before: int) -> bool:
     """Whether a log was cut, and frames were written behind the cut: there are zeros between.
 
-    Also for a database that this process has open, since SQLite does not lock the log.
+    Also for a database that this process has open, since SQLite does not lock the log. False if that can not be told, as
+    when this process can open no more files.
 
     Args:
         database: The database file.
         before: The log's bytes up to which nothing was missing. A gap that begins there has the end of these, too.
     """
-    with _descriptor(database) as log:
+    with contextlib.suppress(OSError), _descriptor(database) as log:
         if not (header := os.pread(log, _HEADER.size, 0)):
             return False
         magic, _, page_size, *_ = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
@@ -144,13 +145,14 @@ def has_gap(database: Path, before: int) -> bool:
             if not any(page):
                 return True
             place += frame
-        return False
+    return False
 
 
 def header(database: Path) -> bytes:
     """A log's header, which is another one each time that the log begins again. Also for one that is open, as above."""
-    with _descriptor(database) as log:
+    with contextlib.suppress(OSError), _descriptor(database) as log:
         return os.pread(log, _HEADER.size, 0)
+    return b""
 
 
 @contextlib.contextmanager

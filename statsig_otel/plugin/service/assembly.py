@@ -166,7 +166,8 @@ class Assembly:
             return Condition({"shutting_down": "the service is stopping"}, {})
         if not self._is_open:
             return Condition({"not_running": "the service has not started yet"}, {})
-        if self._endpoints and self.servers.ended.done():
+        ended = self.servers.ended
+        if ended.done() and (self._endpoints or ended.exception() is not None):
             return Condition({"not_running": "a server or the queue has failed: no more webhooks are accepted"}, {})
         outbound = self._outbound.condition()
         expired = [

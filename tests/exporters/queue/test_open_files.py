@@ -25,6 +25,7 @@ from tests.exporters.queue.helpers import (
     delivered,
     errors,
     kept,
+    no_more_files,
     put,
     reading,
     refusal,
@@ -195,6 +196,16 @@ def test_a_file_that_is_gone_while_it_is_opened_is_kept_before_the_next_answer(
         with running(place) as queue:
             settled(place)
             assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3, 4}
+
+
+def test_a_process_that_can_open_no_more_files_acknowledges_what_is_on_disk(tmp_path: Path) -> None:
+    """It can't look into the log then, as little as a user who may not read it."""
+    with running(tmp_path) as queue:
+        put(queue, 1)
+        put(queue, 2)
+        with no_more_files():
+            assert put(queue, 3) == Receipt(1)
+        assert delivered(queue.cursor("otlp")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["state.json", "reserve", "lock", "queue.db", "queue.db-wal", "queue.db-shm"])
