@@ -125,8 +125,8 @@ def check(database: Path) -> LogCheck:
 def has_gap(database: Path, before: int) -> bool:
     """Whether a log was cut, and frames were written behind the cut: there are zeros between.
 
-    Also for a database that this process has open, since SQLite does not lock the log. False if that can not be told, as
-    when this process can open no more files.
+    Also for a database that this process has open, since SQLite does not lock the log. False if that can't be found
+    out, as when this process can open no more files.
 
     Args:
         database: The database file.
