@@ -77,7 +77,7 @@ class FileSettings(Settings):
 
     @field_validator("path", mode="before")
     @classmethod
-    def _name_one(cls, value: object) -> object:
+    def _refuse_empty(cls, value: object) -> object:
         if value == "":
             raise SettingError("is empty", cls.needed["path"])
         return value
