@@ -127,12 +127,12 @@ _KEY: Final = (
     "Generic Webhook). If they are the same, a proxy changes the body on the way."
 )
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
-_CLOCK: Final = "Check the clock of this machine, and whether something holds webhooks back on the way."
+_CLOCK: Final = "A time service, such as chrony or systemd-timesyncd, keeps a clock right."
 _URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook)."
 _OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
-    "Let a proxy in front of this port end TLS, or set tls of the receiver. For a first try without TLS, the URL "
-    "begins with http://."
+    "Let a proxy in front of this port end TLS, or set tls of the receiver. To try it without TLS, the URL has to "
+    "begin with http://."
 )
 
 REASONS: Final[Mapping[str, tuple[str, str]]] = {

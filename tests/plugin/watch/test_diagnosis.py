@@ -112,7 +112,7 @@ def test_what_to_check_comes_with_each_trouble() -> None:
         "A request was refused: the clocks of its sender and of this machine differ too much",
     ]
     assert "Waiting: 2 records. None is lost." in found[0].check
-    assert found[1].check.startswith("The webhook is 420 s old. Check the clock of this machine")
+    assert found[1].check.startswith("The webhook is 420 s old. A time service")
 
 
 def test_webhooks_without_a_change_are_named() -> None:
