@@ -7,6 +7,7 @@ The default profile of Hypothesis is for the quick suite. `make test-slow` searc
 import faulthandler
 import fcntl
 import gc
+import logging
 import math
 import os
 import shutil
@@ -104,6 +105,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden records anew from what the product makes now"
     )
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command that configures the log of its process leaves the tests behind it theirs."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Refusing(Keeper):
 
 
 def test_the_command_tells_what_happened(tmp_path: Path) -> None:
-    exporters = {"taking": Keeper(), "refusing": Refusing()}
+    exporters = {"well": Keeper(), "expired": Refusing()}
     mark = uuid.uuid4().hex
     body = json.dumps([CHANGE | {"metadata": CHANGE["metadata"] | {"name": mark}}, {"eventName": "x"}]).encode()  # type: ignore[operator]
 
@@ -53,7 +53,7 @@ def test_the_command_tells_what_happened(tmp_path: Path) -> None:
         assert exchange(address, signed_request(body, secret=f"{SECRET}0")).status == 401
         assert exchange(address, request(b"{}", path="/elsewhere")).status == 404
         assert exchange(address, b"\x16\x03\x01\x02\x00").status == 400
-        wait_until(lambda: {"taking", "refusing"} <= of_exporters())
+        wait_until(lambda: {"well", "expired"} <= of_exporters())
         answer = told(records=True)
         with pytest.raises(ControlError, match=r"the arguments are wrong.*>= 0.*limit"):
             told(limit=-1)
@@ -86,9 +86,9 @@ def test_the_command_tells_what_happened(tmp_path: Path) -> None:
         "services": ["statsig"],
     }
     by_exporter = {one["exporter"]: one for one in reversed(answer["attempts"])}
-    assert by_exporter["refusing"]["reason"] == "401 the key has expired"
-    assert (by_exporter["refusing"]["outcome"], by_exporter["refusing"]["delivered"]) == ("blocked", 0)
-    assert (by_exporter["taking"]["outcome"], by_exporter["taking"]["delivered"]) == ("delivered", 1)
+    assert by_exporter["expired"]["reason"] == "401 the key has expired"
+    assert (by_exporter["expired"]["outcome"], by_exporter["expired"]["delivered"]) == ("blocked", 0)
+    assert (by_exporter["well"]["outcome"], by_exporter["well"]["delivered"]) == ("delivered", 1)
 
 
 def test_what_a_mapping_hides_is_not_in_the_journal() -> None:

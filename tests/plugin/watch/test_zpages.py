@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from statsig_otel import _journal
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.watch import routes, site
 from tests.looped import looped
@@ -31,7 +32,8 @@ def basic(credentials: str) -> str:
 
 @pytest.fixture(autouse=True)
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at a service is a new one, so that no test has to wait."""
+    """Each look at a service is a new one, so that no test has to wait. No entry is shared with an earlier test."""
+    monkeypatch.setattr(_journal, "_TOGETHER", 0.0)
     monkeypatch.setattr(site, "_LOOKED_AT_FOR", 0.0)
     monkeypatch.setattr(routes, "_BETWEEN_EVENTS", 0.05)
 
