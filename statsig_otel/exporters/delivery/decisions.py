@@ -5,22 +5,26 @@ queue into dead letters, and one bad record must not hold up the others. These a
 
 1. A batch that is refused is halved, in order, until each record that is refused was refused alone.
 2. A record becomes a dead letter when it is refused alone and there is evidence that this is its own fault: the
-   exporter has taken another record that stands behind it, or that was sent since this record was last refused
-   together with others, or first alone if that never happened. So the refusal of a batch does not count against each
-   of its records, if the backend breaks while the batch is halved.
+   exporter has taken another record that was sent since this record was last refused together with others, or first
+   alone if that never happened. So the refusal of a batch does not count against each of its records, if the backend
+   breaks while the batch is halved. A record that stands behind it is evidence too, for at most ten records.
 3. Without evidence the record keeps its place. While it is the head, the records behind it are probed until each was
    tried (refused alone): in turn the newest record and the next batch. A second passes between two probes.
 4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
 5. Once each record was tried, only new ones are probed. After each wait the head is sent again, and then one of the
    others, each time another one: the backend may have been repaired.
-6. All count as untried when somebody may have repaired something, and when a record that was refused alone gets another
-   answer, since the backend has changed then.
+6. All count as untried when somebody may have repaired something, and when a record that was refused alone is taken, or
+   refused in words that are new in this outage, since the backend has changed then. If there are too many wordings,
+   only the kind of the answer (the status) counts.
 7. Evidence ends when the exporter fails in any other way, since the backend may be a different one after that. But a
-   limit on the rate of requests can be the cause. So while a refused record waits, a failure soon after another send
-   makes the pause between two sends longer. Each answer makes it a little shorter again, and it ends once no record
-   that failed is left.
-8. A failure that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such failures of
-   the record alone. Rule 7 ends the row.
+   limit on the rate of requests can be the cause. So while a refused record waits, `Pace` finds the pause that two
+   sends need between them.
+8. A failure that may be about the data (HTTP 500) is a fault. A record that gets one alone keeps its place too, and
+   counts as tried. Ten minutes after its first one, its faults count as refusals. The ten minutes run for all records
+   at once, and stand still while the exporter fails in any other way.
+9. A fault is followed by a wait, and after each wait the head or another record is sent, in turn. But if anything
+   was taken since the last wait, or if the head was refused, the sender goes on with rule 3. So a backend that is away
+   gets one request at a time, and one that takes other records gets them.
 """
 
 import math
@@ -30,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
+from statsig_otel.exporters.delivery.pace import Pace
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
     Blocked,
@@ -49,10 +54,13 @@ SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
 
 _LONGEST_GAP: Final = 60.0
-"""The most seconds by which one failure makes a row longer: two that are far apart show nothing of the time between."""
+"""The most seconds that count between two sends for a row of faults: two far apart show nothing of the time between."""
 
-_LONGEST_PAUSE: Final = 30.0
-"""The longest pause between two sends, in seconds."""
+_MOST_SETTLED: Final = 10
+"""The most records that one behind them settles, if nothing else is taken: the backend may have broken meanwhile."""
+
+_MOST_WORDINGS: Final = 10
+"""The most wordings of refusals that are told apart in an outage. If there are more, the kinds of answers are."""
 
 
 class Waiting(Protocol):
@@ -94,9 +102,9 @@ class _Failed:
 
     limit: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
     refused_by: int = 0  # the number of the send that refused it last with others, else first alone; 0 for none
-    refusal: str | None = None  # the words of its last refusal alone; None if it was not
-    failing_for: float = 0.0  # seconds of a row of failures that may be about the data
-    failed_at: float = math.inf  # the last one of that row
+    refusal: str | None = None  # the words of its last refusal or fault alone; None if there was none
+    is_fault: bool = False  # whether that was a fault, which may be about the data
+    faulty_since: float = math.inf  # its first fault alone, by the clock of faults
     attempts: int = 0
     reason: str = ""
 
@@ -121,18 +129,24 @@ class Decisions:
         self._done: set[int] = set()  # the seqs of all verdicts
         self._sends = 0
         self._sent_at = -math.inf  # the time of the last outcome
-        self._rested = math.inf  # seconds without a send before the last one
-        self._pause = 0.0  # seconds from an outcome to the next send, at least
+        self._pace = Pace(settings.between_probes)
+        self._waited_at = 0  # the number of the last send before the last wait, or before the first failure
+        self._clock = 0.0  # of faults: seconds in which the exporter did not fail in any other way
+        self._runs = False  # this clock
         self._last_taken = 0  # the number of the last send from which something was taken
         self._taken_up_to = 0  # the last seq that was taken
+        self._settled = 0  # how many records became dead letters since then, only because that one stands behind them
         self._failing_since = math.inf  # the first temporary failure since another outcome, or since a record was done
         self._trying = Records()  # the batch that is halved now: at the head, or a probe
         self._tried_up_to = 0  # each record up to this seq was tried
         self._probed_at = -settings.between_probes
         self._probes_newest = True  # with the next probe
+        self._head = 0  # the seq of the head at the last send
         self._tries_head = False  # a wait is over: the head is sent again, and then another record that was tried
         self._tries_another = False
         self._another = sys.maxsize  # the seq of the last such record
+        self._spares_head = False  # another record is sent instead of the head after this wait
+        self._answers: set[str] = set()  # how records were refused alone in this outage
 
     def decided(self, batch: Records) -> Decided | None:
         """The decided records at the head of the queue; None if the first record of the batch is not decided."""
@@ -153,21 +167,27 @@ class Decisions:
             waiting: Reads other records that wait.
             now: Seconds of a monotonic clock.
         """
-        self._rested = now - self._sent_at
+        self._head = head = batch.seqs[0]
         if not self._failed and not self._done:
             return batch.until_damage()
         tries_head, self._tries_head = self._tries_head, False
-        if not self._is_held_back(batch.seqs[0]):
+        if not self.is_held_back(head):
             self._trying, self._tries_another = batch, False
-            return self._part(batch, self._is_held_back)
+            return self._part(batch, self.is_held_back)
         if tries_head:
             self._tries_another = True
-            return batch[:1]
-        part = self._part(self._trying, self._was_refused)
-        if not part and self.probe_pause(now) <= 0:
-            part = self._probe(batch.seqs[0], waiting)
+            self._spares_head = self._may_pass(head) and not self._spares_head
+            if not self._spares_head:
+                return batch[:1]
+        part, may_probe = Records(), self.probe_pause(now) <= 0
+        if may_probe or self._works() or not self._of(head).is_fault:
+            part = self._part(self._trying, self._was_refused)
+        if not part and may_probe:
+            part = self._probe(head, waiting)
         if part:
             self._probed_at = now
+        elif tries_head:  # there is no other
+            part = batch[:1]
         return part
 
     def probe_pause(self, now: float) -> float:
@@ -176,7 +196,14 @@ class Decisions:
 
     def send_pause(self, now: float) -> float:
         """Seconds until anything may be sent; 0 or less if it may be sent now."""
-        return self._sent_at + self._pause - now
+        return self._sent_at + self._pace.pause - now
+
+    def is_held_back(self, seq: int) -> bool:
+        """Whether a record was refused alone, or had a fault alone, and nothing says yet that it is the data."""
+        failed = self._of(seq)
+        if failed.refusal is None or self._may_pass(seq):
+            return failed.refusal is not None
+        return failed.refused_by > self._last_taken and seq > self._taken_up_to
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
@@ -186,12 +213,12 @@ class Decisions:
             outcome: Its outcome.
             now: Seconds of a monotonic clock.
         """
+        if not self._failed:
+            self._waited_at = self._sends
         self._sends += 1
-        self._sent_at = now
+        self._pass_time(outcome, now)
         if not isinstance(outcome, RetryLater):
             self._failing_since = math.inf
-        if not isinstance(outcome, RetryLater | Blocked) and self._pause > self._settings.between_probes:
-            self._pause -= self._settings.between_probes / 10
         if isinstance(outcome, Delivered):
             self._take(part if outcome.first is None else part[: outcome.first])
             return None
@@ -220,21 +247,27 @@ class Decisions:
 
         If that is true of several records, the backend is blocked rather than each of them bad.
         """
-        count = sum(seq >= head and self._is_held_back(seq) for seq in self._failed)
         reason = self._failed[head].reason
+        if self._may_pass(head):
+            return Failure("retrying", reason)
+        count = sum(seq >= head and self.is_held_back(seq) for seq in self._failed)
         if count == 1:
             return Failure("refused", reason)
         return Failure("blocked", f"nothing is taken: each of {count} records is refused: {reason}")
 
     def try_again(self) -> None:
         """A wait is over: the head is sent again, even if it was refused, and then one of the others."""
-        self._tries_head, self._trying = True, Records()
+        self._tries_head, self._trying, self._waited_at = True, Records(), self._sends
 
     def count_as_untried(self) -> None:
-        """Somebody may have repaired something, or the backend has changed: what was refused is sent as if it was new.
+        """Somebody may have repaired something: what was refused is sent as if it was new.
 
         Records that were taken out of order are still passed over.
         """
+        self._answers.clear()
+        self._try_all()
+
+    def _try_all(self) -> None:
         self._trying, self._tried_up_to = Records(), 0
         for failed in self._failed.values():
             failed.limit = failed.limit if failed.refusal is None else 0
@@ -243,8 +276,6 @@ class Decisions:
     def forget_evidence(self) -> None:
         """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
         self._last_taken = self._taken_up_to = 0
-        for failed in self._failed.values():
-            failed.failing_for, failed.failed_at = 0.0, math.inf
 
     def skip(self, batch: Records) -> Decided:
         """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
@@ -263,7 +294,8 @@ class Decisions:
             for seq in records.seqs:
                 self._failed.pop(seq, None)
             if not self._failed:
-                self._pause = 0.0
+                self._pace.reset()
+                self._answers.clear()
         verdict = self._verdicts.pop(records.seqs[0], None)
         if verdict is not None:
             self._done.difference_update(records.seqs)
@@ -289,35 +321,41 @@ class Decisions:
         return batch[start:end]
 
     def _probe(self, head: int, waiting: Waiting) -> Records:
-        """What to send while the head waits: after a wait another record that was tried, else one that was not."""
-        if self._tries_another:
-            self._tries_another = False
+        """What to send while the head waits: the newest record or, in turn, others that were not tried.
+
+        After a wait it is, instead of those, another record that was tried.
+        """
+        tries_another, self._tries_another = self._tries_another, False
+        if newest := self._newest_untried(waiting):
+            self._trying = newest
+            return newest
+        if tries_another:
             left_out = {*self._done, head}
             another = waiting.newest(self._another - 1, left_out.__contains__)
             if another := another or waiting.newest(sys.maxsize, left_out.__contains__):
                 self._another = another.seqs[0]
                 return another
-        self._trying = self._untried(waiting)
-        return self._part(self._trying, self._was_refused)
+        while batch := waiting.read_behind(self._tried_up_to, self._settings.max_records, self._settings.max_bytes):
+            if part := self._part(batch, self._was_refused):
+                self._trying = batch
+                return part
+            self._tried_up_to = batch.seqs[-1]
+        return Records()
 
-    def _untried(self, waiting: Waiting) -> Records:
-        """In turn the newest record, if it was not tried, and the next batch in which one was not tried."""
+    def _newest_untried(self, waiting: Waiting) -> Records:
+        """The newest record if it was not tried, but not twice in a row; else empty."""
         probes_newest, self._probes_newest = self._probes_newest, True
         if probes_newest:
             newest = waiting.newest(sys.maxsize, self._done.__contains__)
             if newest and not self._was_refused(newest.seqs[0]):
                 self._probes_newest = False
                 return newest
-        while batch := waiting.read_behind(self._tried_up_to, self._settings.max_records, self._settings.max_bytes):
-            if self._part(batch, self._was_refused):
-                return batch
-            self._tried_up_to = batch.seqs[-1]
         return Records()
 
     def _take(self, records: Records, kind: DeadLetterKind | None = None, reason: str = "") -> None:
         if self._failed and any(map(self._was_refused, records.seqs)):
-            self.count_as_untried()
-        self._last_taken = self._sends
+            self._try_all()
+        self._last_taken, self._settled = self._sends, 0
         self._taken_up_to = max(self._taken_up_to, records.seqs[-1])
         self._decide(records, kind, reason)
 
@@ -325,7 +363,7 @@ class Decisions:
         self._verdicts[records.seqs[0]] = _Verdict(records.seqs, kind, reason)
         self._done.update(records.seqs)
 
-    def _refuse(self, part: Records, reason: str) -> None:
+    def _refuse(self, part: Records, reason: str, *, is_fault: bool = False) -> None:
         for seq in part.seqs:
             if len(part) > 1 or not self._failed[seq].refused_by:
                 self._failed[seq].refused_by = self._sends
@@ -334,36 +372,62 @@ class Decisions:
             return
         (seq,), words = part.seqs, _words(reason)
         failed = self._failed[seq]
-        if failed.refusal != words and self._is_held_back(seq):
-            self.count_as_untried()
-        failed.limit, failed.refusal = 1, words
-        if not self._is_held_back(seq):
+        if self._is_new_answer(words) and failed.refusal != words and self.is_held_back(seq):
+            self._try_all()
+        failed.limit, failed.refusal, failed.is_fault = 1, words, is_fault
+        if not self.is_held_back(seq):
             self._decide(part, "record", reason)
+            self._count_settled(failed)
+
+    def _count_settled(self, failed: _Failed) -> None:
+        """End the evidence of a record that stands behind the others once it has settled so many: it gets old."""
+        if failed.refused_by > self._last_taken:
+            self._settled += 1
+            if self._settled == _MOST_SETTLED:
+                self._taken_up_to = 0
+
+    def _is_new_answer(self, words: str) -> bool:
+        """Whether no record was refused like this in this outage."""
+        answer = words if len(self._answers) < _MOST_WORDINGS else kind_of(words)
+        is_new = answer not in self._answers and len(self._answers) < 2 * _MOST_WORDINGS
+        if is_new:
+            self._answers.add(answer)
+        return is_new
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
+        failure = Failure("retrying", outcome.reason, outcome.after)
         self._failing_since = min(self._failing_since, now)
+        lasts = now - self._failing_since
         if not outcome.may_be_data:
             self.forget_evidence()
             self._avoid_haste()
         elif self._narrow(part):
-            return None
+            return failure if self._may_pass(self._head) and not self._works() else None
         else:
-            first.failing_for += max(0.0, min(now - first.failed_at, _LONGEST_GAP))
-            first.failed_at = now
-        if not retry.enabled or 0 < retry.max_elapsed_time <= now - self._failing_since:
+            first.faulty_since = min(first.faulty_since, self._clock)
+            lasts = max(lasts, self._clock - first.faulty_since)
+        if not retry.enabled or 0 < retry.max_elapsed_time <= lasts:
             self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
-        elif outcome.may_be_data and first.failing_for >= self._settings.refused_after:
-            self._refuse(part, outcome.reason)
-        else:
-            return Failure("retrying", outcome.reason, outcome.after)
-        return None
+            return None
+        if not outcome.may_be_data:
+            return failure
+        self._refuse(part, outcome.reason, is_fault=True)
+        return failure if self._may_pass(self._head) and not self._works() else None
 
     def _avoid_haste(self) -> None:
         """The exporter failed, and not because of the data. If it came soon after another send, that may be why."""
-        longer = self._pause + self._settings.between_probes
-        if self._rested < longer <= _LONGEST_PAUSE and any(failed.refused_by for failed in self._failed.values()):
-            self._pause = longer
+        if any(failed.refused_by for failed in self._failed.values()):
+            self._pace.failed(self._sent_at)
+
+    def _pass_time(self, outcome: Outcome, now: float) -> None:
+        """Let the clock of faults run between two answers."""
+        answers = outcome.may_be_data if isinstance(outcome, RetryLater) else not isinstance(outcome, Blocked)
+        if answers:
+            self._pace.answered(now)
+            if self._runs:
+                self._clock += max(0.0, min(now - self._sent_at, _LONGEST_GAP))
+        self._runs, self._sent_at = answers, now
 
     def _narrow(self, part: Records) -> bool:
         """Send less of a part, since its failure may be about one record; False if it is one record.
@@ -387,11 +451,15 @@ class Decisions:
             failed.attempts += 1
             failed.reason = reason
 
-    def _is_held_back(self, seq: int) -> bool:
-        """Whether a record was refused alone, and nothing says yet that it is the data."""
-        if not self._was_refused(seq):
-            return False
-        return self._failed[seq].refused_by > self._last_taken and seq > self._taken_up_to
+    def _may_pass(self, seq: int) -> bool:
+        """Whether a record had a fault alone, and its faults did not last long enough to count as a refusal."""
+        failed = self._of(seq)
+        lasts = self._clock - failed.faulty_since
+        return failed.refusal is not None and failed.is_fault and lasts < self._settings.refused_after
+
+    def _works(self) -> bool:
+        """Whether anything was taken since the last wait."""
+        return self._last_taken > self._waited_at
 
     def _was_refused(self, seq: int) -> bool:
         return self._of(seq).refusal is not None
@@ -409,9 +477,16 @@ class Decisions:
         return DeadLetter(kind, self._exporter, reason, records.content, uid, attempts, len(records))
 
 
+def kind_of(reason: str) -> str:
+    """A reason without the backend's own words."""
+    return reason.partition(": ")[0]
+
+
 def _words(reason: str) -> str:
-    """A reason without the words that may differ each time: those with a digit, such as numbers, times and ids."""
-    return sys.intern(" ".join(word for word in reason.split() if not any(map(str.isdigit, word))))
+    """A reason without those of the backend's words that may differ each time: numbers, times and ids have a digit."""
+    kind, colon, said = reason.partition(": ")
+    words = " ".join(word for word in (said or kind).split() if not any(map(str.isdigit, word)))
+    return sys.intern(f"{kind}{colon}{words}" if colon else words)
 
 
 def is_taken(part: Records, outcome: Outcome) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.exporters.delivery.decisions import FailedState
+from statsig_otel.exporters.delivery.decisions import FailedState, kind_of
 from statsig_otel.exporters.paths import directory_option
 
 _logger: Final = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Outage:
 
     def log(self, state: FailedState, reason: str, *, waiting: int, reminder: float) -> None:
         """Log a kind of failure the first time, and whatever comes once the last line is `reminder` seconds ago."""
-        now, kind = time.monotonic(), (state, reason.partition(": ")[0])  # without the backend's own words
+        now, kind = time.monotonic(), (state, kind_of(reason))
         is_new = kind not in self.logged and len(self.logged) < _MOST_KINDS
         if is_new or now - self.logged_at >= reminder:
             self.logged.add(kind)

@@ -299,7 +299,7 @@ class QueueSender:
                 break
             elif not (part := self._next(batch)):
                 is_held_back = True
-            elif not self._attempt(part):
+            elif not self._attempt(part, batch.seqs[0]):
                 break
         self._log_dead_letters(dead_letters)
         self._gather(count, time.monotonic() - began)
@@ -336,15 +336,15 @@ class QueueSender:
             self._decisions.forget_evidence()
         return self._decisions.next(batch, self._cursor, time.monotonic())
 
-    def _attempt(self, part: Records) -> bool:
-        """Send a part of a batch; False if the rest of the batch has to wait."""
+    def _attempt(self, part: Records, head: int) -> bool:
+        """Send a part of a batch, or of other records; False if the rest of the batch has to wait."""
         outcome = self._send(part)
         if self._closed and not isinstance(outcome, Delivered | PartiallyRejected):
             return False  # said by an exporter that was shut down in the middle
         failure = self._decisions.record_outcome(part, outcome, time.monotonic())
         if failure is not None:
             self._failed(*failure)
-        elif is_taken(part, outcome):
+        elif is_taken(part, outcome) and not self._decisions.is_held_back(head):
             self._answers_again()
         elif isinstance(outcome, RetryLater):
             self.last_error = outcome.reason

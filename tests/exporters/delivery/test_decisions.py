@@ -16,6 +16,7 @@ from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.queue.records import Records
 from tests.exporters.delivery.helpers import records
+from tests.exporters.delivery.simulation import Simulation
 
 Quality = Literal["good", "refused", "broken", "damaged"]
 Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first", "takes none", "limits the rate"]
@@ -28,8 +29,8 @@ class Sent:
     """One send of the model's history."""
 
     seqs: tuple[int, ...]
-    kind: Literal["taken", "refused", "failed", "unclear"]
-    fault_at: float | None = None  # when it got a fault that may be about the data
+    kind: Literal["taken", "refused", "fault", "failed", "unclear"]  # a fault may be about the data
+    at: float | None = None  # None if nothing was sent
 
 
 class Delivery(RuleBasedStateMachine):
@@ -48,6 +49,11 @@ class Delivery(RuleBasedStateMachine):
         self.probed_at = self.taken_at = 0.0
         self.has_to_wait = False
         self.read_up_to = 0
+        self.failed: set[int] = set()  # the records that wait and were sent, and not taken
+        self.answers: set[str] = set()  # the words of all refusals alone since one of them failed
+        self.settled = 0  # dead letters since something was taken, only because that stands behind them
+        self.used_up_at = 0  # the length of the history when there were ten
+        self.waited_at = 0  # the length of the history at the last wait, or before the first failure
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -83,6 +89,7 @@ class Delivery(RuleBasedStateMachine):
     @rule()
     def repair(self) -> None:
         self.decisions.count_as_untried()
+        self.answers.clear()
         self.begin_anew()
 
     @rule(steps=st.integers(1, 30), waits=st.booleans())
@@ -102,7 +109,7 @@ class Delivery(RuleBasedStateMachine):
             self.end_wait()
 
     def end_wait(self) -> None:
-        self.has_to_wait, self.read_up_to = False, 0
+        self.has_to_wait, self.read_up_to, self.waited_at = False, 0, len(self.history)
         self.decisions.try_again()
 
     @invariant()
@@ -130,7 +137,8 @@ class Delivery(RuleBasedStateMachine):
         part = self.decisions.next(batch, self, self.now)
         if not part:
             assert self.waits(head), "a head that may be sent is sent"
-            assert self.decisions.failure_of_head(head).state in ("refused", "blocked")
+            expected = ["retrying"] if self.may_pass(head) else ["refused", "blocked"]
+            assert self.decisions.failure_of_head(head).state in expected
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
             if self.has_to_wait:
                 untried = {*self.waiting} - {*self.taken, *self.dead_letters} - self.tried
@@ -145,12 +153,17 @@ class Delivery(RuleBasedStateMachine):
         elif part.seqs[0] != head:
             assert part.seqs[0] in probe or self.now - self.probed_at >= SETTINGS.between_probes
             self.probed_at = self.now
-        self.judge(part, self.answer(part.seqs))
+        if not self.failed:
+            self.waited_at = len(self.history)
+        self.judge(part, self.answer(part.seqs), head)
 
     def tick_off(self, done: Records) -> None:
         assert done.seqs == tuple(self.waiting[: len(done)]), "only from the head on"
         self.waiting = self.waiting[len(done) :]
         self.decisions.ticked_off(done)
+        self.failed.difference_update(done.seqs)
+        if not self.failed:
+            self.answers.clear()
 
     def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
         intact = [seq for seq in self.waiting if seq <= up_to and self.quality[seq] != "damaged"]
@@ -176,7 +189,7 @@ class Delivery(RuleBasedStateMachine):
         return self.records(batch)
 
     def waits(self, seq: int) -> bool:
-        return seq in self.refusals and not self.is_data(seq)
+        return seq in self.refusals and (self.may_pass(seq) or not self.is_data(seq))
 
     def answer(self, seqs: tuple[int, ...]) -> Outcome:
         qualities = {self.quality[seq] for seq in seqs}
@@ -207,9 +220,11 @@ class Delivery(RuleBasedStateMachine):
             self.taken_at = self.now
         return too_soon
 
-    def judge(self, segment: Records, outcome: Outcome) -> None:
+    def judge(self, segment: Records, outcome: Outcome, head: int) -> None:
         """Tell the outcome, and compare what is decided with the rule."""
         seqs = segment.seqs
+        if not isinstance(outcome, Delivered):
+            self.failed.update(seqs)
         failure = self.decisions.record_outcome(segment, outcome, self.now)
         match outcome:
             case Delivered(first):
@@ -219,60 +234,89 @@ class Delivery(RuleBasedStateMachine):
             case PartiallyRejected(count) if count < len(seqs):
                 self.take(seqs)
             case PartiallyRejected():
-                self.history.append(Sent((), "unclear"))
+                self.history.append(Sent((), "unclear", self.now))
                 self.taken += seqs
             case Blocked():
-                self.history.append(Sent(seqs, "failed"))
+                self.history.append(Sent(seqs, "failed", self.now))
                 assert failure == (Failure("blocked", outcome.reason) if len(seqs) == 1 else None)
             case RetryLater(may_be_data=False):
-                self.history.append(Sent(seqs, "failed"))
+                self.history.append(Sent(seqs, "failed", self.now))
                 assert failure == Failure("retrying", outcome.reason)
-            case RetryLater():
-                if len(seqs) == 1 and self.failing_for(seqs[0]) >= SETTINGS.refused_after:
-                    self.refuse(seqs, outcome.reason, fault_at=self.now)
-                    assert failure is None
+            case RetryLater(reason):
+                if len(seqs) == 1:
+                    self.refuse(seqs, reason, "fault")
                 else:
                     self.history.append(Sent(seqs, "unclear", self.now))
-                    assert failure == (Failure("retrying", outcome.reason) if len(seqs) == 1 else None)
+                waits = self.may_pass(head) and not self.works()
+                assert failure == (Failure("retrying", reason) if waits else None)
             case Rejected():
                 self.refuse(seqs, outcome.reason)
                 assert failure is None
         self.has_to_wait = failure is not None
 
     def take(self, seqs: tuple[int, ...]) -> None:
-        self.history.append(Sent(seqs, "taken"))
+        self.history.append(Sent(seqs, "taken", self.now))
         self.taken += seqs
+        self.settled = 0
         if self.refusals.keys() & {*seqs}:
             self.begin_anew()
 
-    def refuse(self, seqs: tuple[int, ...], reason: str, fault_at: float | None = None) -> None:
-        self.history.append(Sent(seqs, "refused", fault_at))
+    def refuse(self, seqs: tuple[int, ...], reason: str, kind: Literal["refused", "fault"] = "refused") -> None:
+        is_new = len(seqs) == 1 and reason not in self.answers
+        waited = self.waits(seqs[0]) and self.refusals[seqs[0]] != reason
+        self.history.append(Sent(seqs, kind, self.now))
         if len(seqs) > 1:
             return
-        if self.waits(seqs[0]) and self.refusals[seqs[0]] != reason:
+        if is_new and waited:
             self.begin_anew()
+        self.answers.add(reason)
         self.tried.update(seqs)
         self.refusals[seqs[0]] = reason
         decided = self.decisions.decided(self.records(seqs))
-        assert (decided is not None) == self.is_data(seqs[0]), "a dead letter exactly if another record was taken"
+        assert (decided is not None) != self.waits(seqs[0]), "a dead letter exactly if another record was taken"
         if decided is not None:
             (dead_letter,) = decided.dead_letters
             assert (dead_letter.kind, dead_letter.content) == ("record", b"%d" % seqs[0])
             self.dead_letters += seqs
+            self.settled += not self.was_taken_since(seqs[0])
+            if self.settled == 10:
+                self.used_up_at = len(self.history)
 
     def is_data(self, seq: int) -> bool:
-        """The rule, from the history: the last send is a refusal of this record alone."""
-        refusals = [index for index, sent in enumerate(self.history) if sent.kind == "refused" and seq in sent.seqs]
-        refused_at = max((index for index in refusals if len(self.history[index].seqs) > 1), default=refusals[0])
-        since = range(len(self.history) - 1, self.last_failed(), -1)
-        taken = ((index, self.history[index].seqs) for index in since if self.history[index].kind == "taken")
-        return any(index > refused_at or max(seqs) > seq for index, seqs in taken)
+        """The rule, from the history: whether a refusal of this record alone is its own fault."""
+        behind = any(index >= self.used_up_at and max(seqs) > seq for index, seqs in self.taken_lately())
+        return behind or self.was_taken_since(seq)
 
-    def failing_for(self, seq: int) -> float:
-        """How long this record alone gets faults that may be about it, this moment included."""
-        since = self.history[self.last_failed() + 1 :]
-        faults = [sent.fault_at for sent in since if sent.fault_at is not None and sent.seqs == (seq,)]
-        return sum(min(later - earlier, 60.0) for earlier, later in pairwise([*faults, self.now]))
+    def was_taken_since(self, seq: int) -> bool:
+        """Whether another record was taken since this one was refused last with others, or else first alone."""
+        refusals = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and seq in sent.seqs]
+        refused_at = max((index for index in refusals if len(self.history[index].seqs) > 1), default=refusals[0])
+        return any(index > refused_at for index, _ in self.taken_lately())
+
+    def is_refusal(self, sent: Sent) -> bool:
+        return sent.kind in ("refused", "fault")
+
+    def taken_lately(self) -> list[tuple[int, tuple[int, ...]]]:
+        """What was taken since the exporter failed otherwise, with its place in the history."""
+        since = range(self.last_failed() + 1, len(self.history))
+        return [(index, self.history[index].seqs) for index in since if self.history[index].kind == "taken"]
+
+    def works(self) -> bool:
+        return any(index >= self.waited_at for index, _ in self.taken_lately())
+
+    def may_pass(self, seq: int) -> bool:
+        """Whether the last answer to this record alone is a fault, and its faults do not last long enough."""
+        if seq not in self.refusals:
+            return False
+        alone = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and sent.seqs == (seq,)]
+        first = next((index for index in alone if self.history[index].kind == "fault"), None)
+        return self.history[alone[-1]].kind == "fault" and self.lasts(first or 0) < SETTINGS.refused_after
+
+    def lasts(self, first: int) -> float:
+        """Seconds since a send in which the exporter did not fail otherwise, up to the last send."""
+        sends = [sent for sent in self.history[first:] if sent.at is not None]
+        pairs = [pair for pair in pairwise(sends) if all(sent.kind != "failed" for sent in pair)]
+        return sum(min((after.at or 0.0) - (before.at or 0.0), 60.0) for before, after in pairs)
 
     def last_failed(self) -> int:
         """The index of the last failure of another kind, after which the backend may be a different one; or -1."""
@@ -290,9 +334,10 @@ class Delivery(RuleBasedStateMachine):
         assert good <= {*self.taken, *self.dead_letters}, (
             "what is refused holds up nothing, and no new record is needed"
         )
-        while self.waiting:
-            self.arrive("good", 1)
-            self.settle()
+        for _ in range(100):
+            if self.waiting:
+                self.arrive("good", 1)
+                self.settle()
         assert {*self.dead_letters} | {*self.taken} == {*self.quality}
 
     def settle(self) -> None:
@@ -312,18 +357,25 @@ BROKEN = RetryLater("HTTP 500", may_be_data=True)
 
 @pytest.mark.parametrize("other", [RetryLater("connection refused"), Blocked("HTTP 401"), None])
 def test_two_isolated_faults_make_no_dead_letter_of_a_good_record(other: Outcome | None) -> None:
-    decisions, head = Decisions("out", DeliverySettings()), records([1])
-    decisions.record_outcome(head, BROKEN, 0.0)
+    """Of the time between two sends a minute counts at most, and none if one of them failed otherwise."""
+    made = Simulation(lambda seqs: Delivered())
+    made.arrived = head = records([1])
+
+    def send(now: float, outcome: Outcome) -> Failure | None:
+        made.decisions.try_again()
+        assert made.decisions.next(head, made, now).seqs == (1,), "there is no other to send instead"
+        return made.decisions.record_outcome(head, outcome, now)
+
+    send(0.0, BROKEN)
     for now in (5.0, 700.0):
-        decisions.try_again()
         if other:
-            decisions.record_outcome(head, other, now)
-    assert decisions.record_outcome(head, BROKEN, 730.0) == Failure("retrying", "HTTP 500")
+            send(now, other)
+    assert send(730.0, BROKEN) == Failure("retrying", "HTTP 500")
     for now in range(760, 1260, 30):
-        assert decisions.record_outcome(head, BROKEN, now) == Failure("retrying", "HTTP 500")
-    decisions.record_outcome(head, BROKEN, 1300.0)
-    assert decisions.record_outcome(head, BROKEN, 1360.0) is None, "a row of ten minutes counts as a refusal"
-    assert decisions.failure_of_head(1).state == "refused"
+        assert send(now, BROKEN) == Failure("retrying", "HTTP 500")
+    send(1300.0, BROKEN)
+    assert send(1360.0, BROKEN) is None, "ten minutes count as a refusal"
+    assert made.decisions.failure_of_head(1).state == "refused"
 
 
 @pytest.mark.parametrize("other", [Rejected("no"), Blocked("HTTP 401")])

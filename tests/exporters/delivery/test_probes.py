@@ -1,75 +1,13 @@
 """Probes behind a refused head: how soon good records are found, at what cost, and what a backend's faults change."""
 
+import random
 from collections.abc import Callable
-from typing import Self
 
 import pytest
 
-from statsig_otel.exporters.delivery.decisions import Decisions
-from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
-from statsig_otel.exporters.queue.records import Records
 from tests.exporters.delivery.helpers import records
-
-
-class Simulation:
-    """A sender without threads, in its own seconds: a send takes 5 ms, a wait five minutes, or 5 s after a failure."""
-
-    def __init__(self, answer: Callable[[tuple[int, ...]], Outcome]) -> None:
-        self.answer = answer
-        self.settings = DeliverySettings(max_records=64)
-        self.decisions = Decisions("out", self.settings)
-        self.now = 0.0
-        self.next_attempt = 300.0
-        self.arrived = records(())
-        self.position = 0
-        self.taken: list[int] = []
-        self.dead_letters: list[int] = []
-        self.sends: list[tuple[int, ...]] = []
-        self.read = 0  # how many records the decisions looked at
-
-    def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
-        for seq in range(min(up_to, len(self.arrived)), self.position, -1):
-            self.read += 1
-            if not passed_over(seq):
-                return self.arrived[seq - 1 : seq]
-        return Records()
-
-    def read_behind(self, after: int, count: int, size: int) -> Records:
-        assert (count, size) == (self.settings.max_records, self.settings.max_bytes)
-        after = max(after, self.position)
-        self.read += len(found := self.arrived[after : after + count])
-        return found
-
-    def run(self, seconds: float, *arriving: int) -> Self:
-        """Let records arrive, and then time pass."""
-        self.arrived += records(arriving)
-        end = self.now + seconds
-        while self.now < end and (batch := self.arrived[self.position : self.position + self.settings.max_records]):
-            if (decided := self.decisions.decided(batch)) is not None:
-                self.dead_letters += decided.records.seqs if decided.dead_letters else ()
-                self.position = decided.records.seqs[-1]
-                self.decisions.ticked_off(decided.records)
-            elif (pause := self.decisions.send_pause(self.now)) > 0:
-                self.now += pause
-            elif part := self.decisions.next(batch, self, self.now):
-                outcome = self.answer(part.seqs)
-                self.sends.append(part.seqs)
-                self.taken += part.seqs if isinstance(outcome, Delivered) else ()
-                self.now += 0.005
-                if self.decisions.record_outcome(part, outcome, self.now):
-                    self.now += 5.0
-                    self.decisions.try_again()
-            elif (pause := self.decisions.probe_pause(self.now)) > 0:
-                self.now += pause
-            elif self.next_attempt < end:
-                self.now = max(self.now, self.next_attempt)
-                self.next_attempt = self.now + 300.0
-                self.decisions.try_again()
-            else:
-                break
-        self.now = max(self.now, end)
-        return self
+from tests.exporters.delivery.simulation import Simulation
 
 
 def refusing(is_bad: Callable[[int], bool], reason: str = "no") -> Callable[[tuple[int, ...]], Outcome]:
@@ -124,7 +62,9 @@ def test_a_record_that_always_fails_otherwise_hides_none_that_comes_later(fault:
             sent.append(part.seqs)
             if made.decisions.record_outcome(part, fault if 2 in part.seqs else Rejected("no"), now):
                 made.decisions.try_again()
-    assert sent[:4] == [(3,), (2,), (1,), (3,)]
+    assert sent[:2] == [(3,), (2,)]
+    if fault != RetryLater("500", may_be_data=True):
+        assert sent[2:4] == [(1,), (3,)], "a wait is over"
     assert {(4,), (5,), (6,)} <= {*sent}
 
 
@@ -191,28 +131,11 @@ def test_a_limit_on_the_rate_holds_up_no_record(too_soon: Outcome, spacing: floa
         return Rejected("no") if {*bad}.intersection(seqs) else Delivered()
 
     made = Simulation(answer)
-    made.run(600.0, *range(1, 10)).run(300.0, 10)
-    assert sorted(made.taken) == [seq for seq in range(1, 11) if seq not in bad]
+    made.run(600.0, *range(1, 10))
+    for seq in range(10, 14):
+        made.run(300.0, seq)
+    assert sorted(made.taken) == [seq for seq in range(1, 14) if seq not in bad]
     assert made.dead_letters == [*bad]
-
-
-def test_a_pause_between_sends_needs_a_failure_soon_after_another_send_and_ends_with_what_failed() -> None:
-    made = Simulation(lambda seqs: Delivered())
-    made.arrived = two = records([1, 2])
-    for sent_at, outcome, pause in (
-        (100.0, RetryLater("503"), 0.0),
-        (105.0, Rejected("no"), 0.0),
-        (105.1, RetryLater("503"), 1.0),
-        (110.1, Rejected("no"), 1.0),
-        (111.2, Blocked("403"), 2.0),
-        (115.0, Rejected("no"), 1.9),
-        (120.0, RetryLater("503"), 1.9),
-    ):
-        made.decisions.next(two, made, sent_at)
-        made.decisions.record_outcome(two[:1], outcome, sent_at)
-        assert made.decisions.send_pause(sent_at) == pytest.approx(pause)
-    made.decisions.ticked_off(two[:1])
-    assert made.decisions.send_pause(120.0) == 0.0
 
 
 @pytest.mark.parametrize("poison", [0, 1, 20, 32])
@@ -231,3 +154,76 @@ def test_a_backend_that_breaks_inside_a_batch_buries_at_most_one_good_record(poi
         buried = {*made.dead_letters} - {poison}
         assert len(buried) <= 1, "only one whose neighbour was taken just before can be mistaken"
         assert {*made.taken} == {*range(1, 34)} - {poison} - buried
+
+
+def faulty(is_bad: Callable[[int], bool]) -> Callable[[tuple[int, ...]], Outcome]:
+    return lambda seqs: RetryLater("HTTP 500: oops", may_be_data=True) if any(map(is_bad, seqs)) else Delivered()
+
+
+@pytest.mark.parametrize("count", [1, 60, 200])
+def test_old_records_behind_a_collector_that_answers_500_hold_up_no_other(count: int) -> None:
+    """Ten minutes for all of them at once, and the others are delivered meanwhile."""
+    made = Simulation(faulty(lambda seq: seq <= count))
+    made.run(60.0, *range(1, count + 1))
+    for seq in range(count + 1, count + 6):
+        made.run(60.0, seq)
+        assert made.taken[-1] == seq
+    assert not made.dead_letters
+    made.run(300.0).run(400.0, count + 6)
+    assert made.dead_letters == [*range(1, count + 1)]
+    assert sorted(made.taken) == [*range(count + 1, count + 7)], "each once"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_other_failures_between_the_faults_of_a_record_start_nothing_again(share: float) -> None:
+    chance = random.Random(share)
+
+    def answer(seqs: tuple[int, ...]) -> Outcome:
+        return RetryLater("HTTP 503") if chance.random() < share else faulty(lambda seq: seq == 1)(seqs)
+
+    made = Simulation(answer)
+    made.run(60.0, *range(1, 11))
+    for seq in range(11, 61):
+        made.run(60.0, seq)
+    assert made.dead_letters == [1]
+    assert sorted(made.taken) == [*range(2, 61)]
+
+
+def test_a_backend_that_answers_500_to_all_gets_one_request_after_each_wait() -> None:
+    """As if it answered 503. A wait takes 5 s here."""
+    made = Simulation(faulty(lambda seq: True)).run(500.0, *range(1, 201))
+    assert len(made.sends) <= 500 / 5 + 10
+    made.answer = faulty(lambda seq: False)
+    made.run(20.0)
+    assert sorted(made.taken) == [*range(1, 201)]
+
+
+@pytest.mark.parametrize("wordings", [2, 1000])
+def test_words_that_differ_each_time_start_no_search_again(wordings: int) -> None:
+    def answer(seqs: tuple[int, ...]) -> Outcome:
+        number = len(made.sends) % wordings
+        return Rejected("HTTP 400: request " + "".join("abcdefghij"[int(digit)] for digit in str(number)))
+
+    made = Simulation(answer)
+    made.run(7200.0, *range(1, 601))
+    assert len(made.sends) < 2 * 600 + 2 * 7200 / 300 + 20
+
+
+def test_another_status_starts_a_search_again_whatever_the_words() -> None:
+    made = Simulation(refusing(lambda seq: True, "HTTP 400: no")).run(60.0, *range(1, 101))
+    made.answer = refusing(lambda seq: seq in (1, 100), "HTTP 422: no")
+    made.run(400.0)
+    assert sorted(made.taken) == [*range(2, 100)]
+
+
+def test_one_record_out_of_turn_settles_ten_before_it() -> None:
+    """The backend breaks as soon as it has taken the newest one."""
+    made = Simulation(refusing(lambda seq: seq == 1))
+    made.run(2.0, 1)
+    made.answer = lambda seqs: Rejected("no") if made.taken or 1 in seqs else Delivered()
+    made.run(600.0, *range(2, 201))
+    assert made.taken == [200]
+    assert made.dead_letters == [*range(1, 12)], "the first one was refused before the newest was taken"
+    made.answer = refusing(lambda seq: False)
+    made.run(600.0)
+    assert sorted(made.taken) == [*range(12, 201)]
