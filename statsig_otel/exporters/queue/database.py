@@ -252,6 +252,8 @@ class Database:
         Raises:
             DirectoryInUseError: Another process owns the directory now.
         """
+        if self.directory.is_untouched:
+            return False
         lock = self.directory.lock
         try:
             is_retaken = self._keep(lock, self.directory.reclaim, "nothing keeps another process from using the queue")

@@ -84,7 +84,9 @@ class QueueDirectory:
         self.lock: Path = path / LOCK
         self.state: Path = path / STATE
         self.reserve: Reserve = Reserve(path / _RESERVE)
+        self._looked_at: tuple[str, str] = str(self.lock), str(self.state)
         self._lock: int | None = None
+        self._lock_status: os.stat_result | None = None
         self._noted: object = None  # the version of `state.json` that this process has written
 
     def check(self) -> Fault | None:
@@ -171,7 +173,7 @@ class QueueDirectory:
         except BaseException:
             os.close(descriptor)
             raise
-        self._lock = descriptor
+        self._lock, self._lock_status = descriptor, os.fstat(descriptor)
         _held.add(descriptor)
 
     def _in_use(self, lock: int) -> DirectoryInUseError:
@@ -236,6 +238,16 @@ class QueueDirectory:
         finally:
             os.close(descriptor)
         sync_directory(self.path)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the lock and `state.json` are as this process made them: nearly always. Each commit asks twice."""
+        held = self._lock_status
+        try:
+            lock, state = map(os.lstat, self._looked_at)
+        except OSError:
+            return False
+        return held is not None and os.path.samestat(held, lock) and self._noted in (None, _version(state))
 
     @property
     def is_mark_changed(self) -> bool:
