@@ -83,7 +83,7 @@ class History:
             begun = list(self._begun)
         ends = [total for _, total in begun[1:]] + [now]
         found = {
-            minute: tuple(end - start for start, end in zip(before, after, strict=True))
+            minute: tuple(max(end - start, 0.0) for start, end in zip(before, after, strict=True))
             for (minute, before), after in zip(begun, ends, strict=True)
         }
         nothing = (0.0,) * len(SERIES)

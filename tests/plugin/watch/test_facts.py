@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, LogRecordEncoder, Mapper, parse
 from statsig_otel.plugin.control.socket import ControlError, call
 from statsig_otel.plugin.watch.facts import entries
+from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange, request
 from tests.plugin.services import SECRET, Keeper, address_of, service, signed_request
 from tests.waiting import wait_until
@@ -34,6 +36,12 @@ CHANGE = {
 class Refusing(Keeper):
     def send(self, payload: bytes, count: int, timeout: float) -> Blocked:
         return Blocked("401 the key has expired")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    with fresh_process():
+        yield
 
 
 def test_the_command_tells_what_happened(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from statsig_otel.plugin import Service
 from statsig_otel.plugin.watch import routes, site
 from tests.looped import looped
 from tests.peers.certs import Authority
+from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, Response, connect, exchange
 from tests.plugin.services import SECRET, address_of, post, signed_request
 from tests.waiting import wait_until
@@ -28,6 +29,12 @@ TOKEN = "a-token-of-a-page-0123456789"
 
 def basic(credentials: str) -> str:
     return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    with fresh_process():
+        yield
 
 
 @pytest.fixture(autouse=True)
