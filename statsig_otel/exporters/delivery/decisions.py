@@ -102,7 +102,7 @@ class _Failed:
 
     limit: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
     refused_by: int = 0  # the number of the send that refused it last with others, else first alone; 0 for none
-    refusal: str | None = None  # the words of its last refusal or fault alone; None if there was none
+    refusal: str | None = None  # the reason of its last refusal or fault alone; None if there was none
     is_fault: bool = False  # whether that was a fault, which may be about the data
     faulty_since: float = math.inf  # its first fault alone, by the clock of faults
     attempts: int = 0
@@ -239,7 +239,7 @@ class Decisions:
                 if self._narrow(part):
                     return None
                 self._avoid_haste()
-                return Failure("blocked", reason)
+                return Failure("blocked", self._with_refusal(reason))
         return None
 
     def failure_of_head(self, head: int) -> Failure:
@@ -247,7 +247,7 @@ class Decisions:
 
         If that is true of several records, the backend is blocked rather than each of them bad.
         """
-        reason = self._failed[head].reason
+        reason = self._of(head).refusal or ""
         if self._may_pass(head):
             return Failure("retrying", reason)
         count = sum(seq >= head and self.is_held_back(seq) for seq in self._failed)
@@ -372,9 +372,9 @@ class Decisions:
             return
         (seq,), words = part.seqs, _words(reason)
         failed = self._failed[seq]
-        if self._is_new_answer(words) and failed.refusal != words and self.is_held_back(seq):
+        if self._is_new_answer(words) and self.is_held_back(seq) and _words(failed.refusal or "") != words:
             self._try_all()
-        failed.limit, failed.refusal, failed.is_fault = 1, words, is_fault
+        failed.limit, failed.refusal, failed.is_fault = 1, failed.reason, is_fault
         if not self.is_held_back(seq):
             self._decide(part, "record", reason)
             self._count_settled(failed)
@@ -411,9 +411,14 @@ class Decisions:
             self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
             return None
         if not outcome.may_be_data:
-            return failure
+            return failure._replace(reason=self._with_refusal(outcome.reason))
         self._refuse(part, outcome.reason, is_fault=True)
         return failure if self._may_pass(self._head) and not self._works() else None
+
+    def _with_refusal(self, reason: str) -> str:
+        """The reason of a failure and, if the head was refused before, why: that still holds it up afterwards."""
+        refusal = self._of(self._head).refusal
+        return f"{reason}; before, a record was refused: {refusal}" if refusal else reason
 
     def _avoid_haste(self) -> None:
         """The exporter failed, and not because of the data. If it came soon after another send, that may be why."""

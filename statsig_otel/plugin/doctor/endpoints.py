@@ -12,7 +12,7 @@ from typing import Final
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.otlp.protocols import SEE_ITS_LOG, Spoken, spoken, spoken_by_error, wrong_port
-from statsig_otel.exporters.otlp.proxy import grpc_proxy_for, proxy_for
+from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import is_client_certificate_alert, server_time
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
@@ -102,7 +102,7 @@ class _Probe(threading.Thread):
             self.finding = self._found("failed", f"can't be reached: {error}")
             return
         if proxy is not None:
-            self.finding = self._found("unknown", f"is not checked: it is reached through the proxy {proxy}")
+            self.finding = self._behind(proxy)
             return
         if self._address is None:
             self.finding = self._found(
@@ -118,6 +118,16 @@ class _Probe(threading.Thread):
             reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
             hint = "check whether the backend listens there, and the firewalls"
             self.finding = self._found("failed", f"no connection: {reason}", hint)
+
+    def _behind(self, proxy: Proxy) -> Finding:
+        """Check the proxy alone, since the exporter connects to nothing else."""
+        try:
+            socket.create_connection((proxy.host, proxy.port), TIMEOUT).close()
+        except OSError as error:
+            reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+            hint = "start the proxy, or correct the variable that names it (HTTPS_PROXY, HTTP_PROXY, ...) or NO_PROXY"
+            return self._found("failed", f"is reached through the proxy {proxy}, which does not answer: {reason}", hint)
+        return self._found("unknown", f"is not checked: it is reached through the proxy {proxy}, which answers")
 
     def _connect(self, address: _Address) -> socket.socket:
         if not address.path:

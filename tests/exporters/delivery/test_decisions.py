@@ -238,10 +238,12 @@ class Delivery(RuleBasedStateMachine):
                 self.taken += seqs
             case Blocked():
                 self.history.append(Sent(seqs, "failed", self.now))
-                assert failure == (Failure("blocked", outcome.reason) if len(seqs) == 1 else None)
+                assert failure == (
+                    Failure("blocked", self.with_refusal(outcome.reason, head)) if len(seqs) == 1 else None
+                )
             case RetryLater(may_be_data=False):
                 self.history.append(Sent(seqs, "failed", self.now))
-                assert failure == Failure("retrying", outcome.reason)
+                assert failure == Failure("retrying", self.with_refusal(outcome.reason, head))
             case RetryLater(reason):
                 if len(seqs) == 1:
                     self.refuse(seqs, reason, "fault")
@@ -317,6 +319,10 @@ class Delivery(RuleBasedStateMachine):
         sends = [sent for sent in self.history[first:] if sent.at is not None]
         pairs = [pair for pair in pairwise(sends) if all(sent.kind != "failed" for sent in pair)]
         return sum(min((after.at or 0.0) - (before.at or 0.0), 60.0) for before, after in pairs)
+
+    def with_refusal(self, reason: str, head: int) -> str:
+        refusal = self.refusals.get(head)
+        return f"{reason}; before, a record was refused: {refusal}" if refusal else reason
 
     def last_failed(self) -> int:
         """The index of the last failure of another kind, after which the backend may be a different one; or -1."""

@@ -227,3 +227,21 @@ def test_one_record_out_of_turn_settles_ten_before_it() -> None:
     made.answer = refusing(lambda seq: False)
     made.run(600.0)
     assert sorted(made.taken) == [*range(12, 201)]
+
+
+def test_a_failure_says_why_the_head_was_refused_before_and_a_refusal_only_what_refused_it() -> None:
+    made = Simulation(lambda seqs: Delivered())
+    made.arrived = two = records([1, 2])
+    for part, outcome in ((two, Rejected("HTTP 400: no")), (two[:1], Rejected("HTTP 400: no"))):
+        assert made.decisions.next(two, made, made.now) == part
+        assert made.decisions.record_outcome(part, outcome, made.now) is None
+    made.decisions.next(two, made, made.now)
+    failure = made.decisions.record_outcome(two[1:], RetryLater("HTTP 503"), made.now)
+    assert failure
+    assert (failure.state, failure.reason) == ("retrying", "HTTP 503; before, a record was refused: HTTP 400: no")
+    made.decisions.try_again()
+    made.decisions.next(two, made, made.now)
+    failure = made.decisions.record_outcome(two[:1], Blocked("HTTP 401"), made.now)
+    assert failure
+    assert (failure.state, failure.reason) == ("blocked", "HTTP 401; before, a record was refused: HTTP 400: no")
+    assert made.decisions.failure_of_head(1).reason == "HTTP 400: no", "not of the last answer"

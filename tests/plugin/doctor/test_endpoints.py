@@ -145,22 +145,27 @@ def test_a_server_that_accepts_and_says_nothing_is_told(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("proxy", "status", "detail"),
-    [("http://proxy:3128", "unknown", "the proxy proxy:3128"), ("socks5://proxy", "failed", "variable HTTPS_PROXY")],
+    ("variable", "settings"),
+    [("HTTPS_PROXY", http("https://backend.invalid")), ("grpc_proxy", grpc("backend.invalid:4317"))],
 )
-def test_behind_a_proxy_nothing_is_said_of_the_backend(
-    proxy: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+def test_behind_a_proxy_only_the_proxy_is_checked(
+    variable: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", proxy)
-    found = look("a", http("https://backend.example"))[0]
-    assert (found.status, detail in found.detail) == (status, True)
+    """Only the proxy may know the name. A proxy that does not listen takes nothing on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        proxy = f"127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv(variable, f"http://{proxy}")
+        found, _ = look("a", settings)
+        assert (found.status, f"the proxy {proxy}, which answers" in found.detail) == ("unknown", True)
+    found, _ = look("a", settings)
+    assert (found.status, f"the proxy {proxy}, which does not answer: " in found.detail) == ("failed", True)
+    assert "HTTPS_PROXY" in (found.hint or "")
 
 
-def test_behind_a_proxy_of_grpc_nothing_is_said_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the proxy may know the name."""
-    monkeypatch.setenv("grpc_proxy", "http://proxy:3128")
-    found = look("a", grpc("backend.invalid:4317"))[0]
-    assert (found.status, "the proxy proxy:3128" in found.detail) == ("unknown", True)
+def test_a_proxy_of_another_kind_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy")
+    found, _ = look("a", http("https://backend.example"))
+    assert (found.status, "variable HTTPS_PROXY" in found.detail) == ("failed", True)
 
 
 @pytest.mark.parametrize("state", ["blocked", "refused", "retrying", "idle"])
