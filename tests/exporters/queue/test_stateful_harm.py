@@ -254,7 +254,8 @@ class HarmBesideProcessMachine(HarmMachine):
             with contextlib.suppress(BrokenPipeError):
                 process.kill() if is_killed else process.stdin.close()
             process.wait(PATIENCE)
-            self.until_it_ends.close()
+            with contextlib.suppress(BrokenPipeError):  # it had ended before, with an unread line
+                self.until_it_ends.close()
 
 
 TestHarm = HarmMachine.TestCase
