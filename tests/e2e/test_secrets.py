@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -38,7 +39,10 @@ from tests.waiting import wait_until
 http = urllib3.PoolManager(retries=False, timeout=20)
 SECRETS = {
     name: f"s3cr3t-{name}-0123456789abcdef"
-    for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused", "metrics", "traces")
+    for name in (
+        *("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused", "metrics", "traces"),
+        "page",
+    )
 }
 SPECIAL = 's3cr3t "with" <signs> & +/='
 """A text that is written otherwise in JSON, in HTML and in a URL."""
@@ -95,14 +99,14 @@ class Site:
         config: The configuration's file.
         exporters: The exporters' settings.
         key: Lines of the private key that stands in it.
-        ports: Of the metrics and of the health checks.
+        ports: Of the metrics, the health checks and the live page.
         said: All output so far, by what made it.
     """
 
     folder: Path
     exporters: dict[str, dict[str, object]]
     key: list[str]
-    ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))
+    ports: tuple[int, int, int] = field(default_factory=lambda: (free_port(), free_port(), free_port()))
     said: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -134,6 +138,7 @@ class Site:
             "extensions": {
                 "file_storage": {"directory": str(self.folder / "queue"), "min_free_bytes": 0},
                 "health_check": {"endpoint": f"127.0.0.1:{self.ports[1]}"},
+                "zpages": {"endpoint": f"127.0.0.1:{self.ports[2]}", "token": SECRETS["page"]},
             },
             "service": {
                 "telemetry": {
@@ -141,7 +146,7 @@ class Site:
                     "metrics": {"readers": self._readers()},
                     "traces": {"processors": self._processors()},
                 },
-                "extensions": ["file_storage", "health_check"],
+                "extensions": ["file_storage", "health_check", "zpages"],
                 "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
             },
         }
@@ -163,6 +168,17 @@ class Site:
         for port in self.ports:
             for path in paths:
                 self.said[f"{port}{path}"] = http.request("GET", f"http://127.0.0.1:{port}{path}").data.decode()
+
+    def read_page(self) -> None:
+        """Read the live page, all that it leads to, and what a wrong form is answered with."""
+        url, token = f"http://127.0.0.1:{self.ports[2]}", {"Authorization": f"Bearer {SECRETS['page']}"}
+        page = self.said["the live page"] = http.request("GET", f"{url}/", headers=token).data.decode()
+        links = sorted(set(re.findall(r'href="(/(?:change|dead-letter)\?[^"]+)"', page)))
+        assert len(links) > 2
+        for path in (*links, "/other", "/page.js"):
+            self.said[path] = http.request("GET", f"{url}{path}", headers=token).data.decode()
+        wrong = http.request("POST", f"{url}/exporters", headers=token, fields={"exporter": "file"})
+        self.said["a form of the live page"] = wrong.data.decode()
 
     def give(self, *args: str, env: Mapping[str, str] | None = None) -> str:
         """Give a command, in this process: that is quicker."""
@@ -262,8 +278,12 @@ def _say_everything(site: Site) -> None:
             site.with_config(*arguments)
         site.explain(body)
         site.give("queue", "backup", str(site.folder / "copy of queue.db"), *about_queue)
-        for line in ('{"command": "queue"}', '{"command": "reload"}', '{"command": "print-config"}', "{"):
+        for line in (
+            *('{"command": "queue"}', '{"command": "reload"}', '{"command": "print-config"}', '{"command": "status"}'),
+            *('{"command": "journal", "arguments": {"records": true}}', "{"),
+        ):
             site.said[f"control socket: {line}"] = control(site.folder / "queue", line)
+        site.read_page()
         site.ask("/", "/metrics", "/readyz", "/livez", "/other")
         assert "otlp_http/query" in site.said[f"{site.ports[0]}/metrics"]
         assert "otlp_http/query" in site.said[f"{site.ports[1]}/readyz"]
@@ -407,6 +427,8 @@ def check_that_all_was_said(site: Site) -> None:
     assert ["answers 401" in text for text in explained] == [False, True]
     assert "gate_1" in site.said["copy of queue.db while it runs"]
     assert "otlp_http/blocked" in site.said['control socket: {"command": "queue"}']
+    assert "gate_1" in site.said["the live page"]
+    assert "not allowed: " in site.said["the live page"]
     dead_letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))
     assert dead_letters.count("not allowed: ") >= 2
     assert "[REDACTED]" in dead_letters
