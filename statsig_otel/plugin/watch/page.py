@@ -28,6 +28,9 @@ from statsig_otel.plugin.watch.history import MINUTES, SERIES
 
 _MOST_CHANGES: Final = 100
 _MOST_ROWS: Final = 40
+_LONGEST: Final = 300
+"""The most characters of a cell."""
+
 _BARS: Final = 40.0  # the height of the chart's bars
 _AT_FAULT: Final = ("refused", "blocked")
 
@@ -192,7 +195,7 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
             age(one.oldest) if one.oldest is not None and one.waiting else "",
             f"{one.delivered_last_minute} sent",
             str(one.attempts) if one.attempts else "",
-            _text(one.last_error),
+            _text(_cut(one.last_error)),
             button,
         ),
         is_bad=one.state in _AT_FAULT,
@@ -216,12 +219,13 @@ def _dead_letter(one: StoredDeadLetter, token: str) -> "_Row":
     show = f'<a href="{link}" class="show" aria-label="Show {name}">Show</a>'
     kept = _clock(one.at_ms / 1000)
     return _Row(
-        str(one.id), (str(one.id), kept, _text(one.kind), _text(one.owner), _text(one.reason), show + replay + drop)
+        str(one.id),
+        (str(one.id), kept, _text(one.kind), _text(one.owner), _text(_cut(one.reason)), show + replay + drop),
     )
 
 
 def _filters(shown: Shown) -> str:
-    types = sorted({str(one["type"]) for one in shown.entries["changes"] if "type" in one} | {shown.type} - {""})
+    types = sorted({_cut(one["type"]) for one in shown.entries["changes"] if "type" in one} | {shown.type} - {""})
     options = "".join(f"<option{' selected' if one == shown.type else ''}>{_text(one)}</option>" for one in types)
     return (
         '<form class="filters" method="get" action="/#changes-heading"><label>Text '
@@ -241,7 +245,7 @@ def _changes(shown: Shown) -> str:
 
 def _matches(change: Mapping[str, Any], text: str, type_: str) -> bool:
     words = (str(value) for key, value in change.items() if key not in ("at", "bytes"))
-    return (not type_ or change.get("type") == type_) and text.lower() in "\n".join(words).lower()
+    return (not type_ or _cut(change.get("type", "")) == type_) and text.lower() in "\n".join(words).lower()
 
 
 def _change(change: Mapping[str, Any]) -> "_Row":
@@ -251,16 +255,16 @@ def _change(change: Mapping[str, Any]) -> "_Row":
         change["uid"],
         (
             _clock(datetime.fromisoformat(change["at"]).timestamp()),
-            _text(change.get("type", "")),
-            f"<b>{_text(title)}</b>",
-            _text(change.get("action", "")),
-            _text(change.get("who", "")),
-            _text(", ".join(map(str, change.get("environments", ())))),
-            f'<span class="long">{_lines(change.get("description", ""))}</span>',
-            _text(", ".join(map(str, change["services"]))),
-            f'<a href="{link}" class="show" aria-label="Show the record of {_text(title)}">Record</a>',
+            _text(_cut(change.get("type", ""))),
+            f"<b>{_text(_cut(title))}</b>",
+            _text(_cut(change.get("action", ""))),
+            _text(_cut(change.get("who", ""))),
+            _text(_cut(", ".join(map(str, change.get("environments", ()))))),
+            f'<span class="long">{_lines(_cut(change.get("description", "")))}</span>',
+            _text(_cut(", ".join(map(str, change["services"])))),
+            f'<a href="{link}" class="show" aria-label="Show the record of {_text(_cut(title))}">Record</a>',
         ),
-        type=change.get("type", ""),
+        type=_cut(change.get("type", "")),
     )
 
 
@@ -302,7 +306,7 @@ def _attempt(entry: Mapping[str, Any]) -> "_Row":
             f"{_text(outcome)}{number}",
             f"{entry['delivered']} of {entry['records']}",
             f"{entry['seconds'] * 1000:.0f} ms",
-            _text(entry["reason"]),
+            _text(_cut(entry["reason"])),
         ),
         is_bad=entry["outcome"] != "delivered",
     )
@@ -388,6 +392,12 @@ def _attribute(name: str, value: str) -> str:
 def _text(value: object) -> str:
     """A value as HTML. Characters that are not seen, such as bidi overrides, become escapes."""
     return escape(printable(str(value)))
+
+
+def _cut(text: object) -> str:
+    """The beginning of a text that is too long for a cell. The record has all of it."""
+    whole = str(text)
+    return whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]}…"
 
 
 def _lines(text: object) -> str:

@@ -146,7 +146,7 @@ class _Events:
         ended = self._site.begin_stream()
         try:
             while not ended.is_set():
-                made = page.sections(self._site.look())
+                made = self._site.sections()
                 changed = {name: html for name, html in made.items() if seen.get(name) != html}
                 if changed or time.monotonic() >= last + _PING:
                     seen, last = made, time.monotonic()

@@ -15,7 +15,7 @@ from statsig_otel.exporters.queue.dead_letters import Selection, StoredDeadLette
 from statsig_otel.plugin.watch.diagnosis import Facts
 from statsig_otel.plugin.watch.facts import entries
 from statsig_otel.plugin.watch.history import History, totals
-from statsig_otel.plugin.watch.page import Shown
+from statsig_otel.plugin.watch.page import Shown, sections
 
 _LOOKED_AT_FOR: Final = 0.5
 """Seconds for which a look counts."""
@@ -57,6 +57,7 @@ class Site:
         self._is_closed = False
         self.history: Final = History(lambda: totals(one.name for one in service.facts().receivers))
         self._last: Shown | None = None
+        self._sections: dict[str, str] | None = None  # of it
         self._until = 0.0
 
     @property
@@ -96,8 +97,16 @@ class Site:
                 letters=self._letters(),
                 token=self.token,
             )
+            self._sections = None
             self._until = now + _LOOKED_AT_FOR
         return replace(self._last, text=text, type=type_) if text or type_ else self._last
+
+    def sections(self) -> dict[str, str]:
+        """The sections of the page: made once for all readers."""
+        shown = self.look()
+        if self._sections is None:
+            self._sections = sections(shown)
+        return self._sections
 
     def forget(self) -> None:
         """Look again at once: something was changed."""

@@ -161,6 +161,14 @@ def test_a_record_that_is_too_large_to_keep_says_so() -> None:
     assert "6000000 bytes, which is too much to keep" in html
 
 
+def test_long_texts_are_cut_in_cells_and_whole_in_the_record() -> None:
+    long = "long_" * 10_000
+    found = shown(long)
+    assert len(page.sections(found)["changes"]) < 5_000
+    assert f"{long[:300]}…" in page.sections(found)["changes"]
+    assert long in page.record_page(found.entries["changes"][0], [{"flag": long}])
+
+
 def test_what_was_sent_together_is_counted() -> None:
     found = shown("a")
     found.entries["requests"][0]["count"] = 12  # type: ignore[index]
