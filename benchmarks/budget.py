@@ -56,6 +56,7 @@ _TIMEOUT: Final = 600.0
 _COUNTED: Final = {stages.INSTRUCTIONS: (1280, CLIENTS), stages.BLOCKS: (24, 8)}
 """The webhooks that are counted, and from how many clients. To count blocks takes a second for each."""
 
+_JOURNAL: Final = "_journal.py"
 _TIDY: Final = 2.5
 """Seconds after which a service has ticked off and deleted what it delivered."""
 
@@ -135,9 +136,10 @@ def running(kind: str, given: argparse.Namespace) -> Iterator[tuple[stages.Count
         yield counting, backend
 
 
-def counted(given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Instructions and blocks of one webhook, by kind and stage."""
+def counted(given: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
+    """Instructions and blocks of one webhook, by kind and stage, and the journal's share of the instructions."""
     found: dict[str, dict[str, float]] = {}
+    journal = 0.0
     for kind, (webhooks, clients) in _COUNTED.items():
         costs: dict[str, float] = defaultdict(float)
         with running(kind, given) as (counting, backend):
@@ -146,10 +148,12 @@ def counted(given: argparse.Namespace) -> dict[str, dict[str, float]]:
                 post(counting.port, CHANGE, clients=clients, number=number)
                 backend.settle(number)
                 time.sleep(_TIDY)
-            for stage, _, _, cost in counting.read():
+            for stage, function, _, cost in counting.read():
                 costs[stage] += cost / webhooks
+                if kind == stages.INSTRUCTIONS and _JOURNAL in function:
+                    journal += cost / webhooks
         found[kind] = costs
-    return found
+    return found, journal / sum(found[stages.INSTRUCTIONS].values())
 
 
 def threads(given: argparse.Namespace) -> list[list[str]]:
@@ -181,7 +185,7 @@ def compare(given: argparse.Namespace) -> None:
             raise RuntimeError(f"{python}: {printed.stderr}")
         rounds[python].append(json.loads(printed.stdout))
     versions = {python: measure.version_of(python) for python in pythons}
-    counts = counted(given)
+    counts, journal = counted(given)
     measure.publish(
         "budget",
         "Processor time of one durable webhook with one change, from one of 64 clients. Share: of all of it; median of "
@@ -190,6 +194,7 @@ def compare(given: argparse.Namespace) -> None:
         f"{measure.machine()}.",
         measure.arguments(given, ("rounds", "seconds")),
         stage_table(rounds, versions, counts),
+        f"The journal of the live page and `top` takes {journal:.1%} of the instructions.",
         measure.table(["thread", "share", "waits for each webhook"], threads(given)),
     )
 
