@@ -3,8 +3,8 @@
 A limit without a burst (nginx's `limit_req`) answers 503 to a request that comes soon after another one. While records
 are refused, several requests in a row have to be answered before one is known to be at fault, so such a limit could
 hold them up for good. But a backend can also fail at random, and then a pause only costs time. The difference: under a
-limit each row of requests ends after its first ones. So the first such row causes a pause for a few requests, and some
-in succession a pause that grows.
+limit each row of requests ends after its first ones. So the first such row causes a pause that soon gets shorter, and
+some in succession a pause that grows.
 """
 
 import math
@@ -18,6 +18,9 @@ _LIKELY: Final = 3
 
 _SHORTER: Final = 0.95
 """The part of the pause that is left after an answer that shows that it was long enough."""
+
+_MUCH_SHORTER: Final = 0.8
+"""The same while a limit is not a likely cause."""
 
 _LONGEST_PAUSE: Final = 15.0
 """The longest pause between two requests, in seconds."""
@@ -48,10 +51,8 @@ class Pace:
         if rested > _LONGEST_PAUSE:
             self._answered = 0
         elif rested < self._longer():
-            self.pause *= _SHORTER
+            self.pause *= _SHORTER if self._ended_early >= _LIKELY else _MUCH_SHORTER
         self._answered += 1
-        if self._answered >= _ROW and self._ended_early < _LIKELY:
-            self.pause = 0.0
 
     def failed(self, now: float) -> None:
         """A request failed, perhaps since it came too soon after another one."""

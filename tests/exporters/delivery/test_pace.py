@@ -43,14 +43,15 @@ def test_failures_far_from_other_requests_need_no_pause() -> None:
     assert pace.pause == 0.0
 
 
-def test_a_single_row_that_ended_early_causes_a_pause_for_a_few_requests() -> None:
+def test_a_single_row_that_ended_early_causes_a_pause_that_soon_gets_short() -> None:
     pace = Pace(1.0)
     pace.answered(100.0)
     pace.failed(100.1)
     assert pace.pause == 1.0
-    for now in (105.0, 106.0, 107.0):
-        pace.answered(now)
-    assert pace.pause == 0.0
+    pace.answered(105.0)
+    for step in range(10):
+        pace.answered(105.5 + step / 2)
+    assert 0.0 < pace.pause < 0.15
 
 
 @pytest.mark.parametrize("spacing", [0.1, 1.0, 4.0])
@@ -81,4 +82,4 @@ def test_random_failures_cause_hardly_any_pause(share: float) -> None:
             pace.answered(now)
         paused += pace.pause
         now += pace.pause + 0.01
-    assert paused / 2000 < 0.3
+    assert paused / 2000 < 0.5
