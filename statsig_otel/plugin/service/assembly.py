@@ -408,16 +408,18 @@ class Assembly:
         return Applied([*changed, *map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
 
     def _read_tls_again(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
-        """Functions that make the servers use their changed TLS files, by receiver; and why others can't use theirs."""
+        """Functions that make the servers use their changed TLS files, by place; and why others can't use theirs."""
         renewed: dict[str, Callable[[], None]] = {}
         failures: list[str] = []
-        for endpoint in self._endpoints:
+        servers = [([f"receivers::{name}" for name in one.receivers], one.server) for one in self._endpoints]
+        if self.zpages is not None:
+            servers.append((["extensions::zpages"], self.zpages.server))
+        for places, server in servers:
             try:
-                if (use := endpoint.server.read_tls_again()) is not None:
-                    renewed.update(dict.fromkeys(endpoint.receivers, use))
+                if (use := server.read_tls_again()) is not None:
+                    renewed.update(dict.fromkeys(places, use))
             except (OSError, ValueError) as error:
-                names = endpoint.receivers
-                failures += [f"receivers::{name}: its certificates were not renewed: {error}" for name in names]
+                failures += [f"{place}: its certificates were not renewed: {error}" for place in places]
         return renewed, failures
 
     def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> None:
@@ -455,5 +457,5 @@ class Assembly:
             self._control.handlers = {**handlers, **self._commands}
 
 
-def _tls_changed(receiver: str) -> str:
-    return f"receivers::{receiver}::tls: its files have changed"
+def _tls_changed(place: str) -> str:
+    return f"{place}::tls: its files have changed"

@@ -19,6 +19,7 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
 from statsig_otel.plugin.settings.traces import TracesSettings
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
 
 PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 """The keys of `tls` that name files, of servers and of exporters."""
@@ -101,6 +102,8 @@ def configured_pem_files(configuration: Configuration) -> list[Path]:
     every = [one.tls for one in receiver_settings(configuration).values()] + [
         getattr(one, "tls", None) for one in exporters
     ]
+    page = configuration.extension(ZpagesSettings)
+    every.append(None if page is None else page.tls)
     return [Path(file) for tls in every for key in PEM_KEYS if (file := getattr(tls, key, None))]
 
 

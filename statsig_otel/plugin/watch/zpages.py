@@ -19,20 +19,24 @@ _DRAIN: Final = 0.5
 
 
 class Zpages:
-    """The server of a `zpages` extension. The constructor opens nothing."""
+    """The server of a `zpages` extension. The constructor opens nothing.
+
+    Attributes:
+        server: The server itself.
+    """
 
     def __init__(self, settings: ZpagesSettings, service: ShownService) -> None:
         host, port = settings.address
         self._site = Site(service)
         app = create_app(self._site, settings)
-        self._server = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS, tls=settings.tls)
+        self.server: Final = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS, tls=settings.tls)
         self._scheme = "http" if settings.tls is None else "https"
         self._thread: ServerThread | None = None
 
     @property
     def url(self) -> str:
         """Where the page is. Known after `start`."""
-        return f"{self._scheme}://{host_port(*self._server.address)}/"
+        return f"{self._scheme}://{host_port(*self.server.address)}/"
 
     def start(self) -> None:
         """Listen and answer.
@@ -42,9 +46,9 @@ class Zpages:
             OSError: A TLS file can't be read.
             ValueError: The TLS files do not fit.
         """
-        self._server.bind()
+        self.server.bind()
         collecting.has_begun = True  # the page is a reader: it names the events that are ignored
-        self._thread = ServerThread([self._server], name="statsig-otel page", effect="the live page is gone")
+        self._thread = ServerThread([self.server], name="statsig-otel page", effect="the live page is gone")
         self._thread.start()
         self._site.history.start()
         _logger.info("Live page: %s", self.url)

@@ -16,6 +16,7 @@ import pytest
 
 from statsig_otel import _journal
 from statsig_otel.plugin import Service
+from statsig_otel.plugin.settings.reading import configured_pem_files
 from statsig_otel.plugin.watch import routes, site
 from tests.looped import looped
 from tests.peers.certs import Authority
@@ -299,12 +300,18 @@ def test_tls_with_client_certificates_is_for_those_who_have_one(tmp_path: Path) 
     client = authority.issue("reader").write(own)
     authorities = authority.write(tmp_path)
     tls = {"cert_file": cert_file, "key_file": key_file, "client_ca_file": authorities}
-    with running(tmp_path, endpoint="0.0.0.0:0", tls=tls) as (_, (_host, port)):
+    with running(tmp_path, endpoint="0.0.0.0:0", tls=tls) as (service, (_host, port)):
         context = ssl.create_default_context(cafile=authorities)
         with pytest.raises((ssl.SSLError, ConnectionError)):
             read(context, port)
         context.load_cert_chain(*client)
         assert b" 200 OK" in read(context, port)
+        assert {Path(cert_file), Path(authorities)} <= {*configured_pem_files(service._assembly.configuration)}
+        other = Authority()
+        other.issue("127.0.0.1").write(tmp_path)
+        assert service._assembly.renew_certificates().changes == ["extensions::zpages::tls: its files have changed"]
+        with pytest.raises(ssl.SSLCertVerificationError):
+            read(context, port)
 
 
 def read(context: ssl.SSLContext, port: int) -> bytes:
