@@ -6,8 +6,8 @@ queue into dead letters, and one bad record must not hold up the others. These a
 1. A batch that is refused is halved, in order, until each record that is refused was refused alone.
 2. A record becomes a dead letter when it is refused alone and there is evidence that this is its own fault: the
    exporter has taken another record that was sent since this record was last refused together with others, or first
-   alone if that never happened. So the refusal of a batch does not count against each of its records, if the backend
-   breaks while the batch is halved. A record that stands behind it is evidence too, for at most ten records.
+   alone. So the refusal of a batch does not count against each of its records, if the backend breaks while the batch is
+   halved. A record that stands behind it is evidence too, for at most ten records.
 3. Without evidence the record keeps its place. While it is the head, the records behind it are probed until each was
    tried (refused alone): in turn the newest record and the next batch. A second passes between two probes.
 4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
@@ -34,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
+from statsig_otel.exporters.delivery.answers import SeenAnswers, words_of
 from statsig_otel.exporters.delivery.pace import Pace
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
@@ -58,9 +59,6 @@ _LONGEST_GAP: Final = 60.0
 
 _MOST_SETTLED: Final = 10
 """The most records that one behind them settles, if nothing else is taken: the backend may have broken meanwhile."""
-
-_MOST_WORDINGS: Final = 10
-"""The most wordings of refusals that are told apart in an outage. If there are more, the kinds of answers are."""
 
 
 class Waiting(Protocol):
@@ -146,7 +144,7 @@ class Decisions:
         self._tries_another = False
         self._another = sys.maxsize  # the seq of the last such record
         self._spares_head = False  # another record is sent instead of the head after this wait
-        self._answers: set[str] = set()  # how records were refused alone in this outage
+        self._answers = SeenAnswers()  # how records were refused alone in this outage
 
     def decided(self, batch: Records) -> Decided | None:
         """The decided records at the head of the queue; None if the first record of the batch is not decided."""
@@ -364,20 +362,25 @@ class Decisions:
         self._done.update(records.seqs)
 
     def _refuse(self, part: Records, reason: str, *, is_fault: bool = False) -> None:
-        for seq in part.seqs:
-            if len(part) > 1 or not self._failed[seq].refused_by:
-                self._failed[seq].refused_by = self._sends
+        if len(part) > 1 or not self._failed[part.seqs[0]].refused_by:
+            self._begin_evidence(part)
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
-        (seq,), words = part.seqs, _words(reason)
+        (seq,) = part.seqs
         failed = self._failed[seq]
-        if self._is_new_answer(words) and self.is_held_back(seq) and _words(failed.refusal or "") != words:
+        is_new = self._answers.is_new(reason)
+        if is_new and self.is_held_back(seq) and words_of(failed.refusal or "") != words_of(reason):
             self._try_all()
         failed.limit, failed.refusal, failed.is_fault = 1, failed.reason, is_fault
         if not self.is_held_back(seq):
             self._decide(part, "record", reason)
             self._count_settled(failed)
+
+    def _begin_evidence(self, part: Records) -> None:
+        """Only what is taken from now on says that these records are at fault."""
+        for seq in part.seqs:
+            self._failed[seq].refused_by = self._sends
 
     def _count_settled(self, failed: _Failed) -> None:
         """End the evidence of a record that stands behind the others once it has settled so many: it gets old."""
@@ -385,14 +388,6 @@ class Decisions:
             self._settled += 1
             if self._settled == _MOST_SETTLED:
                 self._taken_up_to = 0
-
-    def _is_new_answer(self, words: str) -> bool:
-        """Whether no record was refused like this in this outage."""
-        answer = words if len(self._answers) < _MOST_WORDINGS else kind_of(words)
-        is_new = answer not in self._answers and len(self._answers) < 2 * _MOST_WORDINGS
-        if is_new:
-            self._answers.add(answer)
-        return is_new
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
@@ -403,9 +398,12 @@ class Decisions:
             self.forget_evidence()
             self._avoid_haste()
         elif self._narrow(part):
+            self._begin_evidence(part)
             return failure if self._may_pass(self._head) and not self._works() else None
         else:
-            first.faulty_since = min(first.faulty_since, self._clock)
+            if first.faulty_since == math.inf:
+                first.faulty_since = self._clock
+                self._begin_evidence(part)
             lasts = max(lasts, self._clock - first.faulty_since)
         if not retry.enabled or 0 < retry.max_elapsed_time <= lasts:
             self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
@@ -480,18 +478,6 @@ class Decisions:
         uid = records.uids[0] if len(records) == 1 else None
         attempts = self._of(records.seqs[0]).attempts
         return DeadLetter(kind, self._exporter, reason, records.content, uid, attempts, len(records))
-
-
-def kind_of(reason: str) -> str:
-    """A reason without the backend's own words."""
-    return reason.partition(": ")[0]
-
-
-def _words(reason: str) -> str:
-    """A reason without those of the backend's words that may differ each time: numbers, times and ids have a digit."""
-    kind, colon, said = reason.partition(": ")
-    words = " ".join(word for word in (said or kind).split() if not any(map(str.isdigit, word)))
-    return sys.intern(f"{kind}{colon}{words}" if colon else words)
 
 
 def is_taken(part: Records, outcome: Outcome) -> bool:

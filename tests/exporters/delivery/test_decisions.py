@@ -248,7 +248,7 @@ class Delivery(RuleBasedStateMachine):
                 if len(seqs) == 1:
                     self.refuse(seqs, reason, "fault")
                 else:
-                    self.history.append(Sent(seqs, "unclear", self.now))
+                    self.history.append(Sent(seqs, "fault", self.now))
                 waits = self.may_pass(head) and not self.works()
                 assert failure == (Failure("retrying", reason) if waits else None)
             case Rejected():
@@ -292,7 +292,9 @@ class Delivery(RuleBasedStateMachine):
     def was_taken_since(self, seq: int) -> bool:
         """Whether another record was taken since this one was refused last with others, or else first alone."""
         refusals = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and seq in sent.seqs]
-        refused_at = max((index for index in refusals if len(self.history[index].seqs) > 1), default=refusals[0])
+        alone = [index for index in refusals if len(self.history[index].seqs) == 1]
+        faults = [index for index in alone if self.history[index].kind == "fault"]
+        refused_at = max([*({*refusals} - {*alone}), *faults[:1]], default=refusals[0])
         return any(index > refused_at for index, _ in self.taken_lately())
 
     def is_refusal(self, sent: Sent) -> bool:

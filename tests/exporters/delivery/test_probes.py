@@ -245,3 +245,16 @@ def test_a_failure_says_why_the_head_was_refused_before_and_a_refusal_only_what_
     assert failure
     assert (failure.state, failure.reason) == ("blocked", "HTTP 401; before, a record was refused: HTTP 400: no")
     assert made.decisions.failure_of_head(1).reason == "HTTP 400: no", "not of the last answer"
+
+
+@pytest.mark.parametrize("limit", [8, 1000])
+def test_500_to_all_after_a_part_of_a_batch_was_taken_buries_no_good_record(limit: int) -> None:
+    def answer(seqs: tuple[int, ...]) -> Outcome:
+        if len(made.sends) >= 7 and made.now < 3000.0:
+            return RetryLater("HTTP 500: broke", may_be_data=True)
+        return Rejected("no") if 20 in seqs or len(seqs) > limit else Delivered()
+
+    made = Simulation(answer)
+    made.run(3600.0, *range(1, 65)).run(600.0, 65)
+    assert made.dead_letters == [20]
+    assert sorted(made.taken) == [seq for seq in range(1, 66) if seq != 20]

@@ -1,0 +1,39 @@
+"""Tells whether a backend refuses records in another way than before, though its words may differ each time."""
+
+import sys
+from typing import Final
+
+_MOST_WORDINGS: Final = 10
+"""The most wordings of refusals that are told apart. If there are more, the kinds of answers are."""
+
+
+class SeenAnswers:
+    """How a backend refused records alone in one outage."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def is_new(self, reason: str) -> bool:
+        """Whether no record was refused like this; it is remembered."""
+        words = words_of(reason)
+        answer = words if len(self._seen) < _MOST_WORDINGS else kind_of(words)
+        is_new = answer not in self._seen and len(self._seen) < 2 * _MOST_WORDINGS
+        if is_new:
+            self._seen.add(answer)
+        return is_new
+
+    def clear(self) -> None:
+        """The outage is over."""
+        self._seen.clear()
+
+
+def kind_of(reason: str) -> str:
+    """A reason without the backend's own words."""
+    return reason.partition(": ")[0]
+
+
+def words_of(reason: str) -> str:
+    """A reason without those of the backend's words that may differ each time: numbers, times and ids have a digit."""
+    kind, colon, said = reason.partition(": ")
+    words = " ".join(word for word in (said or kind).split() if not any(map(str.isdigit, word)))
+    return sys.intern(f"{kind}{colon}{words}" if colon else words)
