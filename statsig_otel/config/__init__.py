@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from statsig_otel.config.errors import Problem as Problem
     from statsig_otel.config.errors import SettingError as SettingError
     from statsig_otel.config.model import Settings as Settings
+    from statsig_otel.config.opaque import Opaque as Opaque
     from statsig_otel.config.units import Duration as Duration
     from statsig_otel.config.units import Size as Size
-    from statsig_otel.config.values import Opaque as Opaque
 else:  # type checkers would accept any name of a module with __getattr__
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
             "errors": "ConfigError Problem SettingError",
             "model": "Settings",
+            "opaque": "Opaque",
             "units": "Duration Size",
-            "values": "Opaque",
         },
     )

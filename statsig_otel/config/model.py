@@ -14,11 +14,12 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from statsig_otel.config.errors import ConfigError, Path, Problem, SettingError
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.strict_model import StrictModel
 from statsig_otel.config.substitution import from_code
 from statsig_otel.config.units import AS_WRITTEN
 from statsig_otel.config.validation import problems_of
-from statsig_otel.config.values import Opaque, ReadApart
+from statsig_otel.config.values import ReadApart
 
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound="Settings")

@@ -17,9 +17,9 @@ from pydantic_core import core_schema
 
 from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Settings
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import DURATION_SCHEMA, Duration
 from statsig_otel.config.validation import Models
-from statsig_otel.config.values import Opaque
 
 Schema: TypeAlias = dict[str, Any]
 

@@ -17,10 +17,11 @@ from pydantic_core import ErrorDetails
 
 from statsig_otel.config.document import NOWHERE, Document, Unknown
 from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for, list_of
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.scalars import resolve
 from statsig_otel.config.strict_model import StrictModel
 from statsig_otel.config.units import AS_WRITTEN, Duration, formatter_of
-from statsig_otel.config.values import Opaque, OrList, ReadApart, is_path, without_these
+from statsig_otel.config.values import OrList, ReadApart, is_path, without_these
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 

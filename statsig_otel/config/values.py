@@ -9,57 +9,10 @@ from typing import Annotated, Any, Final, get_args
 from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import SettingError
+from statsig_otel.config.opaque import REDACTED, Opaque
 
-_REDACTED: Final = "[REDACTED]"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-
-
-class Opaque:
-    """A secret string: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`.
-
-    Raises:
-        TypeError: It is not a string.
-
-    Example:
-        >>> from statsig_otel.config import Opaque
-        >>> secret = Opaque("webhook-123")
-        >>> print(secret, secret.reveal())
-        [REDACTED] webhook-123
-    """
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        check_type("text", text, str)
-        self._text = text
-
-    def reveal(self) -> str:
-        """The string itself."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return _REDACTED
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Opaque) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Any string (or an `Opaque`) in; `[REDACTED]` out, in JSON too."""
-        from_text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
-        return core_schema.json_or_python_schema(
-            json_schema=from_text,
-            # No union of the two: pydantic would report what is wrong with each.
-            python_schema=core_schema.no_info_wrap_validator_function(
-                lambda value, text: value if isinstance(value, cls) else text(value), from_text
-            ),
-            serialization=core_schema.plain_serializer_function_ser_schema(repr),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +30,11 @@ Secret = Annotated[str | Opaque, ReadAs(Opaque)]
 """A secret as a person writes it, a plain string. Settings keep it as an `Opaque`."""
 
 
-def reveal(secret: str | Opaque) -> str:
-    """The string of a secret."""
-    return secret.reveal() if isinstance(secret, Opaque) else secret
-
-
 def without_these(secrets: Iterable[str], text: str) -> str:
     """A message without secrets, which a model's own check may have put into it."""
     for secret in filter(None, secrets):
         for shown in (secret, repr(secret)[1:-1]):
-            text = text.replace(shown, _REDACTED)
+            text = text.replace(shown, REDACTED)
     return text
 
 

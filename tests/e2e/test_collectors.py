@@ -19,8 +19,8 @@ from google.protobuf import json_format
 
 from statsig_otel import __version__
 from statsig_otel.config.grammar import check
+from statsig_otel.config.opaque import reveal
 from statsig_otel.config.source import read
-from statsig_otel.config.values import reveal
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.reading import exporter_settings

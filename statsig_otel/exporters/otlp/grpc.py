@@ -5,7 +5,7 @@ from typing import ClassVar, Final
 import grpc
 
 from statsig_otel import __version__
-from statsig_otel.config.values import reveal
+from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.proxy import grpc_proxy_for

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from statsig_otel.config.errors import NOT_A_NAME, SettingError
 from statsig_otel.config.model import Settings
-from statsig_otel.config.values import Opaque, Secret
+from statsig_otel.config.opaque import Opaque
+from statsig_otel.config.values import Secret
 
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
 _METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"

@@ -22,8 +22,9 @@ from pydantic import (
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import Duration
-from statsig_otel.config.values import Opaque, OrList, ReadAs, Secret
+from statsig_otel.config.values import OrList, ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings

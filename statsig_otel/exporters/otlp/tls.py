@@ -23,8 +23,9 @@ from pydantic import (
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.files import read_pem
 from statsig_otel.config.model import Settings
+from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration
-from statsig_otel.config.values import Opaque, PathText, Secret, reveal
+from statsig_otel.config.values import PathText, Secret
 
 CANNOT_SKIP: Final = (
     "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "

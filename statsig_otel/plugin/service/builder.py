@@ -15,8 +15,8 @@ from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings, resolved
+from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.validation import in_code, validate
-from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
@@ -196,12 +196,12 @@ def _url_problems(url: object) -> Iterator[Problem]:
         yield Problem(("url",), "must be a URL", hint)
 
 
-def secrets_of(receiver: str, secrets: Sequence[str]) -> list[Opaque]:
+def secrets_of(receiver: str, secrets: Sequence[str | Opaque]) -> list[Opaque]:
     """The signing secrets that a receiver is given while it runs, checked as those of its settings are.
 
     Raises:
         ConfigError: One of them can't be a secret.
-        TypeError: They are not a list of strings.
+        TypeError: They are not a list of strings or `Opaque`s.
     """
     with suppress(ValueError):  # which the settings say with its place
         Verifier(secrets)

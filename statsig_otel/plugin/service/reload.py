@@ -13,8 +13,8 @@ from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Path, SettingError, render
 from statsig_otel.config.grammar import check
 from statsig_otel.config.model import replaced
+from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.substitution import FileBacked
-from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.resources import check_files

@@ -16,6 +16,7 @@ from statsig_otel import _times, _tracing
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import replaced
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.resources import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
@@ -392,7 +393,7 @@ class Service:
     async def __aexit__(self, *_: object) -> None:
         await self.ashutdown()
 
-    def rotate_secrets(self, receiver: str, secrets: Sequence[str]) -> None:
+    def rotate_secrets(self, receiver: str, secrets: Sequence[str | Opaque]) -> None:
         """Replace the signing secrets of a receiver from the next request on. Works before `start` too.
 
         To rotate without refusing a webhook, pass the old and the new secret first, and later only the new one. The
@@ -400,7 +401,7 @@ class Service:
 
         Args:
             receiver: The receiver's id.
-            secrets: The whole signing secrets, in any order; none for the set-up mode.
+            secrets: The whole signing secrets, in any order, as strings or as `Opaque`; none for the set-up mode.
 
         Raises:
             ConfigError: A secret is empty, or does not look like one. The receiver is unknown, or the service was made

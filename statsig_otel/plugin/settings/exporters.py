@@ -17,7 +17,8 @@ from statsig_otel._arguments import why_not_callable
 from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
 from statsig_otel.config.model import Settings
-from statsig_otel.config.values import Opaque, without_these
+from statsig_otel.config.opaque import Opaque
+from statsig_otel.config.values import without_these
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter

@@ -18,8 +18,9 @@ from pydantic import (
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import DURATION_SCHEMA, Duration
-from statsig_otel.config.values import Opaque, OrList, ReadAs, Secret
+from statsig_otel.config.values import OrList, ReadAs, Secret
 from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 
 _ADDRESS: Final = "write readers: [{pull: {exporter: {prometheus: {host: ..., port: ...}}}}]"

@@ -12,8 +12,9 @@ from statsig_otel import _attributes
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
 from statsig_otel.config.model import Settings, replaced, resolved
+from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration, Size
-from statsig_otel.config.values import Opaque, ReadAs, Secret, reveal
+from statsig_otel.config.values import ReadAs, Secret
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.receiver.bodies import Limits
 from statsig_otel.plugin.receiver.intake import Intake

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
-from statsig_otel.config.values import reveal
+from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.otlp.settings import PLACEHOLDER, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import doubts
 from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings

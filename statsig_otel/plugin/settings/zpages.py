@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
-from statsig_otel.config.values import Opaque, Secret, reveal
+from statsig_otel.config.opaque import Opaque, reveal
+from statsig_otel.config.values import Secret
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.addresses import ListenEndpoint, host_and_port
 

@@ -10,7 +10,7 @@ from opentelemetry.sdk.resources import Resource
 
 from statsig_otel import __version__
 from statsig_otel.config.files import read_pem
-from statsig_otel.config.values import reveal
+from statsig_otel.config.opaque import reveal
 from statsig_otel.plugin.settings.metrics import OtlpPushSettings
 
 _SERVICE: Final = "statsig-otel"

@@ -26,7 +26,7 @@ import falcon.asgi
 from falcon.asgi import Request, Response, SSEvent
 
 from statsig_otel._journal import journal
-from statsig_otel.config.values import reveal
+from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.dead_letter_content import decoded, described
 from statsig_otel.plugin.control.socket import ControlError

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Final
 
 from statsig_otel._arguments import check_type, mistyped
+from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
 from statsig_otel.plugin.webhook.secret import fault_of_reference
 
@@ -35,7 +36,8 @@ class Verifier:
     the reason `no_secret`: Statsig's console shows the secret only after the webhook was saved.
 
     Args:
-        secrets: The whole signing secrets, in any order. An empty string stands for one that is not known yet.
+        secrets: The whole signing secrets, in any order, as strings or as `Opaque`. An empty one stands for one that is
+            not known yet.
         tolerance: Seconds by which a request's timestamp may differ from the time now, in both directions. Statsig
             documents none; five minutes is the usual one for signed webhooks.
 
@@ -45,8 +47,8 @@ class Verifier:
     Raises:
         ValueError: All secrets are empty, one is a reference such as `${env:NAME}`, or the tolerance is negative,
             infinite or NaN.
-        TypeError: The secrets are a single string, whose characters would each be a secret; or one of them is not a
-            string; or the tolerance is not a number.
+        TypeError: The secrets are a single string, whose characters would each be a secret; or one of them is neither
+            a string nor an `Opaque`; or the tolerance is not a number.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
@@ -59,20 +61,19 @@ class Verifier:
         2
     """
 
-    def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
+    def __init__(self, secrets: Sequence[str | Opaque], *, tolerance: float = 300.0) -> None:
         if isinstance(secrets, str | bytes) or not isinstance(secrets, Sequence):
             raise TypeError(mistyped("secrets", secrets, "a list of strings"))
-        for secret in secrets:
-            _check_secret("a signing secret", secret)
+        revealed = [_checked("a signing secret", secret) for secret in secrets]
         check_type("tolerance", tolerance, (int, float), "a number of seconds")
-        if secrets and not any(secrets):
+        if revealed and not any(revealed):
             raise ValueError("the signing secret is empty")
         if not 0 <= tolerance < math.inf:
             raise ValueError("the tolerance must be a number of seconds, 0 or more")
-        self.secret_count: Final = len(secrets)
+        self.secret_count: Final = len(revealed)
         self._keyed = {
             position: hmac.new(secret.encode(), digestmod=sha256)
-            for position, secret in enumerate(secrets, 1)
+            for position, secret in enumerate(revealed, 1)
             if secret
         }
         # 1.001 * 1000 is a little less than 1001, which would exclude the limit itself.
@@ -133,11 +134,14 @@ def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
     return values[0]
 
 
-def _check_secret(argument: str, secret: object) -> None:
-    if not isinstance(secret, str):
-        raise TypeError(mistyped(argument, secret, "a str"))
-    if fault := fault_of_reference(secret):
+def _checked(argument: str, secret: object) -> str:
+    """The string of a secret, which is not a reference."""
+    if not isinstance(secret, str | Opaque):
+        raise TypeError(mistyped(argument, secret, "a str or an Opaque"))
+    text = reveal(secret)
+    if fault := fault_of_reference(text):
         raise ValueError(f"{argument} {fault.message}: {fault.hint}")
+    return text
 
 
 class Verification:
@@ -183,7 +187,13 @@ class Verification:
 
 
 def verify(
-    body: bytes, *, signature: str, timestamp: str, secrets: Sequence[str], now_ms: int, tolerance: float = 300.0
+    body: bytes,
+    *,
+    signature: str,
+    timestamp: str,
+    secrets: Sequence[str | Opaque],
+    now_ms: int,
+    tolerance: float = 300.0,
 ) -> None:
     """Verify one whole request.
 
@@ -191,7 +201,7 @@ def verify(
         body: The raw body, as sent.
         signature: The value of the `X-Statsig-Signature` header.
         timestamp: The value of the `X-Statsig-Request-Timestamp` header.
-        secrets: The whole signing secrets, in any order.
+        secrets: The whole signing secrets, in any order, as strings or as `Opaque`.
         now_ms: The time now, in milliseconds since the epoch.
         tolerance: Seconds by which the timestamp may differ from it.
 
@@ -221,12 +231,12 @@ def verify(
     verification.finish()
 
 
-def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
+def sign(body: bytes, *, secret: str | Opaque, timestamp_ms: int) -> dict[str, str]:
     """The two headers that Statsig would send with this body.
 
     Args:
         body: The raw body.
-        secret: The whole signing secret.
+        secret: The whole signing secret, as a string or as an `Opaque`.
         timestamp_ms: The time of the request, in milliseconds since the epoch.
 
     Raises:
@@ -239,8 +249,8 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         '1739400185198'
     """
     check_body(body)
-    _check_secret("secret", secret)
+    key = _checked("secret", secret).encode()
     check_type("timestamp_ms", timestamp_ms, int)
     timestamp = f"{timestamp_ms:013d}"
-    digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
+    digest = hmac.new(key, b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
     return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}

@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the p
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import __version__
-from statsig_otel.config.values import Opaque
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,

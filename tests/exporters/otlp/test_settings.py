@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
-from statsig_otel.config.values import Opaque
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.looped import looped

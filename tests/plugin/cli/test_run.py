@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from statsig_otel.config.grammar import check
+from statsig_otel.config.opaque import reveal
 from statsig_otel.config.source import read
-from statsig_otel.config.values import reveal
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.paths import nearest
 from statsig_otel.plugin.settings.catalog import COMPONENTS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import ConfigError
+from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.exporters import (
     Batch,
     Delivered,
@@ -453,7 +453,7 @@ def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
         assert post(running, "a", secret=other).status == 401
         running.rotate_secrets("statsig", [SECRET, other])
         assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [200, 200]
-        running.rotate_secrets("statsig", [other])
+        running.rotate_secrets("statsig", [Opaque(other)])
         assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
         with pytest.raises(ConfigError, match=r"receivers::statsig::signing_secrets\[0\]: is empty"):
             running.rotate_secrets("statsig", [""])

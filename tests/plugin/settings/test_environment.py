@@ -10,8 +10,8 @@ from statsig_otel.config import ConfigError
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import Document
 from statsig_otel.config.grammar import check
+from statsig_otel.config.opaque import reveal
 from statsig_otel.config.source import parse
-from statsig_otel.config.values import reveal
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.settings.catalog import COMPONENTS

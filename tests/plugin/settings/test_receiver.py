@@ -3,7 +3,7 @@
 import pytest
 
 from statsig_otel.config import ConfigError
-from statsig_otel.config.values import reveal
+from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.body import parse

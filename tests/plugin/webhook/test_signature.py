@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from statsig_otel.config import Opaque
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.webhook import signature as signature_module
 from statsig_otel.plugin.webhook.body import parse, parse_url_verification
@@ -321,10 +322,25 @@ def test_one_string_is_no_sequence_of_secrets() -> None:
         Verifier(SECRET)
 
 
+def test_a_secret_may_be_opaque() -> None:
+    """As in settings, so that one list of secrets serves all."""
+    secret = Opaque(SECRET)
+    assert sign(BODY, secret=secret, timestamp_ms=NOW) == sign(BODY, secret=SECRET, timestamp_ms=NOW)
+    several: list[list[str | Opaque]] = [[secret], ["webhook-other", secret], [Opaque(""), secret]]
+    for secrets in several:
+        verify(BODY, signature=SIGNATURE.decode(), timestamp=TIMESTAMP.decode(), secrets=secrets, now_ms=NOW)
+    with pytest.raises(UnauthorizedError):
+        verify(BODY, signature=SIGNATURE.decode(), timestamp=TIMESTAMP.decode(), secrets=[Opaque("x")], now_ms=NOW)
+    with pytest.raises(ValueError, match="empty"):
+        Verifier([Opaque("")])
+    with pytest.raises(ValueError, match=r"contains \$\{"):
+        Verifier([Opaque("${env:SECRET}")])
+
+
 def test_a_secret_is_a_string() -> None:
     secret: Any = SECRET.encode()
     for call in (lambda: Verifier([SECRET, secret]), lambda: sign(b"{}", secret=secret, timestamp_ms=1)):
-        with pytest.raises(TypeError, match="secret must be a str, not bytes"):
+        with pytest.raises(TypeError, match="secret must be a str or an Opaque, not bytes"):
             call()
 
 
