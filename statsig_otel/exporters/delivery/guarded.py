@@ -34,6 +34,13 @@ _WORDS: Final[dict[type[Outcome], str]] = dict(
 )
 
 
+class StartError(OSError, ValueError):
+    """An exporter can't be started. The message has its id and the reason, whichever type the exporter's error has."""
+
+    def __init__(self, name: str, error: OSError | ValueError) -> None:
+        super().__init__(f"exporters::{name}: can't be started: {error}")
+
+
 class Guarded:
     """Keeps an exporter to the protocol `Exporter`. A mistake of the exporter blocks it, and is logged."""
 
@@ -56,7 +63,7 @@ class Guarded:
             raise
         except BaseException as error:  # not even sys.exit() ends the host program
             _logger.exception("%s: unexpected error of the exporter's start", self._name)
-            raise ValueError(f"{self._name}: unexpected {type(error).__name__} of the exporter's start") from error
+            raise ValueError(f"unexpected {type(error).__name__} of the exporter's start") from error
 
     def send(self, payload: bytes, count: int, timeout: float, links: "Sequence[Link]" = ()) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.

@@ -20,7 +20,7 @@ from statsig_otel._telemetry import exporters
 from statsig_otel._times import SEND_MARGIN, SEND_START_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
-from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
+from statsig_otel.exporters.delivery.guarded import Guarded, StartError, report_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS
 from statsig_otel.exporters.exporter import (
@@ -74,10 +74,17 @@ class SynchronousConsumer:
         self._workers = {name: _Worker(name, one.exporter, one.timeout) for name, one in exporters.items()}
 
     def start(self) -> None:
-        """Start the exporters and their threads, once. If one fails, those before it are closed again."""
+        """Start the exporters and their threads, once. If one fails, those before it are closed again.
+
+        Raises:
+            StartError: An exporter can't be started.
+        """
         try:
-            for worker in self._workers.values():
-                worker.start()
+            for name, worker in self._workers.items():
+                try:
+                    worker.start()
+                except (OSError, ValueError) as error:
+                    raise StartError(name, error) from error
         except BaseException:
             self.shutdown()
             raise

@@ -13,7 +13,7 @@ from typing import Final
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import Document
-from statsig_otel.config.errors import Fault, Path, Problem
+from statsig_otel.config.errors import ConfigError, Fault, Path, Problem
 from statsig_otel.config.files import read_pem
 from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.proxy import proxy_for
@@ -136,6 +136,16 @@ def start_problem(
             if error.address == address:
                 return document.problem(path, *error.fault)
     return directory_problem(error, configuration, document, directory)
+
+
+def file_problems(
+    error: BaseException, configuration: Configuration, document: Document, directory: FilePath
+) -> list[Problem]:
+    """What kept a service from starting, if it is the queue's directory or a file that the configuration names."""
+    if not isinstance(error, OSError | ValueError) or isinstance(error, ListenError | ConfigError):
+        return []
+    found = directory_problem(error, configuration, document, directory) if isinstance(error, OSError) else None
+    return [found] if found else check_files(configuration, document)
 
 
 def directory_problem(

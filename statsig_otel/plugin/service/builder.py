@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard, cast
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
 from statsig_otel.config.document import NOWHERE, Document
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Problem, render
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings, resolved
 from statsig_otel.config.opaque import Opaque, reveal
@@ -34,6 +34,12 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _STORAGE: Final = "file_storage"
+_PIPELINES: Final = ("service", "pipelines")
+_PIPELINES_HINT: Final = (
+    'give {"logs": {"receivers": [...], "exporters": [...]}}, or None: then all receivers feed all exporters'
+)
+_COLLECTOR: Final = COMPONENTS.unsupported["exporters"][""]
+_OWN: Final = "give an object that has start, send and shutdown as an exporter of your own"
 # RFC 3986: a scheme, a host, a port, and a path of unreserved characters, sub-delims, ":", "@" and "%".
 _URL: Final = re.compile(
     r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
@@ -130,6 +136,8 @@ def build_configuration(
     wrong = {problem.path[:2] for problem in problems if problem.path[0] == "exporters"}
     told = {problem.path[:end] for problem in found_references for end in range(3, len(problem.path) + 1)}
     problems += found_references
+    if pipelines is None:  # what is wrong with all receivers and exporters is said of these
+        found = [problem for problem in found if problem.path[:2] != _PIPELINES]
     problems += [as_argument(one) for one in found if one.path[:2] not in wrong and one.path not in told]
     queued = queued_exporters(configuration)
     if queued and not directory:
@@ -213,12 +221,16 @@ def secrets_of(receiver: str, secrets: Sequence[str | Opaque]) -> list[Opaque]:
 
 
 def as_argument(problem: Problem) -> Problem:
-    """A problem in the words of code: the keys of a file's storage extension are arguments of `Service`."""
-    path = problem.path[2:] if problem.path[:2] == ("extensions", _STORAGE) else problem.path
-    if path == ("service", "pipelines") and problem.message == "is empty":
-        hint = 'give {"logs": {"receivers": [...], "exporters": [...]}}, or None: then all receivers feed all exporters'
-        return replace(problem, hint=hint)
-    return in_code(replace(problem, path=path))
+    """A problem in the words of code: the keys of a file's storage extension, and `pipelines`, are arguments."""
+    path, hint = problem.path, problem.hint
+    if path[:2] == ("extensions", _STORAGE):
+        path = path[2:]
+    elif path[:2] == _PIPELINES:
+        path = path[1:]
+        is_misshapen = problem.message == ("is empty" if len(path) == 1 else "must be a mapping")
+        hint = _PIPELINES_HINT if is_misshapen else hint
+    hint = hint and hint.replace(render(_PIPELINES), "pipelines").replace(_COLLECTOR, f"{_OWN}, or {_COLLECTOR}")
+    return in_code(replace(problem, path=path, hint=hint))
 
 
 def _models(exporters: Exporters) -> Mapping[str, type[Settings]]:
@@ -247,6 +259,8 @@ def _as_in_a_file(exporters: Exporters, problems: list[Problem]) -> Iterator[tup
             problems += _object_problems(name, destination, owners.setdefault(id(settings), name))
             timeout = destination.timeout if _is_timeout(destination.timeout) else SEND_TIMEOUT
             settings = ExporterObject(exporter=settings, timeout=timeout)
+        elif settings is None and COMPONENTS.type_of(name) not in COMPONENTS.exporters:
+            problems.append(Problem(path, "is None instead of an exporter", f"{_OWN}, or the settings of one"))
         elif destination.timeout is not None:
             problems.append(Problem((*path, "timeout"), "is a key of the exporter's own settings", "set it there"))
         feeding = {"sending_queue": destination.sending_queue, "retry_on_failure": destination.retry_on_failure}
@@ -285,15 +299,14 @@ def _object_problems(name: str, destination: Destination, owner: str) -> Iterato
 def _misshapen(arguments: Mapping[str, object]) -> Iterator[Problem]:
     """Arguments that are not mappings with strings as their keys, and so can't be checked any further."""
     for name, given in arguments.items():
-        path = ("service", "pipelines") if name == "pipelines" else (name,)
         optional = name in ("pipelines", "resource")
         if not isinstance(given, Mapping) and not (optional and given is None):
-            yield Problem(path, "must be a mapping")
+            yield Problem((name,), "must be a mapping", _PIPELINES_HINT if name == "pipelines" else None)
         for key, value in given.items() if isinstance(given, Mapping) else ():
             if not isinstance(key, str):
-                yield Problem((*path, str(key)), "must have a string as its key")
+                yield Problem((name, str(key)), "must have a string as its key")
             if name == "receivers" and not isinstance(value, Settings | Mapping):
-                yield Problem((*path, str(key)), "must be a mapping", "give StatsigReceiverSettings, or a mapping")
+                yield Problem((name, str(key)), "must be a mapping", "give StatsigReceiverSettings, or a mapping")
 
 
 def _resource_problems(resource: Mapping[str, object]) -> list[Problem]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
+from statsig_otel.exporters.delivery.guarded import StartError
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
@@ -163,8 +164,8 @@ class Outbound:
             DirectoryInUseError: The queue's directory belongs to another process. Nothing was started, so it may be
                 tried again.
             QueueError: The queue's file can't be used.
-            OSError: A file can't be opened.
-            ValueError: The content of a file is not valid.
+            StartError: An exporter can't be started, for example since a file can't be opened.
+            OSError: A file of the queue can't be opened.
         """
         if self._queue is not None:
             self._queue.start()  # if this fails it has closed everything itself
@@ -175,8 +176,11 @@ class Outbound:
                 waiting = sum(self._queue.cursor(name).waiting for name in self._senders)
                 _logger.info("The queue is in %s; waiting: %s", self._directory, counted(waiting, "record"))
                 self._warn_of_unused_cursors(self._queue)
-            for sender in self._senders.values():
-                sender.start()
+            for name, sender in self._senders.items():
+                try:
+                    sender.start()
+                except (OSError, ValueError) as error:
+                    raise StartError(name, error) from error
         except BaseException:
             self.shutdown(drain=0.0)
             raise

@@ -18,7 +18,7 @@ from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import replaced
 from statsig_otel.config.opaque import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.doctor.resources import directory_problem
+from statsig_otel.plugin.doctor.resources import file_problems
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.serializer import AttributeValue
@@ -319,12 +319,11 @@ class Service:
         second call waits for the same start and has the same result. A start that failed may be tried again.
 
         Raises:
-            OSError: An address can't be listened on, or a file can't be opened; the message says which and why.
-            ValueError: The content of a file is not valid.
+            OSError: An address can't be listened on, or an exporter can't be started; the message says which and why.
             QueueError: The queue's directory belongs to another process (`DirectoryInUseError`, which says what to do),
                 or its file can't be used.
-            ConfigError: The queue's directory can't be used; or a second attempt can't make an exporter from its
-                settings any more.
+            ConfigError: The queue's directory can't be used, or a file of an exporter or a server; or a second attempt
+                can't make an exporter from its settings any more.
             RuntimeError: The service was shut down already, or was started before this process was forked.
         """
         try:
@@ -453,15 +452,12 @@ class Service:
             self._assembly.open(go_on)
         except BaseException as error:
             self._reloader.shutdown()
-            if isinstance(error, OSError) and (problem := self._directory_problem(error)):
-                raise ConfigError([problem]) from error
+            if problems := file_problems(
+                error, self._assembly.configuration, self._reloader.document, self._assembly.directory
+            ):
+                in_code = not self._reloader.has_files
+                raise ConfigError([*map(as_argument, problems)] if in_code else problems) from error
             raise
-
-    def _directory_problem(self, error: OSError) -> Problem | None:
-        """An error of the queue's directory, in words of arguments or of a file; None for another error."""
-        assembly, document = self._assembly, self._reloader.document
-        problem = directory_problem(error, assembly.configuration, document, assembly.directory)
-        return problem if problem is None or self._reloader.has_files else as_argument(problem)
 
     def _close(self) -> bool:
         self._reloader.shutdown()

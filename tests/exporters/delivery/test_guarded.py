@@ -280,10 +280,10 @@ def test_what_a_start_raises_is_an_error_that_the_service_understands(caplog: py
         Guarded("out", exporter).start()
     assert caplog.records == []
     exporter.error = Odd("a mistake")
-    with pytest.raises(ValueError, match="out: unexpected Odd of the exporter's start"):
+    with pytest.raises(ValueError, match="unexpected Odd of the exporter's start"):
         Guarded("out", exporter).start()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "a mistake" in caplog.text
     exporter.error = SystemExit(3)  # it would end the host program
-    with pytest.raises(ValueError, match="out: unexpected SystemExit of the exporter's start"):
+    with pytest.raises(ValueError, match="unexpected SystemExit of the exporter's start"):
         Guarded("out", exporter).start()

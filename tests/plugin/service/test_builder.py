@@ -64,7 +64,7 @@ BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
 @pytest.mark.parametrize(
     ("arguments", "problems"),
     [
-        ({"receivers": {}}, ["receivers: is empty", "service::pipelines::logs::receivers: is empty"]),
+        ({"receivers": {}}, ["receivers: is empty"]),
         ({"receivers": {"statsig": {"endpont": "x:1", "signing_secrets": []}}},
          ["receivers::statsig::endpont: unknown key"]),
         ({"receivers": {"statsig": {"signing_secrets": [], "read_timeout": 5}}},
@@ -91,7 +91,7 @@ BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
         ({"exporters": {"otlp_grpc": Destination(GRPC, timeout=1)}},
          ["exporters::otlp_grpc::timeout: is a key of the exporter's own settings"]),
         ({"pipelines": {"logs": Pipeline(("statsig",), ("otlp_http",))}},
-         ["service::pipelines::logs::exporters[0]: there is no exporter 'otlp_http'"]),
+         ["pipelines::logs::exporters[0]: there is no exporter 'otlp_http'"]),
         ({"exporters": {"otlp_grpc": GRPC, "otlp_grpc/b": GRPC},
           "pipelines": {"logs": Pipeline(("statsig",), ("otlp_grpc",))}},
          ["exporters::otlp_grpc/b: is not used by any pipeline"]),
@@ -100,10 +100,10 @@ BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
         ({"receivers": {"statsig": 5}}, ["receivers::statsig: must be a mapping"]),
         ({"exporters": {1: GRPC}}, ["exporters::1: must have a string as its key"]),
         ({"pipelines": {1: Pipeline(("statsig",), ("otlp_grpc",))}},
-         ["service::pipelines::1: must have a string as its key"]),
+         ["pipelines::1: must have a string as its key"]),
         ({"pipelines": {"logs": {"receivers": ["statsig"], "exporter": ["otlp_grpc"]}}},
-         ["service::pipelines::logs::exporter: unknown key"]),
-        ({"pipelines": {"logs": 5}}, ["service::pipelines::logs: must be a mapping"]),
+         ["pipelines::logs::exporter: unknown key"]),
+        ({"pipelines": {"logs": 5}}, ["pipelines::logs: must be a mapping"]),
         ({"exporters": {"otlp_grpc": Destination(GRPC, sending_queue={"enable": False})}},
          ["exporters::otlp_grpc::sending_queue::enable: unknown key"]),
         ({"exporters": {"mine": Destination(KEEPER, retry_on_failure={"max_interval": 5})}},
@@ -123,7 +123,7 @@ BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
          ["receivers::statsig::endpoint: is not used: the service does not listen"]),
         ({"receivers": {"statsig": {"signing_secrets": [""]}}, "exporters": {}, "min_free_bytes": -1},
          ["receivers::statsig::signing_secrets[0]: is empty", "exporters: is empty",
-          "service::pipelines::logs::exporters: is empty", "min_free_bytes: must not be negative"]),
+          "min_free_bytes: must not be negative"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_as_of_a_file(arguments: dict[str, Any], problems: list[str]) -> None:

@@ -98,7 +98,25 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: made(pipelines={}),
-        'service::pipelines: is empty\n  hint: give {"logs": {"receivers": [...], "exporters": [...]}}, or None',
+        'pipelines: is empty\n  hint: give {"logs": {"receivers": [...], "exporters": [...]}}, or None',
+    ),
+    (lambda: made(receivers={}), "receivers: is empty\n  hint: name at least one receiver"),
+    (lambda: made(pipelines={"logs": 5}), 'pipelines::logs: must be a mapping\n  hint: give {"logs": {"receivers": ['),
+    (
+        lambda: made(pipelines={"logs": {"receivers": [], "exporters": ["debug"]}}),
+        (
+            "pipelines::logs::receivers: is empty\n  hint: name at least one receiver\n"
+            "receivers::statsig: is not used by any pipeline\n  hint: add it to pipelines::logs::receivers, or remove"
+        ),
+    ),
+    (lambda: made(exporters={"own": None}), "exporters::own: is None instead of an exporter\n  hint: give an object"),
+    (lambda: made(exporters={"own": Destination(None)}), "exporters::own: is None instead of an exporter\n  hint: "),  # type: ignore[arg-type]
+    (
+        lambda: made(exporters={"own": {"url": "https://h"}}),
+        (
+            "exporters::own: there is no exporter of the type 'own'\n  hint: there are: debug, file, otlp_grpc, "
+            "otlp_http; give an object that has start, send and shutdown as an exporter of your own, or send OTLP"
+        ),
     ),
     (
         lambda: OtlpHttpSettings(endpoint="https://h", timeout="5"),  # type: ignore[arg-type]
@@ -140,6 +158,47 @@ def test_how_an_exporter_of_another_distribution_is_fed_is_said_around_its_setti
     assert str(caught.value) == (
         "sending_queue: unknown key\n  hint: did you mean Destination(..., sending_queue=...) around these settings?"
     )
+
+
+class Absent(Keeper):
+    """An exporter whose file is not there."""
+
+    def start(self) -> None:
+        raise FileNotFoundError("there is no file titles.txt")
+
+
+@pytest.mark.parametrize("is_queued", [True, False])
+def test_an_exporter_that_can_not_be_started_is_named(tmp_path: Path, *, is_queued: bool) -> None:
+    """Its files are a part of the settings; only an exporter of one's own may fail in another way."""
+    absent = tmp_path / "absent"
+    queue = SendingQueueSettings(enabled=is_queued)
+    of_settings = {
+        "otlp_http/a": OtlpHttpSettings(endpoint="https://h", tls=ClientTlsSettings(ca_file=str(absent))),
+        "debug": DebugSettings(),
+        "file/b": FileSettings(path=absent / "changes.jsonl"),
+    }
+    with pytest.raises(ConfigError) as caught:
+        made(
+            exporters={name: Destination(one, sending_queue=queue) for name, one in of_settings.items()},
+            directory=tmp_path / "queue",
+        ).start()
+    assert str(caught.value) == (
+        f"exporters::otlp_http/a::tls::ca_file: {absent} can't be read: No such file or directory\n"
+        "  hint: the service reads it as its own user; check the path and the permissions\n"
+        f"exporters::file/b::path: there is no directory {absent}\n  hint: create it: the exporter does not"
+    )
+    own = {"debug": DebugSettings(), "own": Destination(Absent(), sending_queue=queue)}
+    with pytest.raises(OSError, match=r"exporters::own: can't be started: there is no file titles\.txt") as other:
+        made(exporters=own, directory=tmp_path / "queue").start()
+    assert not isinstance(other.value, ConfigError)
+
+
+def test_a_certificate_of_a_server_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    tls = ServerTlsSettings(cert_file=tmp_path / "absent.pem", key_file=tmp_path / "absent.key")
+    receiver = StatsigReceiverSettings(signing_secrets=[SECRET], endpoint="127.0.0.1:0", tls=tls)
+    with pytest.raises(ConfigError) as caught:
+        made(receivers={"statsig": receiver}, directory=tmp_path / "queue").start()
+    assert str(caught.value).startswith(f"receivers::statsig::tls::cert_file: {tmp_path / 'absent.pem'} can't be read")
 
 
 def test_a_directory_that_can_not_be_one_is_said_at_the_start(tmp_path: Path) -> None:
