@@ -156,7 +156,6 @@ OTHERWISE: Final = {
     "chunk": "body",
     "locations": r"locations\[0\]",
     "name": "(receiver|name)",
-    "pipelines": "service::pipelines",
 }
 """How a message calls an argument, if not by its name."""
 
