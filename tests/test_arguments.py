@@ -14,13 +14,18 @@ from statsig_otel._arguments import why_not_callable
 from statsig_otel.config import ConfigError, Opaque, Settings
 from statsig_otel.exporters import (
     Batch,
+    Blocked,
     Change,
     DebugSettings,
+    Delivered,
     ExporterType,
     Invalid,
     LoggerProviderConsumer,
+    PartiallyRejected,
     Receipt,
     RefusedError,
+    Rejected,
+    RetryLater,
     log_records,
 )
 from statsig_otel.plugin import (
@@ -90,13 +95,18 @@ def some(call: Callable[..., object], **good: object) -> Callable[..., object]:
 CALLS: Final[dict[str, Callable[..., object]]] = {
     "config.Opaque": Opaque,
     "exporters.Batch": some(Batch, receiver="statsig"),
+    "exporters.Blocked": Blocked,
     "exporters.Change": some(Change, uid="0" * 32, records=(b"record",)),
+    "exporters.Delivered": Delivered,
     "exporters.ExporterType": some(ExporterType, settings=DebugSettings, create=print),
     "exporters.Invalid": some(Invalid, text=b"", reason=""),
     "exporters.LoggerProviderConsumer": LoggerProviderConsumer,
     "exporters.LoggerProviderConsumer.consume": CONSUMER.consume,
+    "exporters.PartiallyRejected": some(PartiallyRejected, count=1, reason="no"),
     "exporters.Receipt": some(Receipt, accepted=1),
     "exporters.RefusedError": some(RefusedError, message="full", reason="full"),
+    "exporters.Rejected": Rejected,
+    "exporters.RetryLater": some(RetryLater, reason="later"),
     "exporters.log_records": log_records,
     "plugin.ChangeEvent.from_item": ChangeEvent.from_item,
     "plugin.Intake": some(Intake, verifier=Verifier([SECRET])),
@@ -135,7 +145,6 @@ CALLS: Final[dict[str, Callable[..., object]]] = {
 
 UNCHECKED: Final = {
     r"config\.(ConfigError|Problem|SettingError|Settings\..*)": "for settings, and what they raise",
-    r"exporters\.(Delivered|RetryLater|Rejected|PartiallyRejected|Blocked)": "checked when `send` has answered",
     r"exporters\.(Consumer|Exporter)(\..*)?": "protocols",
     r"plugin\.RecordHook(\..*)?": "a protocol",
     r"exporters\.(DirectoryInUseError|QueueError)": "raised here",
@@ -218,6 +227,14 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         (lambda: service().shutdown(drain=True), "drain must be a number of seconds, not bool"),
         (lambda: RefusedError("full", reason="full", retry_after=True), "retry_after must be an int, not bool"),
         (lambda: Opaque(None), "text must be a str, not None"),  # type: ignore[arg-type]
+        (lambda: Delivered(first=0), "first must be at least 1, not 0"),
+        (lambda: Delivered(first="1"), "first must be an int, not str"),  # type: ignore[arg-type]
+        (lambda: Delivered(first=True), "first must be an int, not bool"),
+        (lambda: PartiallyRejected(0, "none"), "count must be at least 1, not 0"),
+        (lambda: RetryLater("later", after="5"), "after must be a number of seconds or None, not str"),  # type: ignore[arg-type]
+        (lambda: RetryLater("later", after=True), "after must be a number of seconds or None, not bool"),
+        (lambda: RetryLater("later", after=math.nan), "after must be a finite number of seconds, not nan"),
+        (lambda: RetryLater("later", may_be_data=1), "may_be_data must be True or False, not int"),  # type: ignore[arg-type]
         (lambda: Receipt("1"), "accepted must be an int, not str"),  # type: ignore[arg-type]
         (lambda: Change("abc-1", (b"record",)), "uid must be 32 hex digits"),
         (lambda: Change("z" * 32, (b"record",)), "uid must be 32 hex digits"),

@@ -1,7 +1,16 @@
 """The interface of an exporter, and the outcomes of an export."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+
+from statsig_otel._arguments import check_type, mistyped
+
+
+def _check_count(argument: str, count: int) -> None:
+    check_type(argument, count, int)
+    if count < 1:
+        raise ValueError(f"{argument} must be at least 1, not {count}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +21,10 @@ class Delivered:
         first: The number of records, from the first one on, that were accepted, at least 1. The rest is sent again at
             once, as a batch of its own. None for all of them.
 
+    Raises:
+        TypeError: `first` is not an integer.
+        ValueError: It is less than 1.
+
     Example:
         >>> from statsig_otel.exporters import Delivered
         >>> Delivered()
@@ -21,6 +34,10 @@ class Delivered:
     """
 
     first: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.first is not None:
+            _check_count("first", self.first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +50,10 @@ class RetryLater:
         may_be_data: Whether one of the records may be the cause, as with HTTP 500. Then the record is found, and if it
             fails alone in this way for ten minutes, that counts as `Rejected`.
 
+    Raises:
+        TypeError: A value has another type.
+        ValueError: `after` is infinite or NaN.
+
     Example:
         >>> from statsig_otel.exporters import RetryLater
         >>> RetryLater("503 out for lunch", after=30)
@@ -43,6 +64,15 @@ class RetryLater:
     after: float | None = None
     may_be_data: bool = False
 
+    def __post_init__(self) -> None:
+        check_type("reason", self.reason, str)
+        if self.after is not None:
+            check_type("after", self.after, (int, float), "a number of seconds or None")
+            if not -math.inf < self.after < math.inf:  # math.isfinite raises for a large integer
+                raise ValueError(f"after must be a finite number of seconds, not {self.after!r}")
+        if not isinstance(self.may_be_data, bool):
+            raise TypeError(mistyped("may_be_data", self.may_be_data, "True or False"))
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -51,6 +81,9 @@ class Rejected:
     Attributes:
         reason: What the backend said, for the log.
 
+    Raises:
+        TypeError: It is not a string.
+
     Example:
         >>> from statsig_otel.exporters import Rejected
         >>> Rejected("400 no such field")
@@ -58,6 +91,9 @@ class Rejected:
     """
 
     reason: str
+
+    def __post_init__(self) -> None:
+        check_type("reason", self.reason, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +106,10 @@ class PartiallyRejected:
         count: The number of refused log records, at least 1, and at most those of the batch.
         reason: What the backend said, for the log.
 
+    Raises:
+        TypeError: A value has another type.
+        ValueError: The count is less than 1.
+
     Example:
         >>> from statsig_otel.exporters import PartiallyRejected
         >>> PartiallyRejected(2, "too old")
@@ -79,6 +119,10 @@ class PartiallyRejected:
     count: int
     reason: str
 
+    def __post_init__(self) -> None:
+        _check_count("count", self.count)
+        check_type("reason", self.reason, str)
+
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
@@ -87,6 +131,9 @@ class Blocked:
     Attributes:
         reason: What the backend or the library said, for the log.
 
+    Raises:
+        TypeError: It is not a string.
+
     Example:
         >>> from statsig_otel.exporters import Blocked
         >>> Blocked("401 the key has expired")
@@ -94,6 +141,9 @@ class Blocked:
     """
 
     reason: str
+
+    def __post_init__(self) -> None:
+        check_type("reason", self.reason, str)
 
 
 Outcome: TypeAlias = Delivered | RetryLater | Rejected | PartiallyRejected | Blocked

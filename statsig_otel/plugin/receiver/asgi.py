@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from statsig_otel._tracing import tracing
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
-from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_loop, taken
+from statsig_otel.plugin.receiver.handover import cancelled, check_parts, check_receivers, consume, run_in_loop, taken
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.responses import (
     Paths,
@@ -152,6 +152,8 @@ class StatsigReceiver:
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))
+            except CancelledError as error:
+                raise cancelled(self._consumer) from error
         finally:
             if taking is None or taking.done():
                 request.close()

@@ -108,6 +108,11 @@ def _unexpected(consumer: Consumer, error: BaseException) -> RuntimeError:
     return failure
 
 
+def cancelled(consumer: Consumer) -> RuntimeError:
+    """The error of a consumer whose future was cancelled."""
+    return RuntimeError(f"{type(consumer).__qualname__}.consume: the consumer cancelled its future")
+
+
 def taken(request: Request, consumer: Consumer, result: object) -> Answer:
     """The answer to a request whose consumer has answered.
 

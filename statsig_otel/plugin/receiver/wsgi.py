@@ -8,7 +8,7 @@ commas (RFC 3875, 4.1.18). The values are separated again here. If a server keep
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -19,7 +19,7 @@ from statsig_otel._tracing import tracing
 from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
-from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_thread, taken
+from statsig_otel.plugin.receiver.handover import cancelled, check_parts, check_receivers, consume, run_in_thread, taken
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.responses import (
     Paths,
@@ -134,7 +134,7 @@ class StatsigWsgiReceiver:
                 return outcome
             taking = consume(self._consumer, outcome, run_in_thread)
             patience = self.patience
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, CancelledError):
                 taking.exception(patience)  # `futures.wait` would never see the end of a future that was cancelled
             if patience is not None and not taking.done():
                 return request.refused(slow_consumer(patience))
@@ -143,6 +143,8 @@ class StatsigWsgiReceiver:
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))
+            except CancelledError as error:
+                raise cancelled(self._consumer) from error
         finally:
             if taking is None:
                 request.close()
