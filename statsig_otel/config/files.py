@@ -37,6 +37,17 @@ def read_pem(path: Path) -> bytes:
     return content
 
 
+def absolute(path: Path) -> Path:
+    """The path from the root, so that it can be read again once the program works elsewhere.
+
+    It stays relative if the working directory is gone.
+    """
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        return path
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file. Without O_NONBLOCK, opening a pipe that nobody writes to would block."""
     return os.open(path, flags | os.O_NONBLOCK)

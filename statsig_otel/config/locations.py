@@ -16,6 +16,7 @@ from typing import Final
 
 from statsig_otel.config.document import Document, Place
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
+from statsig_otel.config.files import absolute
 from statsig_otel.config.merging import merge
 from statsig_otel.config.source import parse, read
 
@@ -27,8 +28,12 @@ _DELIMITER: Final = "::"
 _HINT: Final = "there are PATH, file:PATH, env:NAME and yaml:TEXT"
 
 
-def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str]) -> Document:
+def read_all(
+    locations: Iterable[FilePath | str], *, environ: Mapping[str, str], directory: FilePath = FilePath()
+) -> Document:
     """Read all locations and merge them in their order. A `Path` is a file, whatever its name.
+
+    `directory` takes the place of the working directory.
 
     Raises:
         ConfigError: Locations can't be read; it names all of them.
@@ -37,7 +42,7 @@ def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str])
     problems: list[Problem] = []
     for location in locations:
         try:
-            documents.append(_read(location, environ))
+            documents.append(_read(location, environ, directory))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -45,22 +50,22 @@ def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str])
     return merge(documents)
 
 
-def _read(location: FilePath | str, environ: Mapping[str, str]) -> Document:
+def _read(location: FilePath | str, environ: Mapping[str, str], directory: FilePath) -> Document:
     if isinstance(location, FilePath):
-        return read(location, environ=environ)
+        return read(directory / location, environ=environ)
     if location in ("", "-"):
         what = "standard input (-) can't be read" if location else "an empty string is not a location"
         raise _error(what, "name a file: it is read again at a reload")
     match = _LOCATION.fullmatch(location)
     if match is None:
-        return read(FilePath(location), environ=environ)
+        return read(directory / location, environ=environ)
     scheme, value = match.groups()
     if scheme == "file":
-        return read(FilePath(value), environ=environ)
+        return read(directory / value, environ=environ)
     if scheme == "env":
-        return _variable(value, environ)
+        return _variable(value, environ, directory)
     if scheme == "yaml":
-        return _text(value, environ)
+        return _text(value, environ, directory)
     if scheme in ("http", "https"):
         raise _error(
             f"a configuration can't be read over {scheme}", "fetch it first: what a service starts with is its file"
@@ -68,25 +73,25 @@ def _read(location: FilePath | str, environ: Mapping[str, str]) -> Document:
     raise _error(f"there is no scheme {quoted(scheme)}", f"{_HINT}; a path with a colon needs file: before it")
 
 
-def _variable(name: str, environ: Mapping[str, str]) -> Document:
+def _variable(name: str, environ: Mapping[str, str], directory: FilePath) -> Document:
     shown = quoted(name)[1:-1]
     text = environ.get(name)
     if text is None:
         raise _error(f"the environment variable {shown} is not set", f"set it to YAML, or remove --config env:{shown}")
-    return _parse(text, f"env:{shown}", environ)
+    return _parse(text, f"env:{shown}", environ, directory)
 
 
-def _text(text: str, environ: Mapping[str, str]) -> Document:
+def _text(text: str, environ: Mapping[str, str], directory: FilePath) -> Document:
     begin = _SHOWN.match(text)  # the value after it may be a secret
-    return _unfolded(_parse(text, f"yaml:{quoted(begin[0])[1:-1] if begin else '...'}", environ))
+    return _unfolded(_parse(text, f"yaml:{quoted(begin[0])[1:-1] if begin else '...'}", environ, directory))
 
 
-def _parse(text: str, name: str, environ: Mapping[str, str]) -> Document:
+def _parse(text: str, name: str, environ: Mapping[str, str], directory: FilePath) -> Document:
     try:
         data = text.encode()
     except UnicodeEncodeError:
         raise ConfigError([Problem((), "it is not UTF-8", file=name)]) from None
-    return parse(data, file=name, directory=FilePath(), environ=environ)
+    return parse(data, file=name, directory=absolute(directory), environ=environ)
 
 
 def _unfolded(document: Document) -> Document:

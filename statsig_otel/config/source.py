@@ -13,7 +13,7 @@ from typing import Final
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.document import UNKNOWN, Document, Place, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.files import read_regular
+from statsig_otel.config.files import absolute, read_regular
 from statsig_otel.config.substitution import FileBacked, Substitution, Unresolved, has_old_reference
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
@@ -39,7 +39,7 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
         raise ConfigError(
             [Problem((), f"{quoted(str(path))} is not a path: it contains a NUL byte or a surrogate")]
         ) from None
-    directory = FilePath() if _OPENED.fullmatch(str(path)) else path.parent
+    directory = absolute(FilePath()) if _OPENED.fullmatch(str(path)) else absolute(path.parent)
     return parse(data, file=str(path), directory=directory, environ=environ)
 
 

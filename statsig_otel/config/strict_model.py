@@ -4,16 +4,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path as FilePath
 from types import UnionType
-from typing import Any, ClassVar, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from statsig_otel.config.errors import SettingError
+from statsig_otel.config.files import absolute
 from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 from statsig_otel.config.units import Duration, parse_duration
 from statsig_otel.config.values import check_home, is_path
-
-_T = TypeVar("_T")
 
 _BOOLEANS: Final = {"t": "true", "1": "true", "f": "false", "0": "false"}
 
@@ -101,10 +100,17 @@ class StrictModel(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _refuse_tilde(cls, value: _T, info: ValidationInfo) -> _T:
-        """Refuse a path such as `~/chain.pem`. In a file it is absolute by now: relative paths start at the file."""
-        if isinstance(value, FilePath) or is_path(None, cls.model_fields[info.field_name or ""].metadata):
+    def _whole_path(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse a path such as `~/chain.pem`, and make a relative one absolute: it may be read again much later.
+
+        In a file it is absolute by now: relative paths start at the file.
+        """
+        if isinstance(value, FilePath):
             check_home(str(value))
+            return absolute(value)
+        if isinstance(value, str) and value and is_path(None, cls.model_fields[info.field_name or ""].metadata):
+            check_home(value)
+            return str(absolute(FilePath(value)))
         return value
 
     @classmethod

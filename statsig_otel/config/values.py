@@ -57,7 +57,7 @@ class _PathMarker:
 
 
 PlainPath = Annotated[Path, BeforeValidator(_check_path)]
-"""A path. If it is relative, it starts at the directory of the configuration file."""
+"""A path. If it is relative, it starts at the configuration file's directory, or in code at the working directory."""
 
 PathText = Annotated[str, BeforeValidator(_check_path), _PathMarker()]
 """The same as a string, which may be empty."""

@@ -27,8 +27,8 @@ def test_each_kind_of_source(tmp_path: Path) -> None:
         environ={"MORE": "\nd: 4", "A": "one"},
     )
     assert found.values == {"a": {"x": 1, "y": 1}, "b": "here", "d": 4, "c": {"z": "one"}}
-    assert found.place(("d",)) == Place("env:MORE", 2, "4", Path())
-    assert found.place(("c", "z")) == Place("yaml:c", 1, directory=Path())
+    assert found.place(("d",)) == Place("env:MORE", 2, "4", Path.cwd())
+    assert found.place(("c", "z")) == Place("yaml:c", 1, directory=Path.cwd())
     assert found.place(("b",)) == Place(f"{tmp_path}/b.yaml", 2, directory=tmp_path)
 
 

@@ -136,7 +136,7 @@ def test_a_pipe_that_the_shell_has_opened_is_read() -> None:
             file.write(b"a: 1")
         found = read(Path(f"/dev/fd/{reader}"), environ={})
     assert found.values == {"a": 1}
-    assert found.places[("a",)].directory == Path()
+    assert found.places[("a",)].directory == Path.cwd()
 
 
 def test_a_path_that_no_file_can_have() -> None:

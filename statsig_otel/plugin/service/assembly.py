@@ -54,7 +54,7 @@ class Assembly:
         resource: Attributes of the records' resource. A receiver's own attributes override them.
         listen: Whether the receivers get servers at their endpoints.
         wait_for_directory: Whether `open` waits for the directory while another process owns it.
-        url: The address at which Statsig reaches the receivers, without their paths.
+        url: What comes before the receivers' paths in the URLs that Statsig uses.
         ways_out: What to do if another process owns the directory.
         inherited: Listening sockets of a supervisor. The name of each is the id of a receiver.
 
@@ -87,6 +87,14 @@ class Assembly:
         self._configuration = configuration
         self._resource = dict(resource)
         self._url = url.rstrip("/")
+        for name, one in settings.items():
+            if self._url.endswith(one.path):
+                _logger.warning(
+                    "url ends with the path of %s, whose URL is then %s%s: leave the path out, unless that is meant",
+                    name,
+                    self._url,
+                    one.path,
+                )
         self.directory: Final = directory.absolute()
         self._listens = listen
         self._waits_for_directory = wait_for_directory

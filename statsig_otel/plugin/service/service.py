@@ -15,6 +15,7 @@ from opentelemetry.trace import TracerProvider
 from statsig_otel import _times, _tracing
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
+from statsig_otel.config.files import absolute
 from statsig_otel.config.model import replaced
 from statsig_otel.config.opaque import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
@@ -79,8 +80,8 @@ class Service:
             of gunicorn is about to replace. Meanwhile webhooks are held, each for at most 10 s, and are then refused. A
             service with servers of its own listens only after that: until then `start` waits, without limit, for the
             other process or for a `shutdown`.
-        url: The address at which Statsig reaches the receivers, such as `https://flags.example.com/statsig`, without
-            their paths. Only `urls` tells it. By default `urls` has the addresses of the service's own servers.
+        url: What comes before the receivers' paths in their URLs, such as `https://flags.example.com/statsig`. Only
+            `urls` tells it. By default `urls` has the addresses of the service's own servers.
         tracer_provider: Gets a span of each webhook and each delivery, once the service starts. It counts for the whole
             process. None for no spans.
 
@@ -155,7 +156,7 @@ class Service:
 
         Args:
             locations: The files, or what else `--config` takes: `env:NAME`, `yaml:TEXT`. Several are merged; later ones
-                win. Without any, the environment variables are the configuration.
+                win. Without any, the environment variables are the configuration. Relative paths count from now.
             environ: The environment variables, such as `os.environ`.
             listen: As in the constructor. With False, keys of servers are not used, and the log says so.
             wait_for_directory: As in the constructor.
@@ -190,7 +191,8 @@ class Service:
             url=url,
             ways_out=_ways_out(listen=listen, waits=wait_for_directory),
         )
-        reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
+        here = absolute(Path())
+        reloader = Reloader(assembly, document, lambda: read_document(locations, environ, directory=here))
         service = cls._of(assembly, reloader, tracer_provider)
         for one in [] if listen else keys_of_servers(receiver_settings(configuration)):
             _logger.warning("%s", document.problem(one.path, one.message))

@@ -265,17 +265,21 @@ class _Reader:
 
 
 def read_document(
-    locations: Sequence[FilePath | str], environ: Mapping[str, str], *, listen: str | None = None
+    locations: Sequence[FilePath | str],
+    environ: Mapping[str, str],
+    *,
+    listen: str | None = None,
+    directory: FilePath = FilePath(),
 ) -> Document:
     """The merged locations; without any, the configuration that the environment gives.
 
     `yaml:` locations that are not a whole configuration are merged over the environment's. `listen` takes the place of
-    the receivers' endpoint.
+    the receivers' endpoint, and `directory` that of the working directory.
 
     Raises:
         ConfigError: What can't be read; or the receivers have several endpoints, and `listen` is given.
     """
-    document = read_all(locations, environ=environ)
+    document = read_all(locations, environ=environ, directory=directory)
     if all(str(location).startswith("yaml:") for location in locations) and not _is_whole(document):
         document = merge([document_from_environment(environ), document])
     return document if listen is None else _listening(document, listen)

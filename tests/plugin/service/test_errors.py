@@ -348,7 +348,7 @@ class Payloads(Keeper):
 def test_other_dollars_are_only_characters() -> None:
     settings = OtlpHttpSettings(endpoint="https://h", headers={"a": "pa$$w$ord$5}", "b": "$x", "c": "$${x}"})
     assert settings.headers == {"a": Opaque("pa$$w$ord$5}"), "b": Opaque("$x"), "c": Opaque("${x}")}
-    assert FileSettings(path=Path("$${x")).path == Path("${x")
+    assert FileSettings(path=Path("$${x")).path == Path("${x").absolute()
     written = {"a": "$5 $${ $$x $${x} {name}"}
     read = {"a": "$5 ${ $$x ${x} {name}", "service.name": "statsig"}
     receiver = {"signing_secrets": [SECRET], "resource": written, "mapping": {"body": "$$ $${name}"}}

@@ -270,6 +270,25 @@ def test_of_a_service_made_in_code_the_certificates_are_watched(tmp_path: Path) 
         wait_until(lambda: served.certificate() != first)
 
 
+@pytest.mark.usefixtures("make")
+def test_a_program_may_change_its_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"ENDPOINT": "127.0.0.1:0", "FOLDER": str(tmp_path)}
+    (tmp_path / "more").write_text(OTHER)
+    more = 'yaml:receivers::statsig::signing_secrets: ["${file:secret}", "${file:more}"]'
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for locations in (["config.yaml"], ["file:config.yaml"], [Path("config.yaml")], ["config.yaml", more]):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "secret").write_text(SECRET)
+        made = Service.from_file(*locations, environ=environ)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with made as running:
+            assert made.reload() == []
+            (tmp_path / "secret").write_text(OTHER[::-1])
+            assert len(made.reload()) == 1
+            assert post(running, "a", secret=OTHER[::-1]).status == 200
+
+
 def test_a_url_may_have_a_port_and_any_path(make: Make) -> None:
     for url in ("http://h:8080", "HTTPS://[::1]:443/a", "https://a-b_c.example.com/%20/~x/;y=1"):
         assert make(listen=False, url=url).urls == {"statsig": f"{url}{DEFAULT_PATH}"}
@@ -280,6 +299,11 @@ def test_a_mounted_service_can_be_told_its_url(make: Make, url: str) -> None:
     with pytest.raises(RuntimeError, match="this service does not listen"):
         _ = make(listen=False).urls
     assert make(listen=False, url=url).urls == {"statsig": f"https://flags.example.com/statsig{DEFAULT_PATH}"}
+
+
+def test_a_url_that_ends_with_the_path_of_a_receiver_is_named(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make(listen=False, url=f"https://h{DEFAULT_PATH}")
+    assert f"the path of statsig, whose URL is then https://h{DEFAULT_PATH}{DEFAULT_PATH}" in caplog.text
 
 
 @pytest.mark.parametrize(

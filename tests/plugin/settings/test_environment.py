@@ -197,11 +197,11 @@ def test_half_a_client_s_identity_names_the_other_variable(prefix: str, there: s
 
 def test_the_two_halves_may_have_names_of_both_forms() -> None:
     found = grpc(
-        OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE="c.pem",
-        OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY="k.pem",
+        OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE="/c.pem",
+        OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY="/k.pem",
         OTEL_EXPORTER_OTLP_ENDPOINT="https://h:1",
     )
-    assert (found.tls.cert_file, found.tls.key_file) == ("c.pem", "k.pem")
+    assert (found.tls.cert_file, found.tls.key_file) == ("/c.pem", "/k.pem")
 
 
 @pytest.mark.parametrize(("value", "warned"), [("10", False), ("999", False), ("1000", True), ("10000", True)])
