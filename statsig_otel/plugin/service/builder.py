@@ -27,7 +27,12 @@ from statsig_otel.plugin.settings.delivery import (
     RetryOnFailureSettings,
     SendingQueueSettings,
 )
-from statsig_otel.plugin.settings.environment import resource_from_environment
+from statsig_otel.plugin.settings.environment import (
+    UNRESOLVED,
+    misshapen_variables,
+    references_in_variables,
+    resource_from_environment,
+)
 from statsig_otel.plugin.settings.exporters import why_not_exporter
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -45,7 +50,6 @@ _URL: Final = re.compile(
     r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
 )
 _MAX_PORT: Final = 65535
-_UNRESOLVED: Final = "contains ${, with which a reference begins: nothing resolves it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def build_configuration(
     misshapen = list(_misshapen(mappings))
     if misshapen:
         raise ConfigError(misshapen)
-    found_references = list(_references_in_variables(environ))
+    found_references = list(references_in_variables(environ))
     receivers = resolved(receivers, ("receivers",), found_references)
     exporters = {name: _resolved_destination(name, one, found_references) for name, one in exporters.items()}
     resource = resolved(resource or {}, ("resource",), found_references)
@@ -149,14 +153,6 @@ def build_configuration(
     return Built(configuration, FilePath(directory or ""), {**resource_from_environment(environ), **resource})
 
 
-def _references_in_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
-    """A problem for each variable of the resource that contains a reference, which nothing resolved."""
-    for name in ("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"):
-        if "${" in environ.get(name, ""):
-            hint = "set the value itself; in OTEL_RESOURCE_ATTRIBUTES, %24{ stands for ${"
-            yield Problem(("environ", name), _UNRESOLVED, hint)
-
-
 def _resolved_destination(name: str, given: Any, problems: list[Problem]) -> Destination:
     """The exporter with this id, how it is fed, and the strings that both consist of after their references."""
     one = _destination(given)
@@ -181,11 +177,7 @@ def check_arguments(
     for index, location in enumerate(locations):
         if not isinstance(location, str | FilePath):
             problems.append(Problem(("locations", index), "must be a path or a string", "give each file by itself"))
-    if not isinstance(environ, Mapping):
-        problems.append(Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables"))
-    for name, value in environ.items() if isinstance(environ, Mapping) else ():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            problems.append(Problem(("environ", str(name)), "must be a string"))
+    problems += misshapen_variables(environ)
     for argument, value in {"listen": listen, "wait_for_directory": wait_for_directory}.items():
         if not isinstance(value, bool):
             problems.append(Problem((argument,), "must be True or False"))
@@ -198,7 +190,7 @@ def _url_problems(url: object) -> Iterator[Problem]:
     """What is wrong with a URL that paths are added to. An empty one is right."""
     match = _URL.fullmatch(url) if isinstance(url, str) else None
     if isinstance(url, str) and "${" in url:
-        yield Problem(("url",), _UNRESOLVED, "give the value itself")
+        yield Problem(("url",), UNRESOLVED, "give the value itself")
     elif url != "" and (match is None or int(match["port"] or 1) not in range(1, _MAX_PORT + 1)):
         hint = "write it as https://host/prefix, without a receiver's path, credentials, a query or a fragment"
         yield Problem(("url",), "must be a URL", hint)

@@ -28,6 +28,9 @@ from statsig_otel.plugin.webhook.secret import NO_QUOTES
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 LISTEN_VARIABLE: Final = "STATSIG_LISTEN"
+UNRESOLVED: Final = "contains ${, with which a reference begins: nothing resolves it"
+"""What is wrong with a value that a program passes, and that would be a reference in a file."""
+
 _logger: Final = logging.getLogger(__name__)
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http", "http/json": "otlp_http"}
 
@@ -117,6 +120,23 @@ def resource_from_environment(environ: Mapping[str, str]) -> dict[str, Attribute
         _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are not key=value and are left out", broken)
     name = environ.get("OTEL_SERVICE_NAME")
     return {**pairs, **({"service.name": valid(name)} if name else {})}
+
+
+def misshapen_variables(environ: object) -> Iterator[Problem]:
+    """What is wrong with variables that a program passes, so that they can't be read."""
+    if not isinstance(environ, Mapping):
+        yield Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables")
+    for name, value in environ.items() if isinstance(environ, Mapping) else ():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            yield Problem(("environ", str(name)), "must be a string")
+
+
+def references_in_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
+    """A problem for each variable of the resource that contains a reference, which nothing resolved."""
+    for name in ("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"):
+        if "${" in environ.get(name, ""):
+            hint = "set the value itself; in OTEL_RESOURCE_ATTRIBUTES, %24{ stands for ${"
+            yield Problem(("environ", name), UNRESOLVED, hint)
 
 
 def _pairs(text: str) -> tuple[dict[str, str], int]:

@@ -10,7 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from statsig_otel import _attributes
 from statsig_otel._arguments import check_type
-from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
+from statsig_otel.config.errors import ConfigError, Fault, SettingError
 from statsig_otel.config.model import Settings, replaced, resolved
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration, Size
@@ -30,6 +30,11 @@ from statsig_otel.plugin.record.record import (
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
+from statsig_otel.plugin.settings.environment import (
+    misshapen_variables,
+    references_in_variables,
+    resource_from_environment,
+)
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
@@ -329,22 +334,29 @@ class StatsigReceiverSettings(Settings):
             tolerance=self.timestamp_tolerance,
         )
 
-    def mapper(self, resource: Mapping[str, AttributeValue] | None = None) -> Mapper:
+    def mapper(
+        self, resource: Mapping[str, AttributeValue] | None = None, *, environ: Mapping[str, str] | None = None
+    ) -> Mapper:
         """The mapper that a running receiver has, with this filter, mapping and these services.
 
         Args:
             resource: Attributes of the records' resource. The settings' own `resource` takes precedence. `$${` in a
                 value is `${`.
+            environ: Where OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are read, as by `Service`, such as
+                `os.environ`; None for nowhere. `resource` overrides them.
 
         Raises:
             TypeError: The resource is not a mapping.
-            ConfigError: An attribute of the resource is a reference such as `${env:NAME}`.
+            ConfigError: An attribute of the resource is a reference such as `${env:NAME}`, or `environ` is not a
+                mapping of strings.
         """
         check_type("resource", resource, (Mapping, NoneType), "a mapping or None")
-        problems: list[Problem] = []
+        environ = {} if environ is None else environ
+        problems = list(misshapen_variables(environ)) or list(references_in_variables(environ))
         resource = resolved(resource or {}, ("resource",), problems)
         if problems:
             raise ConfigError(problems)
+        resource = {**resource_from_environment(environ), **resource}
         encoder = EncoderOfSettings(
             resource={**DEFAULT_RESOURCE, **resource, **self.resource},
             user=self.user,
@@ -361,12 +373,19 @@ class StatsigReceiverSettings(Settings):
             self.impacted_services.create() if self.impacted_services else None,
         )
 
-    def intake(self, name: str = "statsig", resource: Mapping[str, AttributeValue] | None = None) -> Intake:
+    def intake(
+        self,
+        name: str = "statsig",
+        resource: Mapping[str, AttributeValue] | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> Intake:
         """The intake with these secrets, limits and this mapper, for a framework or a consumer of your own.
 
         Args:
             name: The receiver's id, such as `statsig` or `statsig/eu`.
             resource: See `mapper`.
+            environ: See `mapper`.
 
         Raises:
             TypeError: An argument has another type.
@@ -377,7 +396,7 @@ class StatsigReceiverSettings(Settings):
             max_in_flight_bytes=self.max_in_flight_bytes,
             read_timeout=self.read_timeout,
         )
-        return Intake(verifier=self.verifier(), mapper=self.mapper(resource), name=name, limits=limits)
+        return Intake(verifier=self.verifier(), mapper=self.mapper(resource, environ=environ), name=name, limits=limits)
 
 
 def with_resource(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> StatsigReceiverSettings:

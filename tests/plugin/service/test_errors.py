@@ -370,6 +370,32 @@ def test_other_dollars_are_only_characters() -> None:
     assert logs.scope_logs[0].log_records[0].body.string_value == "$$ $layout"
 
 
+def test_a_mapper_reads_the_resource_of_the_environment_as_a_service_does() -> None:
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": "a=b,c=d,broken,e=%24{e}", "OTEL_SERVICE_NAME": "flags"}
+    settings = StatsigReceiverSettings(signing_secrets=[SECRET], endpoint="127.0.0.1:0", resource={"c": "own"})
+    exporter = Payloads()
+    unqueued = Destination(exporter, sending_queue={"enabled": False})
+    exporters, resource = {"own": unqueued}, {"f": "$${f}"}
+    with made(
+        receivers={"statsig": settings}, exporters=exporters, directory=None, resource=resource, environ=environ
+    ) as running:
+        assert post(running, "layout").status == 200
+    (logs,) = ExportLogsServiceRequest.FromString(exporter.payloads[0]).resource_logs
+    found = {one.key: one.value.string_value for one in logs.resource.attributes}
+    assert found == {"service.name": "flags", "a": "b", "c": "own", "e": "${e}", "f": "${f}"}
+    assert resource_of(settings.mapper(resource, environ=environ)) == found
+    assert resource_of(settings.intake("statsig", resource, environ=environ).mapper) == found
+    assert resource_of(settings.mapper({"service.name": "x"}, environ=environ))["service.name"] == "x"
+    assert resource_of(settings.mapper()) == {"service.name": "statsig", "c": "own"}
+    for wrong, said in (
+        ({"OTEL_SERVICE_NAME": "${X}"}, r"environ::OTEL_SERVICE_NAME: contains \$"),
+        ({"OTEL_SERVICE_NAME": 3}, "environ::OTEL_SERVICE_NAME: must be a string"),
+        ("PATH", "environ: must be a mapping"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            settings.mapper(environ=wrong)  # type: ignore[arg-type]
+
+
 def test_a_file_and_a_variable_give_the_value_itself(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
