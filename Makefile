@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz test-browser dependencies sbom clean
+.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz browser test-browser dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -81,7 +81,9 @@ $(VENV)/.browser: $(VENV)/.dev
 build/tools/node_modules/axe-core/axe.min.js:
 	npm install --silent --no-save --prefix build/tools axe-core@4.14.1
 
-test-browser: $(VENV)/.browser build/tools/node_modules/axe-core/axe.min.js
+browser: $(VENV)/.browser build/tools/node_modules/axe-core/axe.min.js
+
+test-browser: browser
 	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m slow $(ARGS) tests/plugin/watch/test_browser.py
 
 check: $(VENV)/.dev
