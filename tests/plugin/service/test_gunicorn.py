@@ -67,14 +67,16 @@ def post_worker_init(worker):
 
 def worker_exit(server, worker):
     import program
-    program.running.shutdown(10)
+    program.running.shutdown({shutdown})
 """
 
 
-def gunicorn(tmp_path: Path, port: int, *, preload: bool) -> Process:
+def gunicorn(tmp_path: Path, port: int, *, preload: bool = False, graceful: int = 30, shutdown: int = 10) -> Process:
     directory, kept = str(tmp_path / "queue"), str(tmp_path / "kept.jsonl")
     (tmp_path / "program.py").write_text(PROGRAM.format(root=str(ROOT), directory=directory, kept=kept))
-    (tmp_path / "gunicorn.conf.py").write_text(f"preload_app = {preload}\n{HOOKS}")
+    (tmp_path / "gunicorn.conf.py").write_text(
+        f"preload_app = {preload}\ngraceful_timeout = {graceful}\n{HOOKS.format(shutdown=shutdown)}"
+    )
     where = ["--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path)]
     command = [sys.executable, "-m", "gunicorn", "--config", str(tmp_path / "gunicorn.conf.py"), *where, "program:app"]
     return Process(command, environment())
@@ -160,3 +162,27 @@ def test_a_reload_under_load_refuses_nothing_and_loses_nothing(tmp_path: Path, *
         assert process.stop() == 0
     assert set(load.acknowledged) <= set(delivered(tmp_path))
     assert len(delivered(tmp_path)) == len(set(delivered(tmp_path)))
+
+
+def test_a_half_sent_body_holds_the_old_worker_no_longer_than_both_limits(tmp_path: Path) -> None:
+    """As docs/embedding.md has it, with shorter times. By default webhooks would be refused after 10 s."""
+    port = free_port()
+    address = ("127.0.0.1", port)
+    with gunicorn(tmp_path, port, graceful=1, shutdown=2) as process, ThreadPoolExecutor(2) as pool:
+        wait_until_listening(process, port)
+        load = Load(address)
+        running = [pool.submit(load.post) for _ in range(2)]
+        load.wait_for_more()
+        with socket.create_connection(address, timeout=LIMIT) as half_sent:
+            half_sent.sendall(webhook("half", f"/statsig{DEFAULT_PATH}")[:-3])
+            load.wait_for_more()  # in the meantime the worker has begun to read it
+            os.kill(process.pid, signal.SIGHUP)
+            process.wait_for("Waiting for the queue's directory")
+            process.wait_for("Worker exiting")
+            load.wait_for_more()
+        load.stop()
+        for one in running:
+            one.result(LIMIT)
+        assert set(load.webhooks) == {"200"}
+        assert process.stop() == 0
+    assert set(load.acknowledged) <= set(delivered(tmp_path))

@@ -193,6 +193,7 @@ def test_what_fails_after_the_wait_is_logged_and_may_be_tried_again(
         given_up.set()
         assert [answer.result(LIMIT).status for answer in answers] == [503]
         wait_until(lambda: "The service could not be started: " in caplog.text)
+        assert not running.ended.done()
         (tmp_path / "queue.db").rmdir()
         with running:
             assert exchange(address, webhook("a")).status == 200
