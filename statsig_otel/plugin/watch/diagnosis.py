@@ -44,11 +44,6 @@ class ReceiverFacts:
     duplicates: int = 0
     invalid: int = 0
 
-    @property
-    def has_verified_url(self) -> bool:
-        """Whether a URL verification was answered."""
-        return bool(self.answers.get("url_verification"))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExporterFacts:
@@ -269,11 +264,10 @@ def steps(facts: Facts) -> list[Step]:
     delivered = any(one.delivered for one in facts.exporters)
     paths = " or ".join(one.path for one in receivers)
     done = {
-        f"Statsig verifies the webhook's URL, which ends with {paths}": has_verified
-        or any(one.has_verified_url for one in receivers),
-        "The webhook's signing secret is in signing_secrets": bool(receivers)
-        and all(one.has_secret for one in receivers),
-        "A signed webhook arrives": has_verified,
+        f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": has_verified
+        or any(one.answers for one in receivers),
+        "A signing secret is set": bool(receivers) and all(one.has_secret for one in receivers),
+        "A webhook with a valid signature arrives": has_verified,
         "It has a config change": has_change,
         "A change is delivered": delivered,
     }

@@ -136,7 +136,7 @@ def send(service: Service, body: bytes) -> None:
 def test_a_change_appears_while_somebody_looks_and_its_record_can_be_copied(browser: Any, tmp_path: Path) -> None:
     with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
         page.get_by_text("No webhook with a valid signature since the start").first.wait_for()
-        page.get_by_text("A signed webhook arrives").wait_for()
+        page.get_by_text("A webhook with a valid signature arrives").wait_for()
         page.locator("#live", has_text="Live").wait_for()
         send(service, change("layout_v2"))
         arrived = row(page, "changes", "layout_v2")

@@ -90,12 +90,17 @@ def test_the_steps_of_the_set_up_end_when_a_change_is_delivered() -> None:
     nothing = replace(SENDING, delivered=0)
     assert [step.is_done for step in steps(facts(fresh, nothing))] == [False] * 5
     assert [step.text for step in steps(facts(fresh, nothing)) if step.is_current] == [
-        "Statsig verifies the webhook's URL, which ends with /hook"
+        "A request, such as Statsig's URL verification, reaches the URL that ends with /hook"
     ]
     verified = replace(fresh, answers={"url_verification": 1})
     assert [step.is_current for step in steps(facts(verified, nothing))] == [False, True, False, False, False]
     secret = replace(verified, has_secret=True)
     assert [step.is_current for step in steps(facts(secret, nothing))] == [False, False, True, False, False]
+    # A webhook with another secret has reached the URL, so what is missing is a valid signature.
+    wrong = replace(RECEIVER, answers={"signature_wrong": 3})
+    assert [step.text for step in steps(facts(wrong, nothing)) if step.is_current] == [
+        "A webhook with a valid signature arrives"
+    ]
     signed = replace(secret, last_verified=NOW)
     assert [step.is_current for step in steps(facts(signed, nothing))] == [False, False, False, True, False]
     assert [step.is_current for step in steps(facts(RECEIVING, nothing))] == [False, False, False, False, True]
