@@ -117,10 +117,14 @@ class Verifier:
         return Verification(digests, signed[1], ahead_ms)
 
     def _too_far(self, ahead_ms: int) -> str:
-        where = "in the future" if ahead_ms > 0 else "old"
+        where, why = (
+            ("in the future", "this machine's clock is slow, or the sender's is fast")
+            if ahead_ms > 0
+            else ("old", "something holds webhooks back, this machine's clock is fast, or the sender's is slow")
+        )
         return (
             f"the webhook is {abs(ahead_ms) / 1000:.0f} s {where}, and timestamp_tolerance is "
-            f"{self._tolerance_ms / 1000:g} s: check this machine's clock, or whether something holds webhooks back"
+            f"{self._tolerance_ms / 1000:g} s: {why}"
         )
 
 

@@ -170,8 +170,18 @@ def test_headers_as_text_are_judged_like_bytes(text: str) -> None:
             "timestamp_malformed",
             r"\(these are seconds\): look at who else",
         ),
-        (SIGNATURE, b"%d" % (NOW - 412_000), "timestamp_outside_tolerance", "412 s old"),
-        (SIGNATURE, b"%d" % (NOW + 3_600_000), "timestamp_outside_tolerance", "3600 s in the future"),
+        (
+            SIGNATURE,
+            b"%d" % (NOW - 412_000),
+            "timestamp_outside_tolerance",
+            "412 s old, .* 300 s: something holds webhooks back, this machine's clock is fast",
+        ),
+        (
+            SIGNATURE,
+            b"%d" % (NOW + 3_600_000),
+            "timestamp_outside_tolerance",
+            "3600 s in the future, .* 300 s: this machine's clock is slow, or the sender's is fast$",
+        ),
         (b"v0=" + b"0" * 64, TIMESTAMP, "signature_wrong", "something changed the body on the way"),
         (
             b"",
