@@ -23,8 +23,9 @@ from statsig_otel.plugin.cli.explanation import ExplainedItem, Explanation, Sign
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option, read_body
 from statsig_otel.plugin.record.services import Concerned, Found
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
+from statsig_otel.plugin.settings.environment import read_document
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.resource import resource_from_environment
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS: Final = re.compile(r"[0-9]{13}")

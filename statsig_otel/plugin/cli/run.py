@@ -37,11 +37,11 @@ from statsig_otel.plugin.settings.environment import (
     check_enabled,
     log_level_from_environment,
     read_document,
-    resource_from_environment,
 )
 from statsig_otel.plugin.settings.exporters import secrets_in
 from statsig_otel.plugin.settings.metrics import MetricsSettings
 from statsig_otel.plugin.settings.reading import metrics_settings, queued_exporters, traces_settings
+from statsig_otel.plugin.settings.resource import resource_from_environment
 from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
 from statsig_otel.plugin.settings.traces import TracesSettings

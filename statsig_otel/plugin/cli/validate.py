@@ -15,9 +15,10 @@ from statsig_otel.plugin.cli.options import config_errors_reported, config_optio
 from statsig_otel.plugin.doctor.resources import check_resources
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.environment import check_enabled, read_document, resource_from_environment
+from statsig_otel.plugin.settings.environment import check_enabled, read_document
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.remarks import remarks
+from statsig_otel.plugin.settings.resource import resource_from_environment
 from statsig_otel.plugin.settings.storage import find_directory
 
 

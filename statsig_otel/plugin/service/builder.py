@@ -27,15 +27,15 @@ from statsig_otel.plugin.settings.delivery import (
     RetryOnFailureSettings,
     SendingQueueSettings,
 )
-from statsig_otel.plugin.settings.environment import (
+from statsig_otel.plugin.settings.exporters import why_not_exporter
+from statsig_otel.plugin.settings.reading import queued_exporters
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.resource import (
     UNRESOLVED,
     misshapen_variables,
     references_in_variables,
     resource_from_environment,
 )
-from statsig_otel.plugin.settings.exporters import why_not_exporter
-from statsig_otel.plugin.settings.reading import queued_exporters
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _STORAGE: Final = "file_storage"

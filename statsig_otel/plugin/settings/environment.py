@@ -15,21 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Final
-from urllib.parse import unquote
 
 from statsig_otel.config.document import UNKNOWN, Document, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.merging import merge
-from statsig_otel.plugin.record.change_event import valid
-from statsig_otel.plugin.record.serializer import AttributeValue
+from statsig_otel.plugin.settings.resource import pairs
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 from statsig_otel.plugin.webhook.secret import NO_QUOTES
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 LISTEN_VARIABLE: Final = "STATSIG_LISTEN"
-UNRESOLVED: Final = "contains ${, with which a reference begins: nothing resolves it"
-"""What is wrong with a value that a program passes, and that would be a reference in a file."""
 
 _logger: Final = logging.getLogger(__name__)
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http", "http/json": "otlp_http"}
@@ -107,49 +103,6 @@ def document_from_environment(environ: Mapping[str, str]) -> Document:
     Without a signing secret it is the set-up mode; a secret that is set but empty is an error.
     """
     return _Reader(environ).document()
-
-
-def resource_from_environment(environ: Mapping[str, str]) -> dict[str, AttributeValue]:
-    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, with `OTEL_SERVICE_NAME` over them.
-
-    Entries that are not pairs are left out with a warning, as in the SDK. Bytes that are not UTF-8, plain or
-    percent-encoded, become U+FFFD.
-    """
-    pairs, broken = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
-    if broken:
-        _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are not key=value and are left out", broken)
-    name = environ.get("OTEL_SERVICE_NAME")
-    return {**pairs, **({"service.name": valid(name)} if name else {})}
-
-
-def misshapen_variables(environ: object) -> Iterator[Problem]:
-    """What is wrong with variables that a program passes, so that they can't be read."""
-    if not isinstance(environ, Mapping):
-        yield Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables")
-    for name, value in environ.items() if isinstance(environ, Mapping) else ():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            yield Problem(("environ", str(name)), "must be a string")
-
-
-def references_in_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
-    """A problem for each variable of the resource that contains a reference, which nothing resolved."""
-    for name in ("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"):
-        if "${" in environ.get(name, ""):
-            hint = "set the value itself; in OTEL_RESOURCE_ATTRIBUTES, %24{ stands for ${"
-            yield Problem(("environ", name), UNRESOLVED, hint)
-
-
-def _pairs(text: str) -> tuple[dict[str, str], int]:
-    """The pairs of `key=value,key=value`, values percent-decoded, and how many entries are not a pair."""
-    found: dict[str, str] = {}
-    broken = 0
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = entry.partition("=")
-        if equals and key.strip():
-            found[valid(unquote(key.strip()))] = valid(unquote(value.strip()))
-        else:
-            broken += 1
-    return found, broken
 
 
 class _Reader:
@@ -257,7 +210,7 @@ class _Reader:
         return f"{value}s"
 
     def _headers(self, variable: str, value: str) -> dict[str, str] | Unknown:
-        headers, broken = _pairs(value)
+        headers, broken = pairs(value)
         return self._fault(variable, "contains an entry that is not key=value") if broken else headers
 
     def _check_pair(self, tls: dict[str, object]) -> None:

@@ -30,13 +30,13 @@ from statsig_otel.plugin.record.record import (
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
-from statsig_otel.plugin.settings.environment import (
+from statsig_otel.plugin.settings.filter import FilterSettings
+from statsig_otel.plugin.settings.mapping import MappingSettings
+from statsig_otel.plugin.settings.resource import (
     misshapen_variables,
     references_in_variables,
     resource_from_environment,
 )
-from statsig_otel.plugin.settings.filter import FilterSettings
-from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
 from statsig_otel.plugin.webhook import DEFAULT_PATH
 from statsig_otel.plugin.webhook.secret import NO_QUOTES, fault_of_secret, is_in_quotes

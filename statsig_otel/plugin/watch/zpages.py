@@ -1,15 +1,16 @@
 """The server of the `zpages` extension, which shows the live page."""
 
 import logging
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from statsig_otel._instruments import collecting
 from statsig_otel.plugin.server.listening import host_port
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
-from statsig_otel.plugin.watch.routes import create_app
-from statsig_otel.plugin.watch.site import ShownService, Site
+
+if TYPE_CHECKING:
+    from statsig_otel.plugin.watch.site import ShownService
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -25,7 +26,10 @@ class Zpages:
         server: The server itself.
     """
 
-    def __init__(self, settings: ZpagesSettings, service: ShownService) -> None:
+    def __init__(self, settings: ZpagesSettings, service: "ShownService") -> None:
+        from statsig_otel.plugin.watch.routes import create_app  # noqa: PLC0415 - few services have a page
+        from statsig_otel.plugin.watch.site import Site  # noqa: PLC0415 - likewise
+
         host, port = settings.address
         self._site = Site(service)
         app = create_app(self._site, settings)

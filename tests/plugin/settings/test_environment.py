@@ -20,10 +20,10 @@ from statsig_otel.plugin.settings.environment import (
     check_enabled,
     document_from_environment,
     read_document,
-    resource_from_environment,
 )
 from statsig_otel.plugin.settings.reading import exporter_settings, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.resource import resource_from_environment
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 
