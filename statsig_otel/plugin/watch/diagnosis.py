@@ -239,7 +239,7 @@ def _instead(receiver: ReceiverFacts) -> str:
         "other event": sum(receiver.ignored.values()) - filtered,
         "filtered change": filtered,
         "duplicate": receiver.duplicates,
-        "invalid item": receiver.invalid,
+        "invalid change": receiver.invalid,
     }
     return ", ".join(counted(number, noun) for noun, number in found.items() if number)
 
@@ -310,7 +310,7 @@ def _without_change(receiver: ReceiverFacts) -> Trouble | None:
     listed = f" ({', '.join(names[:_MOST_NAMES])})" if names else ""
     check_filter = " The receiver's own filter drops changes, too." if receiver.ignored.get(CONFIG_CHANGE) else ""
     return Trouble(
-        f"No webhook to {receiver.name} had a new config change, but: {_instead(receiver) or 'nothing'}{listed}",
+        f"No new config change has come to {receiver.name}, only {_instead(receiver) or 'empty webhooks'}{listed}",
         "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes."
         f"{check_filter}",
         receiver.last_verified,

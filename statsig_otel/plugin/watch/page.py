@@ -283,15 +283,15 @@ def _said(entry: Mapping[str, Any]) -> str:
     if entry["reason"] == "url_verification":
         return "Statsig verified the URL."
     if entry["reason"] == "accepted":
-        words = {
-            "accepted": "config change",
-            "duplicates": "duplicate",
-            "ignored": "other item",
-            "invalid": "invalid item",
+        kinds = {
+            "accepted": ("Accepted", "config change"),
+            "duplicates": ("Accepted before", "config change"),
+            "ignored": ("Ignored", "event"),
+            "invalid": ("Invalid", "config change"),
         }
         items = entry["items"]
-        parts = [counted(items[key], word) for key, word in words.items() if items.get(key)]
-        return f"Accepted: {', '.join(parts) or 'nothing in it'}."
+        parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
+        return " ".join(parts) or "There was nothing in it."
     return f"Refused: {why(entry['reason'], entry['detail'])}. {check(entry['reason'], entry['detail'])}".rstrip()
 
 

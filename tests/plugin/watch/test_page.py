@@ -175,6 +175,16 @@ def test_what_was_sent_together_is_counted() -> None:
     assert "(12 times)" in page.sections(found)["requests"]
 
 
+def test_what_became_of_the_items_of_a_webhook_is_said() -> None:
+    found = shown("a")
+    entry = next(one for one in found.entries["requests"] if one["reason"] == "accepted")
+    assert "Accepted: 1 config change. Ignored: 2 events.<" in page.sections(found)["requests"]
+    entry["items"].update(accepted=0, duplicates=2, ignored=0, invalid=1)
+    assert "Accepted before: 2 config changes. Invalid: 1 config change.<" in page.sections(found)["requests"]
+    entry["items"].clear()
+    assert "There was nothing in it.<" in page.sections(found)["requests"]
+
+
 def test_an_idle_service_has_a_page_too() -> None:
     history = History(lambda: (0.0,) * 4)
     empty = Shown(

@@ -71,7 +71,7 @@ def test_what_came_last() -> None:
     assert words(receiver) == f"{nothing_new}."
     receiver.counts.ignore({"checkout": 2, "statsig::gate_exposure": 15, "statsig::config_change": 1})
     receiver.counts.duplicates, receiver.counts.invalid = 3, 1
-    assert words(receiver) == f"{nothing_new}: 17 other events, 1 filtered change, 3 duplicates, 1 invalid item."
+    assert words(receiver) == f"{nothing_new}: 17 other events, 1 filtered change, 3 duplicates, 1 invalid change."
     assert words(seen(intake(), verified=2, changed=7201)) == "Receiving. Last config change 2 hours ago."
 
 
