@@ -357,7 +357,7 @@ REFUSALS: Final = (
 """The status and the kind of each refusal of a head."""
 
 _OTHER_PROTOCOLS: Final[Sequence[tuple[bytes, str, str]]] = (
-    (b"\x16\x03", "tls", "a client speaks TLS to this port, which serves plain HTTP: use http://, or set tls"),
+    (b"\x16\x03", "tls", "a client speaks TLS to this port, which serves plain HTTP: set tls, or use http://"),
     (b"PROXY ", "proxy_protocol", _PROXY_PROTOCOL),
     (b"\r\n\r\n\0\r\nQUIT\n", "proxy_protocol", _PROXY_PROTOCOL),
     (b"PRI * HTTP/2", "http2", "a client speaks HTTP/2: let the proxy in front speak HTTP/1.1 to this port"),

@@ -126,8 +126,8 @@ _CLOCK: Final = "A time service, such as chrony or systemd-timesyncd, keeps a cl
 _URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook)."
 _OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
-    "Let a proxy in front of this port end TLS, or set tls of the receiver. To try it without TLS, the URL has to "
-    "begin with http://."
+    "Set tls of the receiver, or put a proxy with a certificate in front of this port. To try it without TLS, begin "
+    "the URL with http://."
 )
 
 REASONS: Final[Mapping[str, tuple[str, str]]] = {
