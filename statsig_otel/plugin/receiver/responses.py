@@ -62,9 +62,9 @@ class Paths:
         shown = printable((encoded or prefix + path)[:_SHOWN])
         meant = self._paths.get(re.sub("/+", "/", unquote(path))) if len(path) <= self._longest else None
         known = [meant] if meant else sorted(set(self._paths.values()))
-        hint = f"the path is {' or '.join(prefix + one for one in known)}"
+        hint = f"the receiver's path is {' or '.join(prefix + one for one in known)}"
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
-        journal.add_request("", HTTPStatus.NOT_FOUND, "not_found", f"a request for {shown}: {hint}")
+        journal.add_request("", HTTPStatus.NOT_FOUND, "not_found", f"a request came to {shown}; {hint}")
         return _NOWHERE
 
 

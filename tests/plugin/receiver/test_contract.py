@@ -60,7 +60,7 @@ def test_a_path_that_is_nearly_right_is_named_in_the_log(adapter: Adapter, caplo
         caplog.clear()
         with adapter.receiving() as address:
             assert exchange(address, request(path=path)).status == 404
-        assert "is answered with 404: the path is /hook" in caplog.text, path
+        assert "is answered with 404: the receiver's path is /hook" in caplog.text, path
 
 
 @whole

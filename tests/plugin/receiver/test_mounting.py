@@ -83,7 +83,7 @@ def test_below_a_prefix_of_a_starlette_application(root_path: str, caplog: pytes
         assert [status_at(address, path) for path in ("/statsig/hook", "/outer/inner/hook")] == [200, 200]
         assert_refused(exchange(address, request(path="/statsig/other")), 404)
         there = f"{root_path}/statsig"
-        assert f"a request for {there}/other is answered with 404: the path is {there}/hook" in caplog.text
+        assert f"a request for {there}/other is answered with 404: the receiver's path is {there}/hook" in caplog.text
         assert_refused(exchange(address, request(path="/statsig/hook", method="GET")), 405)
         unsent = {"Content-Length": "100000"}
         assert_refused(exchange(address, request(path="/statsig/hook", headers=unsent)), 401)
@@ -144,7 +144,7 @@ def test_below_a_prefix_of_a_flask_application(serve: Any, caplog: pytest.LogCap
         assert exchange(address, request(method="GET", path="/health")).body == b"healthy"
         assert [status_at(address, path) for path in ("/statsig/hook", "/deep/er/hook")] == [200, 200]
         assert_refused(exchange(address, request(path="/statsig/other")), 404)
-        assert "a request for /statsig/other is answered with 404: the path is /statsig/hook" in caplog.text
+        assert "a request for /statsig/other is answered with 404: the receiver's path is /statsig/hook" in caplog.text
         assert_refused(exchange(address, request(path="/statsig/hook", method="GET")), 405)
         assert status_at(address, "/hook") == 404
     assert len(sink.batches) == 2
