@@ -131,36 +131,36 @@ _PLAIN: Final = (
 )
 
 REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "signature_wrong": ("it was signed with a secret that is not configured here", _KEY),
-    "signature_missing": ("it has no signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
-    "signature_repeated": ("its signature is there several times", _PROXY),
-    "signature_malformed": ("its signature does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_missing": ("it has no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
-    "timestamp_repeated": ("its time is there several times", _PROXY),
-    "timestamp_malformed": ("its time does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_outside_tolerance": ("the clocks of its sender and of this machine differ too much", _CLOCK),
+    "signature_wrong": ("signed with a secret that is not configured here", _KEY),
+    "signature_missing": ("without a signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
+    "signature_repeated": ("with several signatures", _PROXY),
+    "signature_malformed": ("with a signature that does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_missing": ("without a time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
+    "timestamp_repeated": ("with several times", _PROXY),
+    "timestamp_malformed": ("with a time that does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_outside_tolerance": ("with a time too far from this machine's clock", _CLOCK),
     "no_secret": (
-        "this service has no signing secret yet",
+        "no signing secret is set yet",
         "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
     ),
-    "not_found": ("nothing is served at its path", _URL),
-    "method": ("it was not sent with POST", "Statsig sends POST. A browser that opens the URL sends GET."),
-    "tls": ("its sender speaks TLS to a port that serves plain HTTP", _PLAIN),
-    "tls_handshake": ("its TLS handshake failed", "Check the certificate, and whether the URL begins with https://."),
-    "http2": ("its sender speaks HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
-    "proxy_protocol": ("its sender speaks the PROXY protocol", "Switch that off in the load balancer."),
-    "not_http": ("it is not HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
-    "content_encoding": ("its body is compressed", f"Statsig does not compress. {_PROXY}"),
-    "too_large": ("its body is too large", "If Statsig sent it, raise max_request_body_size."),
-    "slow_body": ("its body did not arrive in time", "Look at the network and the proxy, or raise read_timeout."),
-    "truncated": ("its body ended early", "The sender or a proxy closed the connection."),
+    "not_found": ("sent to a path that nothing is served at", _URL),
+    "method": ("not sent with POST", "Statsig sends POST. A browser that opens the URL sends GET."),
+    "tls": ("sent with TLS to a port that serves plain HTTP", _PLAIN),
+    "tls_handshake": ("the TLS handshake failed", "Check the certificate, and whether the URL begins with https://."),
+    "http2": ("sent with HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
+    "proxy_protocol": ("sent with the PROXY protocol", "Switch that off in the load balancer."),
+    "not_http": ("not sent with HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
+    "content_encoding": ("with a compressed body", f"Statsig does not compress. {_PROXY}"),
+    "too_large": ("the body is too large", "If Statsig sent it, raise max_request_body_size."),
+    "slow_body": ("the body did not arrive in time", "Look at the network and the proxy, or raise read_timeout."),
+    "truncated": ("the body ended early", "The sender or a proxy closed the connection."),
     "queue_full": ("the queue is full", _OVERLOAD),
     "disk_full": ("the disk is full", "Free space on the disk of the queue's directory."),
     "storage_failed": ("the queue could not be written", "Look at the disk of the queue's directory, and the log."),
-    "exporter_failed": ("an exporter without a queue could not deliver it", "Repair its backend, or give it a queue."),
-    "not_json": ("its body is not JSON", f"Who sends this? {_PROXY}"),
-    "not_utf8": ("its body is not UTF-8", f"Who sends this? {_PROXY}"),
-    "unknown_shape": ("its body is not a webhook of a known form", "It is kept as a dead letter: see below."),
+    "exporter_failed": ("an exporter without a queue could not deliver", "Repair its backend, or give it a queue."),
+    "not_json": ("the body is not JSON", f"Who sends this? {_PROXY}"),
+    "not_utf8": ("the body is not UTF-8", f"Who sends this? {_PROXY}"),
+    "unknown_shape": ("the body is not a webhook of a known form", "It is kept as a dead letter: see below."),
     "shutting_down": ("the service was stopping", "Statsig may not send it again."),
 }
 """By the reason of a refusal, why a request was refused, and what to check."""
@@ -198,38 +198,65 @@ def sentence(facts: Facts) -> str:
 
 
 def _sentences(facts: Facts) -> Iterator[str]:
-    if facts.reasons:
-        yield f"Not receiving: {'; '.join(facts.reasons.values())}."
-    else:
-        yield from _receiving(facts)
+    """What is wrong, then what came last, then what mends itself."""
+    refused = next(_refusals(facts), None)
+    yield from _not_received(facts, refused)
     for one in facts.exporters:
-        if one.state in _AT_FAULT:
-            verb = "waits" if one.waiting == 1 else "wait"
-            what = "" if one.waiting is None else f": {counted(one.waiting, 'record')} {verb}"
-            yield f"{one.name} is {one.state}{what}."
+        if one.state in ("refused", "blocked"):
+            yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
+    if not facts.reasons:
+        yield from _last(facts, is_refusing=refused is not None)
+    for one in facts.exporters:
+        if one.state == "retrying":
+            yield f"{one.name} is retrying{_waiting(one)}."
     if facts.dead_letters:
         yield f"{counted(facts.dead_letters, 'dead letter')} held."
 
 
-def _receiving(facts: Facts) -> Iterator[str]:
-    """Whether webhooks are taken, and what came last."""
-    now, verified = facts.now, max((one.last_verified for one in facts.receivers), default=0.0)
-    change = max((one.last_change for one in facts.receivers), default=0.0)
-    without = [one.name for one in facts.receivers if not one.has_secret]
-    if without and not verified:
+def _not_received(facts: Facts, refused: RequestEntry | None) -> Iterator[str]:
+    """Why webhooks are refused, or the last one was."""
+    if facts.reasons:
+        yield f"Not receiving: {'; '.join(facts.reasons.values())}."
+        return
+    if without := _without_secret(facts):
         yield f"{', '.join(without)} has no signing secret yet: it only answers Statsig's URL verification."
-    elif not verified:
-        yield f"Receiving. No webhook with a valid signature since the start, {ago(now - facts.since)}."
-    elif not change:
-        instead = "; ".join(filter(None, map(_instead, facts.receivers)))
-        what = f": {instead}" if instead else ""
-        yield f"Receiving. Last webhook {ago(now - verified)}, but no new config change since the start{what}."
-    else:
-        yield f"Receiving. Last config change {ago(now - change)}."
-    refused = next(_refusals(facts), None)
+    elif refused is not None and not _last_verified(facts):
+        yield "Not receiving."
     if refused is not None:
-        detail = f": {refused.detail}" if refused.detail else ""
-        yield f"A request was refused {ago(now - refused.at)} ({refused.reason}{detail})."
+        yield f"{_refused(refused, f' {ago(facts.now - refused.at)}')}."
+
+
+def _last(facts: Facts, *, is_refusing: bool) -> Iterator[str]:
+    """What came last."""
+    now, verified = facts.now, _last_verified(facts)
+    if change := max((one.last_change for one in facts.receivers), default=0.0):
+        yield f"{'' if is_refusing else 'Receiving. '}Last config change {ago(now - change)}."
+    elif verified:
+        instead = "; ".join(filter(None, map(_instead, facts.receivers)))
+        only = f", only {instead}" if instead else ""
+        yield f"No new config change since the start{only}. Last webhook {ago(now - verified)}."
+    elif not is_refusing and not _without_secret(facts):
+        yield f"Ready. No webhook with a valid signature since the start, {ago(now - facts.since)}."
+
+
+def _last_verified(facts: Facts) -> float:
+    return max((one.last_verified for one in facts.receivers), default=0.0)
+
+
+def _without_secret(facts: Facts) -> list[str]:
+    """The receivers that need one before any webhook is taken."""
+    return [] if _last_verified(facts) else [one.name for one in facts.receivers if not one.has_secret]
+
+
+def _refused(entry: RequestEntry, when: str = "") -> str:
+    requests = "A request was" if entry.count == 1 else f"{entry.count} requests were"
+    return f"{requests} refused{when}: {why(entry.reason, entry.detail)}"
+
+
+def _waiting(exporter: ExporterFacts) -> str:
+    if exporter.waiting is None:
+        return ""
+    return f": {counted(exporter.waiting, 'record')} {'waits' if exporter.waiting == 1 else 'wait'}"
 
 
 def _instead(receiver: ReceiverFacts) -> str:
@@ -249,7 +276,7 @@ def _refusals(facts: Facts) -> Iterator[RequestEntry]:
 
     Those of the server count only as long as there was no such webhook. Later they are the noise of a public address.
     """
-    verified = max((one.last_verified for one in facts.receivers), default=0.0)
+    verified = _last_verified(facts)
     for entry in facts.requests:
         is_ours = entry.receiver or (not verified and entry.reason in _FIRST_TO_CHECK)
         if entry.status != HTTPStatus.OK and is_ours and entry.at >= max(verified, facts.since):
@@ -284,8 +311,7 @@ def troubles(facts: Facts) -> list[Trouble]:
     found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
     for entry in _refusals(facts):
         if entry.at > facts.now - _HOUR:
-            title = f"A request was refused: {why(entry.reason, entry.detail)}"
-            found.append(Trouble(title, check(entry.reason, entry.detail), entry.at, entry.count))
+            found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, entry.count))
     return found[:_MOST_PROBLEMS]
 
 

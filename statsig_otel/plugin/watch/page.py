@@ -36,8 +36,8 @@ _AT_FAULT: Final = ("refused", "blocked")
 
 SECTIONS: Final[Mapping[str, str]] = {
     "state": "State",
-    "steps": "Set-up",
     "troubles": "What to check",
+    "steps": "Set-up",
     "chart": "The last hour",
     "exporters": "Exporters",
     "dead-letters": "Dead letters",

@@ -163,7 +163,7 @@ def test_a_forged_request_is_explained(browser: Any, tmp_path: Path) -> None:
         assert post(service, "forged", secret=f"{SECRET}0").status == 401
         page.locator("#troubles h3", has_text="signed with a secret that is not configured here").wait_for()
         assert "Compare signing_secrets" in page.locator("#troubles").inner_text()
-        assert "401" in row(page, "requests", "Refused: it was signed").inner_text()
+        assert "401" in row(page, "requests", "Refused: signed").inner_text()
         assert page.locator("#changes tbody tr").count() == 0
         # A good one ends it.
         assert post(service, "good").status == 200

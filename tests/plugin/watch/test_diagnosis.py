@@ -18,7 +18,7 @@ from statsig_otel.plugin.watch.diagnosis import (
 )
 from tests.looped import looped
 
-WRONG = "A request was refused 10 seconds ago (signature_wrong: another secret)."
+WRONG = "3 requests were refused 10 seconds ago: signed with a secret that is not configured here."
 NOW = 1_800_000_000.0
 RECEIVER = ReceiverFacts(name="statsig", path="/hook")
 RECEIVING = replace(RECEIVER, last_verified=NOW - 240, last_change=NOW - 240)
@@ -33,7 +33,8 @@ def refused(reason: str, detail: str = "", *, before: float = 10, receiver: str 
     return RequestEntry(receiver, 401, reason, detail, NOW - before, 3)
 
 
-SINCE = "Receiving. No webhook with a valid signature since the start, 10 minutes ago."
+WITHOUT = "statsig has no signing secret yet: it only answers Statsig's URL verification."
+SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ago."
 
 
 @looped(
@@ -43,11 +44,11 @@ SINCE = "Receiving. No webhook with a valid signature since the start, 10 minute
         (facts(RECEIVING), "Receiving. Last config change 4 minutes ago."),
         (
             facts(RECEIVER, SENDING, refused("signature_wrong", "another secret")),
-            f"{SINCE} {WRONG}",
+            f"Not receiving. {WRONG}",
         ),
         (
             facts(RECEIVING, SENDING, refused("signature_wrong", "another secret")),
-            f"Receiving. Last config change 4 minutes ago. {WRONG}",
+            f"{WRONG} Last config change 4 minutes ago.",
         ),
         (
             facts(RECEIVING, SENDING, refused("signature_wrong", before=500)),
@@ -57,15 +58,19 @@ SINCE = "Receiving. No webhook with a valid signature since the start, 10 minute
         (facts(RECEIVING, SENDING, refused("not_found", receiver="")), "Receiving. Last config change 4 minutes ago."),
         (
             facts(RECEIVER, SENDING, refused("not_found", receiver="")),
-            f"{SINCE} A request was refused 10 seconds ago (not_found).",
+            "Not receiving. 3 requests were refused 10 seconds ago: sent to a path that nothing is served at.",
         ),
         (
             facts(replace(RECEIVER, last_verified=NOW - 7)),
-            "Receiving. Last webhook 7 seconds ago, but no new config change since the start.",
+            "No new config change since the start. Last webhook 7 seconds ago.",
         ),
         (
             facts(replace(RECEIVER, has_secret=False)),
-            "statsig has no signing secret yet: it only answers Statsig's URL verification.",
+            WITHOUT,
+        ),
+        (
+            facts(replace(RECEIVER, has_secret=False), SENDING, refused("no_secret")),
+            f"{WITHOUT} 3 requests were refused 10 seconds ago: no signing secret is set yet.",
         ),
         (
             facts(RECEIVING, ExporterFacts(name="otlp_grpc", state="retrying", waiting=12)),
@@ -73,7 +78,7 @@ SINCE = "Receiving. No webhook with a valid signature since the start, 10 minute
         ),
         (
             facts(RECEIVING, ExporterFacts(name="file", state="blocked", waiting=None)),
-            "Receiving. Last config change 4 minutes ago. file is blocked.",
+            "Not delivering to file, which is blocked. Receiving. Last config change 4 minutes ago.",
         ),
         (
             replace(facts(RECEIVING), dead_letters=1, reasons={"queue_full": "too much waits"}),
@@ -114,7 +119,7 @@ def test_what_to_check_comes_with_each_trouble() -> None:
     found = troubles(facts(RECEIVER, blocked, refused("timestamp_outside_tolerance", "the webhook is 420 s old")))
     assert [one.title for one in found] == [
         "otlp_http is blocked: 401 from http://b",
-        "A request was refused: the clocks of its sender and of this machine differ too much",
+        "3 requests were refused: with a time too far from this machine's clock",
     ]
     assert "Waiting: 2 records. None is lost." in found[0].check
     assert found[1].check.startswith("The webhook is 420 s old. A time service")

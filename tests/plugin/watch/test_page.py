@@ -191,5 +191,5 @@ def test_an_idle_service_has_a_page_too() -> None:
         facts=Facts(now=1.0), entries={"requests": [], "changes": [], "attempts": []}, minutes=history.minutes()
     )
     read = check(page.page(empty))
-    assert "Receiving. No webhook with a valid signature since the start, 1 second ago." in read.text
+    assert "Ready. No webhook with a valid signature since the start, 1 second ago." in read.text
     assert "Nothing has happened in the last hour." in read.text
