@@ -176,6 +176,8 @@ _DETAILED: Final = frozenset(
 _FIRST_TO_CHECK: Final = frozenset({"not_found", "tls", "tls_handshake", "http2", "proxy_protocol"})
 """Reasons of refusals by the server that are worth a word until the first webhook with a valid signature arrives."""
 
+_AGAIN: Final = "The service tries again by itself; Try now does it at once."
+
 _AT_FAULT: Final = ("retrying", "refused", "blocked")
 
 
@@ -318,14 +320,18 @@ def troubles(facts: Facts) -> list[Trouble]:
 def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
     if exporter.state not in _AT_FAULT:
         return None
-    waits = "" if exporter.waiting is None else f" Waiting: {counted(exporter.waiting, 'record')}. None is lost."
+    again = (
+        "The next webhook is a try."
+        if exporter.waiting is None
+        else f"{_AGAIN} Waiting: {counted(exporter.waiting, 'record')}. None is lost."
+    )
     advice = {
-        "retrying": "The backend does not answer, or asks to wait. It is tried again by itself.",
+        "retrying": "The backend does not answer, or asks to wait.",
         "refused": "The backend refuses the records. Look at what it says, and at its limits.",
-        "blocked": "Somebody has to repair this: the address, the key or the certificate. Then try again below.",
+        "blocked": "Repair the key (headers), the address (endpoint) or the certificate (tls), and reload.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
-    return Trouble(title, f"{advice}{waits}", now)
+    return Trouble(title, f"{advice} {again}", now)
 
 
 def _without_change(receiver: ReceiverFacts) -> Trouble | None:

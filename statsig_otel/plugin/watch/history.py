@@ -10,7 +10,7 @@ from statsig_otel import _telemetry
 
 MINUTES: Final = 60
 
-SERIES: Final = ("requests taken", "requests refused", "records accepted", "records delivered")
+SERIES: Final = ("requests taken", "requests refused", "records received", "records delivered")
 
 _LOOK: Final = 5.0
 """Seconds between two looks at the counts. A minute's boundary is that exact."""

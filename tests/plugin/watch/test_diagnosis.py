@@ -121,7 +121,9 @@ def test_what_to_check_comes_with_each_trouble() -> None:
         "otlp_http is blocked: 401 from http://b",
         "3 requests were refused: with a time too far from this machine's clock",
     ]
-    assert "Waiting: 2 records. None is lost." in found[0].check
+    assert found[0].check.endswith("tries again by itself; Try now does it at once. Waiting: 2 records. None is lost.")
+    (without_queue,) = troubles(facts(RECEIVER, replace(blocked, waiting=None)))
+    assert without_queue.check.endswith("and reload. The next webhook is a try.")
     assert found[1].check.startswith("The webhook is 420 s old. A time service")
 
 
