@@ -108,13 +108,13 @@ class Trouble(NamedTuple):
         title: What has happened.
         check: What to check, and what to do.
         at: When it happened last, in seconds since the epoch.
-        times: How often, in that second; 0 if that has no meaning.
+        is_past: Whether that was a request, and is not a state that lasts.
     """
 
     title: str
     check: str
     at: float
-    times: int = 0
+    is_past: bool = False
 
 
 _KEY: Final = (
@@ -313,7 +313,7 @@ def troubles(facts: Facts) -> list[Trouble]:
     found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
     for entry in _refusals(facts):
         if entry.at > facts.now - _HOUR:
-            found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, entry.count))
+            found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, is_past=True))
     return found[:_MOST_PROBLEMS]
 
 

@@ -143,8 +143,7 @@ def _troubles(facts: Facts) -> str:
 
 
 def _trouble(one: Trouble) -> str:
-    times = f", {one.times} times in one second" if one.times > 1 else ""
-    when = f'<p class="quiet">{_clock(one.at)}{times}</p>' if one.times else ""
+    when = f'<p class="quiet">{_clock(one.at)}</p>' if one.is_past else ""
     title = _text(one.title)
     return f'<article class="trouble" data-key="{title}"><h3>{title}</h3><p>{_text(one.check)}</p>{when}</article>'
 
@@ -273,13 +272,13 @@ def _request(entry: Mapping[str, Any]) -> "_Row":
     number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
     return _Row(
         f"{entry['at']} {entry['receiver']} {entry['reason']}",
-        (_clock(at), _text(entry["receiver"]), f"{status or 'none'}{number}", _text(_said(entry))),
+        (_clock(at), _text(entry["receiver"]), f"{status or 'none'}{number}", _said(entry)),
         is_bad=status != 200,  # noqa: PLR2004 - HTTP's
     )
 
 
 def _said(entry: Mapping[str, Any]) -> str:
-    """What happened with requests, in a sentence."""
+    """What happened with requests, in a sentence; what to check after a refusal opens below it."""
     if entry["reason"] == "url_verification":
         return "Statsig verified the URL."
     if entry["reason"] == "accepted":
@@ -292,7 +291,9 @@ def _said(entry: Mapping[str, Any]) -> str:
         items = entry["items"]
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
-    return f"Refused: {why(entry['reason'], entry['detail'])}. {check(entry['reason'], entry['detail'])}".rstrip()
+    said = _text(_cut(f"Refused: {why(entry['reason'], entry['detail'])}."))
+    advice = _text(check(entry["reason"], entry["detail"]))
+    return f"<details><summary>{said}</summary>{advice}</details>" if advice else said
 
 
 def _attempt(entry: Mapping[str, Any]) -> "_Row":

@@ -163,11 +163,17 @@ def test_a_forged_request_is_explained(browser: Any, tmp_path: Path) -> None:
         assert post(service, "forged", secret=f"{SECRET}0").status == 401
         page.locator("#troubles h3", has_text="signed with a secret that is not configured here").wait_for()
         assert "Compare signing_secrets" in page.locator("#troubles").inner_text()
-        assert "401" in row(page, "requests", "Refused: signed").inner_text()
+        refused = row(page, "requests", "Refused: signed")
+        assert "401" in refused.inner_text()
+        assert "Compare" not in refused.inner_text()
+        refused.locator("summary").click()
+        refused.get_by_text("Compare signing_secrets").wait_for()
         assert page.locator("#changes tbody tr").count() == 0
         # A good one ends it.
         assert post(service, "good").status == 200
         page.locator("#troubles h3").wait_for(state="detached")
+        row(page, "requests", "Accepted: 1 config change.").wait_for()
+        assert "Compare" in refused.inner_text(), "what was opened is closed by what arrives"
 
 
 def test_a_dead_backend_that_comes_back(browser: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ _TAGS = {
     *("html", "head", "meta", "title", "link", "script", "body", "header", "main", "section", "div", "article"),
     *("h1", "h2", "h3", "p", "a", "b", "span", "time", "ol", "li", "dl", "dt", "dd", "pre"),
     *("figure", "figcaption", "svg", "line", "rect", "table", "thead", "tbody", "tr", "th", "td"),
-    *("form", "label", "input", "select", "option", "button"),
+    *("details", "summary", "form", "label", "input", "select", "option", "button"),
 }
 """The elements of the page: any other one has come from outside."""
 
@@ -173,6 +173,15 @@ def test_what_was_sent_together_is_counted() -> None:
     found = shown("a")
     found.entries["requests"][0]["count"] = 12  # type: ignore[index]
     assert "(12 times)" in page.sections(found)["requests"]
+
+
+def test_a_row_of_a_refusal_is_short_and_what_to_check_opens_below_it() -> None:
+    found = shown("a")
+    entry = next(one for one in found.entries["requests"] if one["status"] == 503)
+    assert "<details" not in page.sections(found)["requests"]
+    entry["reason"] = "queue_full"  # type: ignore[index]
+    rows = page.sections(found)["requests"]
+    assert "<details><summary>Refused: the queue is full.</summary>A. Statsig may not send it again." in rows
 
 
 def test_what_became_of_the_items_of_a_webhook_is_said() -> None:

@@ -18,11 +18,10 @@ function replaceChildren(now, wanted) {
 }
 
 function sameWithoutState(old, one) {
-  const hidden = old.hidden;
-  old.hidden = false;
-  const same = old.outerHTML === one.outerHTML;
-  old.hidden = hidden;
-  return same;
+  const plain = old.cloneNode(true);
+  plain.hidden = false;
+  for (const opened of plain.querySelectorAll("details[open]")) opened.open = false;
+  return plain.outerHTML === one.outerHTML;
 }
 
 function show(id, html) {
