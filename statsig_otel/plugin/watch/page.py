@@ -189,7 +189,9 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
         one.name,
         (
             _text(one.name),
-            f'<span class="state-{_text(one.state)}">{_text(one.state)}</span>',
+            f'<span class="state-{_text(one.state)}">{_text(one.state)}</span>'
+            if one.delivered or one.state != "idle"
+            else '<span class="quiet">nothing sent yet</span>',
             "no queue" if one.waiting is None else str(one.waiting),
             age(one.oldest) if one.oldest is not None and one.waiting else "",
             f"{one.delivered_last_minute} sent",
@@ -272,7 +274,7 @@ def _request(entry: Mapping[str, Any]) -> "_Row":
     number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
     return _Row(
         f"{entry['at']} {entry['receiver']} {entry['reason']}",
-        (_clock(at), _text(entry["receiver"]), f"{status or 'none'}{number}", _said(entry)),
+        (_clock(at), _text(entry["receiver"] or "none"), f"{status or 'none'}{number}", _said(entry)),
         is_bad=status != 200,  # noqa: PLR2004 - HTTP's
     )
 

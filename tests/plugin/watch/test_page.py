@@ -1,6 +1,7 @@
 """The HTML of the page: complete without JavaScript, and harmless whatever Statsig, a client or a backend sends."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -192,6 +193,18 @@ def test_what_became_of_the_items_of_a_webhook_is_said() -> None:
     assert "Accepted before: 2 config changes. Invalid: 1 config change.<" in page.sections(found)["requests"]
     entry["items"].clear()
     assert "There was nothing in it.<" in page.sections(found)["requests"]
+
+
+def test_what_has_not_happened_is_said() -> None:
+    journal = Journal()
+    journal.is_kept = True
+    journal.add_request("", 404, "not_found", "")
+    found = replace(shown("a"), entries=entries(journal))
+    fresh = ExporterFacts(name="b")
+    for exporter, state in ((fresh, "nothing sent yet"), (replace(fresh, delivered=1), "idle")):
+        now = replace(found, facts=replace(found.facts, exporters=[exporter]))
+        assert f">{state}<" in page.sections(now)["exporters"]
+    assert '<td data-name="Receiver">none</td>' in page.sections(found)["requests"]
 
 
 def test_an_idle_service_has_a_page_too() -> None:
