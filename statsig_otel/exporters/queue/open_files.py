@@ -140,7 +140,7 @@ class OpenFiles:
         """
         if connection is None:
             return self._keep_directory()
-        changes = self._look(connection, after_writing=after_writing)
+        changes = self._changes(connection, after_writing=after_writing)
         if "-shm" in changes.shorter:
             self._extend_index()
         if "" in changes.gone:
@@ -168,6 +168,11 @@ class OpenFiles:
         if was_used and not has_to_reopen:
             close(connection)
         return has_to_reopen or was_used
+
+    def _changes(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
+        """What a look finds; a second one if a file is gone, since others may have been deleted just before it."""
+        changes = self._look(connection, after_writing=after_writing)
+        return self._look(connection, after_writing=after_writing) if changes.gone else changes
 
     def _look(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
         gone, shorter = set(), set()

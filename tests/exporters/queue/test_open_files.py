@@ -296,3 +296,24 @@ def test_an_index_that_another_process_made_hides_nothing_after_a_restart(tmp_pa
                 assert ask(restarted, 4) == "4"
     with running(tmp_path) as queue:
         assert delivered(queue.cursor("otlp")) == [1, 2, 3, 4]
+
+
+def test_nothing_is_said_of_the_index_before_a_log_that_was_deleted_with_it_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be deleted between the looks at the one and at the other."""
+    look, log = os.stat, tmp_path / "queue.db-wal"
+
+    def delete_between(path: str | Path, **options: bool) -> os.stat_result:
+        if str(path).endswith("-shm") and log.is_file() and threading.current_thread().name == "queue writer":
+            monkeypatch.setattr(os, "stat", look)
+            delete_log_and_index(tmp_path)
+        return look(path, **options)
+
+    with running(tmp_path) as queue:
+        put(queue, 1)
+        monkeypatch.setattr(os, "stat", delete_between)
+        assert put(queue, 2) == Receipt(1)
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("open_files")]
+    assert f"{DELETED} {log} while" in told[0]
+    assert "is kept: it is in queue.db now" in told[1]
