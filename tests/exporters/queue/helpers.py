@@ -22,6 +22,7 @@ from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.queue.writer import StorageError
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.waiting import wait_until
 
@@ -182,15 +183,17 @@ def kept(directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def blocked(queue: DurableQueue) -> Iterator[None]:
-    """The writer is busy for as long as the block."""
+    """The writer is busy for as long as the block, unless it can't write at all."""
     running, release = threading.Event(), threading.Event()
 
     def work(_: sqlite3.Connection) -> None:
         running.set()
         release.wait(PATIENCE)
 
-    queue.submit(work)
+    future = queue.submit(work)
+    future.add_done_callback(lambda _: running.set())
     assert running.wait(PATIENCE)
+    assert not future.done() or isinstance(future.exception(), StorageError)
     try:
         yield
     finally:
