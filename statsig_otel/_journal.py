@@ -28,7 +28,7 @@ _TOGETHER: Final = 1.0
 """Seconds within which requests with the same verdict share an entry."""
 
 _MOST_KINDS: Final = 200
-"""The verdicts of which the last entry is kept for as long as the process runs."""
+"""The journal keeps the last entry of each of these verdicts for as long as the process runs."""
 
 _NO_ITEMS: Final[Mapping[str, object]] = {}
 _OK: Final = 200

@@ -184,7 +184,7 @@ class Decisions:
             part = self._probe(head, waiting)
         if part:
             self._probed_at = now
-        elif tries_head:  # there is no other
+        elif tries_head:  # no other record waits
             part = batch[:1]
         return part
 

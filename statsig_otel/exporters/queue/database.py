@@ -70,7 +70,7 @@ class Database:
         self._prepare = prepare
         self._is_marked = False  # as being in use
         self._not_kept: set[Path] = set()  # files that are gone, and can't be made again
-        self._incomplete: list[Path] = []  # files that were set aside, of which something may be missing
+        self._incomplete: list[Path] = []  # files that were set aside, and may lack something
         self._tidy = tidy
         self._replaces = replaces
         self._min_free = min_free

@@ -49,7 +49,7 @@ _FIRST_OF: Final[Mapping[str, Sequence[str]]] = {
     "who": (_attributes.USER_NAME, _attributes.USER_EMAIL, _attributes.USER_ID),
     "description": (_attributes.LABEL_DESCRIPTION,),
 }
-"""By key of a change, the attributes of which the first one with a value is shown."""
+"""The attributes that can fill each key of a change. The first one with a value is shown."""
 
 _SERVICE: Final = "service.name"
 
