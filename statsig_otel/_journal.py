@@ -4,9 +4,10 @@ It has three kinds of entries: answered requests, accepted changes, and attempts
 reads them with `journal.requests()`, `journal.changes()` and `journal.attempts()`, newest first.
 `plugin/watch/facts.py` makes JSON of them, which the command `journal` of the control socket returns.
 
-Each kind has its last few hundred entries, and those of changes have at most 4 MiB. Requests of one second with the
-same verdict share an entry that counts them, and so do attempts. So a flood costs no memory, and hardly pushes out what
-happened before it. Nothing waits for the journal. What it keeps of a change is its records, as they are sent.
+Each kind has its last few hundred entries, and the records of changes have at most a few MiB, as `keep` says. Requests
+of one second with the same verdict share an entry that counts them, and so do attempts. So a flood costs no memory, and
+hardly pushes out what happened before it. Nothing waits for the journal. What it keeps of a change is its records, as
+they are sent.
 """
 
 import os
@@ -18,11 +19,14 @@ from dataclasses import dataclass, field, replace
 from time import time
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-_MOST: Final = 300
-"""The most entries of a kind."""
+DEFAULT_ENTRIES: Final = 300
+"""The most entries of a kind, unless somebody says otherwise."""
 
-_MOST_BYTES: Final = 4 << 20
-"""The most bytes of the records of all changes."""
+MOST_ENTRIES: Final = 1000
+"""The most entries of a kind that anybody can ask for."""
+
+DEFAULT_BYTES: Final = 4 << 20
+"""The most bytes of the records of all changes, unless somebody says otherwise."""
 
 _TOGETHER: Final = 1.0
 """Seconds within which requests with the same verdict share an entry."""
@@ -117,8 +121,11 @@ class _Kind(Generic[_E]):
     """The entries of one kind: the last ones, and of each verdict the last one."""
 
     def __init__(self) -> None:
-        self.entries: Final[deque[_E]] = deque(maxlen=_MOST)
+        self.entries: deque[_E] = deque(maxlen=DEFAULT_ENTRIES)
         self.last: Final[dict[tuple[str, ...], _E]] = {}
+
+    def resize(self, most: int) -> None:
+        self.entries = deque(self.entries, maxlen=most)
 
     def add(self, verdict: tuple[str, ...], entry: _E) -> None:
         self.entries.append(entry)
@@ -131,7 +138,7 @@ class Journal:
     """Keeps the last entries. All methods may be called from any thread.
 
     Attributes:
-        is_kept: Whether somebody may read it. Until a service sets this, nothing is added.
+        is_kept: Whether somebody may read it. Until a service calls `keep`, nothing is added.
     """
 
     def __init__(self) -> None:
@@ -142,11 +149,28 @@ class Journal:
         self._attempts: Final = _Kind[AttemptEntry]()
         self._changes: Final[deque[tuple[int, str, str, tuple[bytes, ...], int]]] = deque()  # as in a `ChangeEntry`
         self._bytes = 0  # of the records in there
+        self._most = DEFAULT_ENTRIES
+        self._most_bytes = DEFAULT_BYTES
         os.register_at_fork(after_in_child=self._renew_lock)
 
     def _renew_lock(self) -> None:
         """Another thread of a parent process may hold it, and does not exist in the child."""
         self._lock = threading.RLock()  # re-entrant, for a signal handler
+
+    def keep(self, entries: int = DEFAULT_ENTRIES, size: int = DEFAULT_BYTES) -> None:
+        """Keep what happens from now on, and as much as fits of what was kept before.
+
+        Args:
+            entries: The most entries of each kind: accepted requests, refused ones, changes and attempts.
+            size: The most bytes of the records of all changes.
+        """
+        with self._lock:
+            self.is_kept = True
+            self._most, self._most_bytes = entries, size
+            self._taken.resize(entries)
+            self._refused.resize(entries)
+            self._attempts.resize(entries)
+            self._shorten(self._bytes)
 
     def add_request(
         self,
@@ -186,19 +210,24 @@ class Journal:
         entries = self._changes
         with self._lock:
             total = self._bytes
-            for change in changes[-_MOST:]:
+            for change in changes[-self._most :]:
                 records = change.records
                 size = sum(map(len, records))
-                if size <= _MOST_BYTES:
+                if size <= self._most_bytes:
                     total += size
                 else:
                     records = ()
                 entries.append((at_ns, receiver, change.uid, records, size))
-            while len(entries) > _MOST or total > _MOST_BYTES:
-                oldest = entries.popleft()
-                if oldest[3]:
-                    total -= oldest[4]
-            self._bytes = total
+            self._shorten(total)
+
+    def _shorten(self, total: int) -> None:
+        """Forget the oldest changes, whose records have so many bytes, until the rest is within the bounds."""
+        entries = self._changes
+        while len(entries) > self._most or total > self._most_bytes:
+            oldest = entries.popleft()
+            if oldest[3]:
+                total -= oldest[4]
+        self._bytes = total
 
     def add_attempt(
         self, exporter: str, outcome: str, reason: str, *, records: int, delivered: int, seconds: float

@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def kept() -> Journal:
     journal = Journal()
-    journal.is_kept = True
+    journal.keep()
     return journal
 
 
@@ -201,3 +201,34 @@ def test_a_child_has_a_lock_of_its_own() -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_its_sizes_can_be_set_and_what_fits_stays(clock: Clock) -> None:
+    journal = kept()
+
+    def add(numbers: range) -> None:
+        for number in numbers:
+            clock.now += 1
+            journal.add_request("statsig", 200, "accepted", "", {"accepted": number})
+            journal.add_request("statsig", 401, "signature_wrong", str(number))
+            journal.add_attempt("otlp_grpc", "delivered", "", records=number, delivered=number, seconds=0.1)
+            journal.add_changes("statsig", number, [OneChange(str(number), (b"x" * 1000,))])
+
+    def shown() -> tuple[list[int], list[str], list[int], list[str]]:
+        requests = journal.requests()
+        return (
+            [one.items["accepted"] for one in requests if one.items],
+            [one.detail for one in requests if one.detail],
+            [one.records for one in journal.attempts()],
+            [one.uid for one in journal.changes()],
+        )
+
+    add(range(1, 11))
+    journal.keep(3, 4 << 20)
+    assert shown() == ([10, 9, 8], ["10", "9", "8"], [10, 9, 8], ["10", "9", "8"])
+    add(range(11, 13))
+    assert shown() == ([12, 11, 10], ["12", "11", "10"], [12, 11, 10], ["12", "11", "10"])
+    journal.keep(500, 1500)  # bytes: one change
+    assert shown() == ([12, 11, 10], ["12", "11", "10"], [12, 11, 10], ["12"])
+    add(range(13, 1000))
+    assert [len(found) for found in shown()] == [500, 500, 500, 1]

@@ -29,6 +29,7 @@ from statsig_otel.plugin.service.restart import RestartNeededError, needing_rest
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
+from statsig_otel.plugin.settings.telemetry import JournalSettings, TelemetrySettings
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
 from statsig_otel.plugin.watch.diagnosis import Facts
 from statsig_otel.plugin.watch.facts import journal_command
@@ -240,7 +241,9 @@ class Assembly:
         if self._failed:
             self._outbound = Outbound(self._configuration, self.directory, failed=self.servers.fail)
             self._make_servers()
-        journal.is_kept = True
+        telemetry = self._configuration.telemetry
+        sizes = telemetry.journal if isinstance(telemetry, TelemetrySettings) else JournalSettings()
+        journal.keep(sizes.max_entries, sizes.max_bytes)
         try:
             # First, since what follows may take a while. But the process that is waited for may have the same port.
             if self.health is not None and not self._waits_for_directory:

@@ -152,8 +152,8 @@ class Service:
         """A service with the configuration of files, as `statsig-otel run` reads it.
 
         Entry points, `${env:...}` and `${file:...}` work as described in docs/configuration.md. Files of signing
-        secrets and certificates are read again when they change. Only `service::telemetry` is not used: the log is your
-        program's, and so are metrics and spans.
+        secrets and certificates are read again when they change. Of `service::telemetry` only `journal` is used: the
+        log is your program's, and so are metrics and spans.
 
         Args:
             locations: The files, or what else `--config` takes: `env:NAME`, `yaml:TEXT`. Several are merged; later ones

@@ -5,8 +5,10 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from statsig_otel._journal import DEFAULT_BYTES, DEFAULT_ENTRIES, MOST_ENTRIES
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
+from statsig_otel.config.units import Size
 from statsig_otel.plugin.settings.metrics import MetricsSettings, any_case
 from statsig_otel.plugin.settings.traces import TracesSettings
 
@@ -14,6 +16,8 @@ LogLevel = Literal["debug", "info", "warn", "error"]
 LogEncoding = Literal["console", "json"]
 
 _STDERR: Final = "leave it out: the log goes to standard error; let the supervisor of the service send it elsewhere"
+_FEWEST_BYTES: Final = 64 << 10
+_MOST_BYTES: Final = 256 << 20
 _LEVELS: Final[Mapping[str, LogLevel]] = {
     "debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"
 }  # fmt: skip
@@ -67,6 +71,24 @@ class LogsSettings(Settings):
     encoding: LogEncoding = Field(default="console", description="Lines of text, or one JSON object a line.")
 
 
+class JournalSettings(Settings):
+    """`service::telemetry::journal`: how much of what happened last is kept in memory, for `top` and the live page."""
+
+    max_entries: int = Field(
+        default=DEFAULT_ENTRIES,
+        ge=1,
+        le=MOST_ENTRIES,
+        description="The most entries of each kind: accepted requests, refused ones, config changes, attempts to send. "
+        "Requests of one second with the same verdict are one entry, and so are attempts.",
+    )
+    max_bytes: Size = Field(
+        default=DEFAULT_BYTES,
+        ge=_FEWEST_BYTES,
+        le=_MOST_BYTES,
+        description="The most memory for the records of these config changes. The oldest changes give way.",
+    )
+
+
 class TelemetrySettings(Settings):
     """`service::telemetry`: what the service says of itself."""
 
@@ -81,4 +103,8 @@ class TelemetrySettings(Settings):
     )
     traces: TracesSettings = Field(
         default_factory=TracesSettings, description="Where spans of webhooks and deliveries are sent."
+    )
+    journal: JournalSettings = Field(
+        default_factory=JournalSettings,
+        description="What happened last, in memory: `statsig-otel top` and the live page show it.",
     )

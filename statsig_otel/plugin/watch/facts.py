@@ -34,11 +34,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from statsig_otel import _attributes
-from statsig_otel._journal import AttemptEntry, ChangeEntry, Journal, RequestEntry, journal
+from statsig_otel._journal import MOST_ENTRIES, AttemptEntry, ChangeEntry, Journal, RequestEntry, journal
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.plugin.control.command import read_arguments
-
-_MOST: Final = 1000
 
 _FIRST_OF: Final[Mapping[str, Sequence[str]]] = {
     "happened_at": (_attributes.HAPPENED_AT,),
@@ -57,7 +55,7 @@ _SERVICE: Final = "service.name"
 class _Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The arguments of the command."""
 
-    limit: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] = _MOST
+    limit: Annotated[int, msgspec.Meta(ge=0, le=2 * MOST_ENTRIES)] = 2 * MOST_ENTRIES
     records: bool = False
 
 
@@ -71,7 +69,7 @@ def journal_command(arguments: dict[str, Any]) -> dict[str, Any]:
     return entries(journal, limit=given.limit, records=given.records)
 
 
-def entries(of: Journal, *, limit: int = _MOST, records: bool = False) -> dict[str, Any]:
+def entries(of: Journal, *, limit: int = 2 * MOST_ENTRIES, records: bool = False) -> dict[str, Any]:
     """The journal's entries as values for JSON, as the module's docstring shows them."""
     changes = of.changes()[:limit]
     return {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from statsig_otel._journal import Journal
+from statsig_otel._journal import Journal, journal
 from statsig_otel.exporters import Blocked
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.plugin import DEFAULT_PATH, LogRecordEncoder, Mapper, parse
+from statsig_otel.plugin import DEFAULT_PATH, LogRecordEncoder, Mapper, Service, parse
 from statsig_otel.plugin.control.socket import ControlError, call
 from statsig_otel.plugin.watch.facts import entries
 from tests.plugin.fresh import fresh_process
@@ -99,6 +99,28 @@ def test_the_command_tells_what_happened(tmp_path: Path) -> None:
     assert (by_exporter["well"]["outcome"], by_exporter["well"]["delivered"]) == ("delivered", 1)
 
 
+def test_as_much_is_kept_as_the_configuration_says(tmp_path: Path) -> None:
+    file = {"file": {"path": str(tmp_path / "sent.jsonl"), "sending_queue": {"enabled": False}}}
+    configuration = {
+        "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
+        "exporters": file,
+        "service": {
+            "telemetry": {"journal": {"max_entries": 2, "max_bytes": "64KiB"}},
+            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["file"]}},
+        },
+    }
+    large = {"metadata": CHANGE["metadata"] | {"description": "x" * 70_000}}  # type: ignore[operator]
+    with Service.from_file(f"yaml:{json.dumps(configuration)}", environ={}) as running:
+        for number in range(3):
+            one = {"metadata": CHANGE["metadata"] | {"name": f"flag_{number}"}}  # type: ignore[operator]
+            body = json.dumps([CHANGE | one]).encode()
+            assert exchange(address_of(running), signed_request(body)).status == 200
+        assert [one["flag"] for one in entries(journal)["changes"]] == ["flag_2", "flag_1"]
+        assert exchange(address_of(running), signed_request(json.dumps([CHANGE | large]).encode())).status == 200
+        newest = entries(journal, records=True)["changes"][0]
+        assert (newest["bytes"] > 70_000, newest["records"]) == (True, [])
+
+
 def test_what_a_mapping_hides_is_not_in_the_journal() -> None:
     mapper = Mapper(LogRecordEncoder(user="drop"))
     shown = entries(with_changes(mapper), records=True)["changes"]
@@ -121,6 +143,6 @@ class Odd:
 
 def with_changes(mapper: Mapper) -> Journal:
     journal = Journal()
-    journal.is_kept = True
+    journal.keep()
     journal.add_changes("statsig", 1, mapper.map(parse(json.dumps([CHANGE]).encode()), 1).changes)
     return journal

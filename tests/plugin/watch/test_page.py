@@ -71,7 +71,7 @@ def shown(outside: str, **others: Any) -> Shown:
         },
     }
     journal = Journal()
-    journal.is_kept = True
+    journal.keep()
     body = json.dumps([change]).encode()
     journal.add_changes(text, 1, Mapper().map(parse(body), 1).changes)
     journal.add_request(text, 503, text, text)
@@ -197,7 +197,7 @@ def test_what_became_of_the_items_of_a_webhook_is_said() -> None:
 
 def test_what_has_not_happened_is_said() -> None:
     journal = Journal()
-    journal.is_kept = True
+    journal.keep()
     journal.add_request("", 404, "not_found", "")
     found = replace(shown("a"), entries=entries(journal))
     fresh = ExporterFacts(name="b")

@@ -26,7 +26,7 @@ def fresh() -> Iterator[None]:
 
 def kept() -> Journal:
     journal = Journal()
-    journal.is_kept = True
+    journal.keep()
     return journal
 
 
