@@ -232,6 +232,7 @@ class Writer:
             _logger.exception("The queue's writer has failed: nothing more is acknowledged or delivered")
             self._end_by(QueueError(f"the queue's writer ended by an unexpected error: {error!r}"))
         finally:
+            self._close()
             ended.set()
 
     def _end_by(self, error: QueueError) -> None:
@@ -265,7 +266,6 @@ class Writer:
             if not jobs or time.monotonic() >= self._tidy_at:
                 more = self._tidy_up(idle=not jobs)
         self._keep_files_at_the_end()
-        self._close()
 
     def _next_jobs(self, wait: float, expected: int) -> tuple[list[Job], bool]:
         """The jobs that wait, and whether to go on after them.

@@ -457,8 +457,10 @@ def test_a_thread_that_ends_by_an_unexpected_error_says_so_and_refuses_the_rest(
     failing = Writer(tmp_path / "file", prepare=lambda _: None, tidy=lambda *_: False, failed=failures.append)
     failing.start()
     running, release = threading.Event(), threading.Event()
+    connections: list[sqlite3.Connection] = []
 
-    def wait(_: sqlite3.Connection) -> None:
+    def wait(connection: sqlite3.Connection) -> None:
+        connections.append(connection)
         running.set()
         release.wait(PATIENCE)
 
@@ -474,3 +476,5 @@ def test_a_thread_that_ends_by_an_unexpected_error_says_so_and_refuses_the_rest(
     failing.stop()
     assert failing.has_lost
     assert "SystemExit" in str(failures[0])
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):  # else the file stays open, with its locks
+        assert connections[0].total_changes
