@@ -48,6 +48,7 @@ def configuration(
     compression: str = "gzip",
     more: Sequence[str] = (),
     receiver: Mapping[str, object] | None = None,
+    page: int = 0,
 ) -> str:
     """The configuration of a service with one receiver, and exporters with defaults. It is JSON, which is valid YAML.
 
@@ -58,7 +59,12 @@ def configuration(
         compression: The compression of all exporters.
         more: The backends of further exporters.
         receiver: Further settings of the receiver.
+        page: The port of the live page; without it there is none.
     """
+    extensions = {
+        "file_storage": {"directory": str(directory)},
+        **({"zpages": {"endpoint": f"{HOST}:{page}"}} if page else {}),
+    }
     exporters = {
         EXPORTER if number == 0 else f"{EXPORTER}/{number}": {
             "endpoint": each,
@@ -71,9 +77,9 @@ def configuration(
         {
             "receivers": {RECEIVER: {"endpoint": f"{HOST}:{port}", "signing_secrets": [SECRET], **(receiver or {})}},
             "exporters": exporters,
-            "extensions": {"file_storage": {"directory": str(directory)}},
+            "extensions": extensions,
             "service": {
-                "extensions": ["file_storage"],
+                "extensions": list(extensions),
                 "pipelines": {"logs": {"receivers": [RECEIVER], "exporters": list(exporters)}},
             },
         }

@@ -22,10 +22,12 @@ class Running:
     Attributes:
         pid: The id of its process.
         port: The port for webhooks.
+        page: The port of the live page; 0 if there is none.
     """
 
     pid: int
     port: int
+    page: int = 0
 
 
 @contextlib.contextmanager
@@ -33,6 +35,7 @@ def service(
     directory: Path,
     *backends: str,
     receiver: Mapping[str, object] | None = None,
+    has_page: bool = False,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[Running]:
     """Run the service during the block, which begins with the service's first answer.
@@ -41,13 +44,17 @@ def service(
         directory: The directory of the queue and the configuration.
         backends: The backends, as host:port; each gets an exporter.
         receiver: Further settings of the receiver.
+        has_page: Whether it has the live page.
         tls: Trusts the certificate of a receiver that has one.
     """
     port = measure.free_port()
+    page = measure.free_port() if has_page else 0
     directory.mkdir(exist_ok=True)
     config = directory / "config.yaml"
     first, *more = backends
-    written = backlog.configuration(directory=directory, backend=first, port=port, more=more, receiver=receiver)
+    written = backlog.configuration(
+        directory=directory, backend=first, port=port, more=more, receiver=receiver, page=page
+    )
     config.write_text(written)
     process = measure.spawn(
         "-m", "statsig_otel", "run", "--config", str(config), "--log-level", "error", stdout=subprocess.DEVNULL
@@ -58,7 +65,7 @@ def service(
             if process.poll() is not None or time.monotonic() > latest:
                 raise RuntimeError("the service did not start")
             time.sleep(0.002)
-        yield Running(process.pid, port)
+        yield Running(process.pid, port, page)
         process.send_signal(signal.SIGTERM)
         process.wait(measure.START_TIMEOUT)
     finally:

@@ -3,19 +3,26 @@
 Somebody has left exposures on: signed bodies of 500 come as fast as they are answered, beside one change each second.
 After that unsigned requests come too, as fast as they are answered, beside ten changes each second. No change may be
 refused or missing at the backend. The 99th percentile of their answers has to be below a second. The second half of the
-time may need at most 16 MiB more of memory than the first. Run it on a machine that does nothing else.
+time may need at most 16 MiB more of memory than the first. All the time somebody looks at the live page, as a browser
+does: what arrives has to be shown there within 10 s, on one connection. Run it on a machine that does nothing else.
 
     python proofs/floods.py [--seconds N] [--quick]
 """
 
 import argparse
 import contextlib
+import http.client
+import json
 import os
 import sys
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
+from urllib.request import urlopen
 
 from benchmarks import attacks, measure
 from benchmarks.load import quantile
@@ -28,6 +35,11 @@ _MIXED_SHARE: Final = 0.2
 """How long the mix is, compared with the exposures alone."""
 
 _MOST_GROWTH: Final = 16 << 20
+_SHOWN: Final = 100
+"""The most changes that the live page lists."""
+
+_MOST_PAUSE: Final = 10.0
+"""Seconds that the live page may say nothing new while changes arrive."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,65 @@ class Flood:
     pace: float
 
 
+@dataclass
+class Look:
+    """What a browser got that shows the live page.
+
+    Attributes:
+        events: The number of events that the page sent.
+        size: Their bytes.
+        pause: The longest time in seconds between two of them.
+        sections: The last content of each section.
+        ended: Why the connection ended; empty while it is open.
+    """
+
+    events: int = 0
+    size: int = 0
+    pause: float = 0.0
+    sections: dict[str, str] = field(default_factory=dict)
+    ended: str = ""
+
+    def read(self, events: http.client.HTTPResponse, is_over: threading.Event) -> None:
+        """Read events until there are no more, or nobody wants them. The page sends at least a ping each 15 s."""
+        before = time.monotonic()
+        try:
+            for line in events:
+                if is_over.is_set():
+                    return
+                if line.startswith(b"data:"):
+                    self.sections |= json.loads(line.removeprefix(b"data:"))
+                    self.events += 1
+                    self.size += len(line)
+                    self.pause, before = max(self.pause, time.monotonic() - before), time.monotonic()
+            self.ended = "the service ended it"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            self.ended = repr(error)
+
+
+@contextlib.contextmanager
+def looked_at(port: int) -> Iterator[Look]:
+    """Load the live page and read its events during the block, as a browser does."""
+    look, is_over = Look(), threading.Event()
+    url = f"http://{measure.HOST}:{port}"
+    with urlopen(url, timeout=measure.START_TIMEOUT) as whole:
+        whole.read()
+    with urlopen(f"{url}/events", timeout=measure.START_TIMEOUT) as events:
+        reader = threading.Thread(target=look.read, args=(events, is_over))
+        reader.start()
+        try:
+            yield look
+        finally:
+            is_over.set()
+            reader.join()
+
+
 def holds(flood: Flood) -> bool:
     """Run a service in a flood, and print what has happened."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         backend = stack.enter_context(sink())
-        running = stack.enter_context(service(folder / "queue", backend.address))
+        running = stack.enter_context(service(folder / "queue", backend.address, has_page=True))
+        look = stack.enter_context(looked_at(running.page))
         first, *others = flood.names
         for name in others:
             stack.enter_context(attacks.attacked(name, running.port))
@@ -55,6 +120,7 @@ def holds(flood: Flood) -> bool:
             missing = "none is missing at the backend"
         except RuntimeError as error:
             missing = str(error)
+        shown = rows(look, min(len(answered.took), _SHOWN))
     half = len(result.memory) // 2
     before, after = max(result.memory[:half]), max(result.memory[half:])
     p50, p99 = (quantile(answered.took, hundredths) for hundredths in (50, 99))
@@ -64,8 +130,20 @@ def holds(flood: Flood) -> bool:
         f"  answers: p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms, the longest {max(answered.took) * 1000:.0f} ms"
     )
     print(f"  memory at most: {before / 2**20:.0f} MiB in the first half of it, {after / 2**20:.0f} MiB in the second")
-    is_there = missing.startswith("none")
-    return is_there and not answered.refused and p99 < 1.0 and after < before + _MOST_GROWTH
+    size = look.size / max(look.events, 1) / 1024
+    print(f"  the live page sent {look.events} events of {size:.0f} KiB, at most {look.pause:.1f} s apart;")
+    print(f"  at the end it listed {shown} changes; {look.ended or 'the connection stayed open'}")
+    is_there = missing.startswith("none") and not answered.refused
+    is_shown = shown == min(len(answered.took), _SHOWN) and not look.ended and look.pause < _MOST_PAUSE
+    return is_there and is_shown and p99 < 1.0 and after < before + _MOST_GROWTH
+
+
+def rows(look: Look, expected: int) -> int:
+    """How many changes the page lists, as soon as it lists as many as are expected."""
+    latest = time.monotonic() + _MOST_PAUSE
+    while (found := look.sections.get("changes", "").count("<tr data-key")) < expected and time.monotonic() < latest:
+        time.sleep(0.1)
+    return found
 
 
 def main() -> int:

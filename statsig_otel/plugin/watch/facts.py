@@ -24,7 +24,6 @@ them safe for a terminal.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -69,30 +68,50 @@ def journal_command(arguments: dict[str, Any]) -> dict[str, Any]:
     return entries(journal, limit=given.limit, records=given.records)
 
 
-def entries(of: Journal, *, limit: int = 2 * MOST_ENTRIES, records: bool = False) -> dict[str, Any]:
-    """The journal's entries as values for JSON, as the module's docstring shows them."""
+def entries(
+    of: Journal,
+    *,
+    limit: int = 2 * MOST_ENTRIES,
+    records: bool = False,
+    known: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The journal's entries as values for JSON, as the module's docstring shows them.
+
+    Args:
+        of: The journal.
+        limit: The most entries of each kind.
+        records: Whether changes have their records.
+        known: Changes that an earlier call returned. Their records are not decoded again.
+    """
     changes = of.changes()[:limit]
+    decoded = {(one["uid"], one["at"]): one for one in known}
     return {
         "requests": [request(entry) for entry in of.requests()[:limit]],
-        "changes": [{**change(entry), **({"records": sent(entry)} if records else {})} for entry in changes],
+        "changes": [
+            {
+                **(decoded.get((entry.uid, _arrived(entry))) or change(entry)),
+                **({"records": sent(entry)} if records else {}),
+            }
+            for entry in changes
+        ],
         "attempts": [attempt(entry) for entry in of.attempts()[:limit]],
     }
 
 
 def request(entry: RequestEntry) -> dict[str, Any]:
     """One entry of requests."""
-    return {**asdict(entry), "at": rfc3339(entry.at), "status": int(entry.status)}
+    return {**msgspec.to_builtins(entry), "at": rfc3339(entry.at)}
 
 
 def attempt(entry: AttemptEntry) -> dict[str, Any]:
     """One entry of attempts."""
-    return {**asdict(entry), "at": rfc3339(entry.at)}
+    return {**msgspec.to_builtins(entry), "at": rfc3339(entry.at)}
 
 
 def change(entry: ChangeEntry) -> dict[str, Any]:
     """One change, in short."""
     shown: dict[str, Any] = {
-        "at": rfc3339(entry.at_ns / 1e9),
+        "at": _arrived(entry),
         "receiver": entry.receiver,
         "uid": entry.uid,
         "bytes": entry.size,
@@ -111,6 +130,10 @@ def change(entry: ChangeEntry) -> dict[str, Any]:
 def sent(entry: ChangeEntry) -> list[dict[str, Any]]:
     """The records of a change in OTLP/JSON; none if they are too large to keep."""
     return [json.loads(to_json_line(one)) for one in _decoded(entry)]
+
+
+def _arrived(entry: ChangeEntry) -> str:
+    return rfc3339(entry.at_ns / 1e9)
 
 
 def rfc3339(seconds: float) -> str:

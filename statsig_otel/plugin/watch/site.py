@@ -92,7 +92,7 @@ class Site:
             facts = self.service.facts()
             self._last = Shown(
                 facts=facts,
-                entries=entries(journal),
+                entries=entries(journal, known=self._last.entries["changes"] if self._last else ()),
                 minutes=self.history.minutes(),
                 letters=self._letters(),
                 token=self.token,
