@@ -227,9 +227,12 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         (lambda: service().shutdown(drain=True), "drain must be a number of seconds, not bool"),
         (lambda: RefusedError("full", reason="full", retry_after=True), "retry_after must be an int, not bool"),
         (lambda: Opaque(None), "text must be a str, not None"),  # type: ignore[arg-type]
-        (lambda: Delivered(first=0), "first must be at least 1, not 0"),
-        (lambda: Delivered(first="1"), "first must be an int, not str"),  # type: ignore[arg-type]
-        (lambda: Delivered(first=True), "first must be an int, not bool"),
+        (lambda: Delivered(only=[]), "only must not be empty: return the failure instead"),
+        (lambda: Delivered(only=[-1]), "only must contain positions from 0 on, in rising order"),
+        (lambda: Delivered(only=[1, 1]), "only must contain positions from 0 on, in rising order"),
+        (lambda: Delivered(only=1), "only must be a sequence of positions, not int"),  # type: ignore[arg-type]
+        (lambda: Delivered(only="1"), "only must be a sequence of positions, not str"),  # type: ignore[arg-type]
+        (lambda: Delivered(only=[True]), "only[0] must be an int, not bool"),
         (lambda: PartiallyRejected(0, "none"), "count must be at least 1, not 0"),
         (lambda: RetryLater("later", after="5"), "after must be a number of seconds or None, not str"),  # type: ignore[arg-type]
         (lambda: RetryLater("later", after=True), "after must be a number of seconds or None, not bool"),

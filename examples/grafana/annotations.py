@@ -38,7 +38,7 @@ class Annotations:
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Post the first record. The rest of the batch comes with the next call."""
         outcome = self._post(next(log_records(payload)), timeout)
-        return Delivered(first=1) if isinstance(outcome, Delivered) and count > 1 else outcome
+        return Delivered(only=[0]) if isinstance(outcome, Delivered) and count > 1 else outcome
 
     def shutdown(self) -> None:
         """Close the connection. A request in progress ends with its timeout."""

@@ -1,7 +1,9 @@
 """The interface of an exporter, and the outcomes of an export."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 from statsig_otel._arguments import check_type, mistyped
@@ -15,29 +17,42 @@ def _check_count(argument: str, count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The backend has accepted the batch, or its first records.
+    """The backend has accepted the batch, or some of its records.
 
     Attributes:
-        first: The number of records, from the first one on, that were accepted, at least 1. The rest is sent again at
-            once, as a batch of its own. None for all of them.
+        only: The positions of the records that were accepted, at least one, in rising order, counted from 0:
+            `range(3)` for the first three. The rest is sent again at once. None if all were accepted.
 
     Raises:
-        TypeError: `first` is not an integer.
-        ValueError: It is less than 1.
+        TypeError: `only` is not a sequence of integers.
+        ValueError: It is empty, its order is another one, or a position is below 0.
 
     Example:
         >>> from statsig_otel.exporters import Delivered
         >>> Delivered()
-        Delivered(first=None)
-        >>> Delivered(first=3)
-        Delivered(first=3)
+        Delivered(only=None)
+        >>> Delivered(only=range(3))
+        Delivered(only=(0, 1, 2))
+        >>> Delivered(only=[0, 4])
+        Delivered(only=(0, 4))
     """
 
-    first: int | None = None
+    only: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.first is not None:
-            _check_count("first", self.first)
+        if self.only is None:
+            return
+        if isinstance(self.only, str | bytes):
+            raise TypeError(mistyped("only", self.only, "a sequence of positions"))
+        check_type("only", self.only, Sequence, "a sequence of positions")
+        positions = tuple(self.only)
+        for index, position in enumerate(positions):
+            check_type(f"only[{index}]", position, int)
+        if not positions:
+            raise ValueError("only must not be empty: return the failure instead")
+        if positions[0] < 0 or any(first >= second for first, second in pairwise(positions)):
+            raise ValueError("only must contain positions from 0 on, in rising order")
+        object.__setattr__(self, "only", positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +179,9 @@ class Exporter(Protocol):
 
     **Outcomes.** The return value of `send` decides what happens to the batch:
 
-    - `Delivered`: The batch is done. Return this only once the backend has accepted it for good. With `first=k` only
-      its first k records are done, and the rest is sent again at once. This is for a backend that takes one record at a
-      time: if the third record fails, return `Delivered(first=2)`, and the failure with the next call.
+    - `Delivered`: The batch is done. Return this only once the backend has accepted it for good. With `only` these
+      records are done, and the rest is sent again at once. This is for a backend that takes one record at a time: if
+      the third record fails, return `Delivered(only=range(2))`, and the failure with the next call.
     - `RetryLater`: A temporary failure. The same records are sent again after a wait, by default for ever.
     - `Rejected`: The data is at fault. The batch is halved until the refused record is alone. That record becomes a
       dead letter once the backend has taken another one; until then it waits. The other records are delivered.
@@ -201,7 +216,7 @@ class Exporter(Protocol):
         >>> exporter: Exporter = Tape()
         >>> exporter.start()
         >>> exporter.send(b"", 0, 5.0)
-        Delivered(first=None)
+        Delivered(only=None)
         >>> exporter.shutdown()
         >>> exporter.send(b"", 0, 5.0)
         RetryLater(reason='not started, or shut down', after=None, may_be_data=False)

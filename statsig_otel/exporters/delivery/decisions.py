@@ -30,7 +30,7 @@ queue into dead letters, and one bad record must not hold up the others. These a
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -218,7 +218,7 @@ class Decisions:
         if not isinstance(outcome, RetryLater):
             self._failing_since = math.inf
         if isinstance(outcome, Delivered):
-            self._take(part if outcome.first is None else part[: outcome.first])
+            self._take_delivered(part, outcome.only)
             return None
         self._count(part, outcome.reason)
         match outcome:
@@ -349,6 +349,17 @@ class Decisions:
                 self._probes_newest = False
                 return newest
         return Records()
+
+    def _take_delivered(self, part: Records, only: Sequence[int] | None) -> None:
+        """Take a part, or only the records at some positions: those that follow each other together."""
+        if only is None:
+            self._take(part)
+            return
+        begin = 0
+        for end in range(1, len(only) + 1):
+            if end == len(only) or only[end] != only[end - 1] + 1:
+                self._take(part[only[begin] : only[end - 1] + 1])
+                begin = end
 
     def _take(self, records: Records, kind: DeadLetterKind | None = None, reason: str = "") -> None:
         if self._failed and any(map(self._was_refused, records.seqs)):

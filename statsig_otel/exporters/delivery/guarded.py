@@ -121,7 +121,9 @@ class Guarded:
 def _is_outcome(value: object, records: int) -> bool:
     """Whether it is an outcome that fits the number of records."""
     match value:
-        case Delivered(int() as count) | PartiallyRejected(int() as count):
+        case Delivered((*_, last)):
+            return last < records
+        case PartiallyRejected(count):
             return count <= records
     return isinstance(value, Outcome)
 
@@ -158,8 +160,8 @@ def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> No
     match outcome:
         case Delivered(None):
             failed = 0
-        case Delivered(int() as first):
-            failed = records - first
+        case Delivered(tuple() as only):
+            failed = records - len(only)
         case PartiallyRejected(count):
             failed = count
         case _:

@@ -66,8 +66,9 @@ class SynchronousExporter:
 class SynchronousConsumer:
     """Delivers each batch to every exporter of its route before it answers.
 
-    Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. If a part fails,
-    only the batches that were delivered as a whole before it are accepted. The others come again, with the same uids.
+    Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. If something is
+    not delivered, only the batches that were delivered as a whole are accepted. The others come again, with the same
+    uids.
     """
 
     def __init__(self, exporters: Mapping[str, SynchronousExporter]) -> None:
@@ -270,16 +271,21 @@ class _Worker:
         group = self._next_group()
         latest = time.monotonic() + self.timeout
         links = [link for delivery in group for link in delivery.links]
-        outcome, delivered = self._send([record for one in group for record in one.records], latest, links)
-        rest = deque(group)
-        while rest and len(rest[0].records) <= delivered:
-            delivered -= len(rest[0].records)
-            rest.popleft().done(self.name, Delivered())
-        if len(rest) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
+        records = [record for one in group for record in one.records]
+        outcome, left = self._send(records, range(len(records)), latest, links)
+        failed: list[tuple[_Delivery, list[int]]] = []
+        undelivered, end = set(left), 0
+        for delivery in group:
+            begin, end = end, end + len(delivery.records)
+            if missing := [position for position in range(begin, end) if position in undelivered]:
+                failed.append((delivery, missing))
+            else:
+                delivery.done(self.name, Delivered())
+        if len(failed) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
-            for delivery in rest:
-                delivery.done(self.name, self._send(delivery.records, latest, delivery.links)[0])
-        self._answer(rest, outcome)
+            for delivery, missing in failed:
+                delivery.done(self.name, self._send(records, missing, latest, delivery.links)[0])
+        self._answer((delivery for delivery, _ in failed), outcome)
         return bool(group)
 
     def _next_group(self) -> list[_Delivery]:
@@ -301,20 +307,23 @@ class _Worker:
             self._changed.notify_all()
         return group
 
-    def _send(self, records: Iterable[bytes], latest: float, links: "Sequence[Link]") -> tuple[Outcome, int]:
-        """Send records in parts, until one is not delivered; its outcome, and how many were delivered before."""
-        delivered = 0
-        for part in _parts(records):
-            left: Sequence[bytes] = part
-            while left:
-                if time.monotonic() >= self._end_by:  # the exporter is shut down
-                    return _SHUTTING_DOWN, delivered
-                outcome = self._send_part(left, latest - time.monotonic(), links)
-                if not isinstance(outcome, Delivered):
-                    return outcome, delivered
-                first = len(left) if outcome.first is None else outcome.first
-                left, delivered = left[first:], delivered + first
-        return Delivered(), delivered
+    def _send(
+        self, records: Sequence[bytes], positions: Iterable[int], latest: float, links: "Sequence[Link]"
+    ) -> tuple[Outcome, list[int]]:
+        """Send the records at some positions, in parts, until one fails; its outcome, and what was not delivered."""
+        parts = deque(_parts(records, positions))
+        while parts:
+            if time.monotonic() >= self._end_by:  # the exporter is shut down
+                outcome: Outcome = _SHUTTING_DOWN
+            else:
+                outcome = self._send_part([records[one] for one in parts[0]], latest - time.monotonic(), links)
+            if not isinstance(outcome, Delivered):
+                return outcome, [position for part in parts for position in part]
+            part, only = parts.popleft(), outcome.only
+            if only is not None and len(only) < len(part):
+                taken = {part[index] for index in only}
+                parts.appendleft([position for position in part if position not in taken])
+        return Delivered(), []
 
     def _send_part(self, part: Sequence[bytes], timeout: float, links: "Sequence[Link]") -> Outcome:
         if timeout <= 0:
@@ -329,15 +338,15 @@ class _Worker:
         return outcome
 
 
-def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The records, in order, in parts for one send each."""
-    part: list[bytes] = []
+def _parts(records: Sequence[bytes], positions: Iterable[int]) -> Iterator[list[int]]:
+    """The positions of records, in order, in parts for one send each."""
+    part: list[int] = []
     size = 0
-    for record in records:
-        if part and (len(part) == MAX_RECORDS or size + len(record) > MAX_BYTES):
+    for position in positions:
+        if part and (len(part) == MAX_RECORDS or size + len(records[position]) > MAX_BYTES):
             yield part
             part, size = [], 0
-        part.append(record)
-        size += len(record)
+        part.append(position)
+        size += len(records[position])
     if part:
         yield part

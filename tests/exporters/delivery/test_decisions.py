@@ -19,7 +19,7 @@ from tests.exporters.delivery.helpers import records
 from tests.exporters.delivery.simulation import Simulation
 
 Quality = Literal["good", "refused", "broken", "damaged"]
-Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first", "takes none", "limits the rate"]
+Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes some", "takes none", "limits the rate"]
 
 SETTINGS = DeliverySettings(max_records=6, refused_after=100.0)
 
@@ -206,8 +206,8 @@ class Delivery(RuleBasedStateMachine):
                 return Blocked("who are you")
             case "broken":
                 return RetryLater("oops", may_be_data=True)
-            case "takes the first" if self.quality[seqs[0]] == "good" and len(seqs) > 1:
-                return Delivered(first=1)
+            case "takes some" if taken := [index for index, seq in enumerate(seqs) if self.quality[seq] == "good"]:
+                return Delivered(taken)
         if "broken" in qualities:
             return RetryLater("oops", may_be_data=True)
         if "refused" in qualities:
@@ -227,9 +227,8 @@ class Delivery(RuleBasedStateMachine):
             self.failed.update(seqs)
         failure = self.decisions.record_outcome(segment, outcome, self.now)
         match outcome:
-            case Delivered(first):
-                taken = seqs[:first]
-                self.take(taken)
+            case Delivered(only):
+                self.take(seqs if only is None else tuple(seqs[index] for index in only))
                 assert failure is None
             case PartiallyRejected(count) if count < len(seqs):
                 self.take(seqs)

@@ -58,9 +58,9 @@ NONSENSE = [
     pytest.param(lambda names: Delivered, "the exporter answered with a type instead of an outcome", id="a class"),
     *(
         pytest.param(lambda names, value=value: value, "with wrong values", id=repr(value))
-        for value in (PartiallyRejected(99, "more than there are"), Delivered(first=99))
+        for value in (PartiallyRejected(99, "more than there are"), Delivered(only=[99]))
     ),
-    pytest.param(lambda names: Delivered(first=0), "unexpected ValueError", id="made with a wrong value"),
+    pytest.param(lambda names: Delivered(only=[]), "unexpected ValueError", id="made with a wrong value"),
     *(
         pytest.param(raising(error), f"unexpected {type(error).__name__}", id=type(error).__name__)
         for error in (Odd("secret"), SystemExit(1), KeyboardInterrupt(), GeneratorExit())

@@ -443,7 +443,7 @@ class OneByOne:
         for done, name in enumerate(names_in(payload)):
             outcome = self._post(name)
             if not isinstance(outcome, Delivered):
-                return Delivered(first=done) if done else outcome
+                return Delivered(only=range(done)) if done else outcome
             self.posted.append(name)
         return Delivered()
 

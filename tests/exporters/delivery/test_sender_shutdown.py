@@ -49,7 +49,7 @@ class OneByOne:
             self.is_waiting.set()
             assert self._closed.wait(60)
         self.taken.append(names_in(payload)[0])
-        return Delivered(first=1)
+        return Delivered(only=[0])
 
     def shutdown(self) -> None:
         self._closed.set()

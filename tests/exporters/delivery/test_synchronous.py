@@ -266,7 +266,7 @@ def test_one_bad_batch_does_not_refuse_those_it_was_joined_with(refused: Outcome
 def test_if_only_the_first_records_were_taken_only_the_other_batches_are_refused(failure: Outcome) -> None:
     def answer(sent: bytes) -> Outcome:
         taken = sent.partition(b"!")[0]
-        return Delivered() if taken == sent else Delivered(len(taken)) if taken else failure
+        return Delivered() if taken == sent else Delivered(range(len(taken))) if taken else failure
 
     gate = threading.Event()
     backend = Backend(answer, gate=gate)
@@ -276,6 +276,26 @@ def test_if_only_the_first_records_were_taken_only_the_other_batches_are_refused
     assert taken.result(10) == Receipt(2)
     assert refusal(refused).reason == "exporter_failed"
     assert backend.sent[1:] == [(b"abc!", 4), (b"!", 1)]
+    made.shutdown()
+
+
+@pytest.mark.parametrize("failure", [RetryLater("503"), Rejected("400"), Blocked("401")])
+def test_if_some_records_were_taken_the_others_are_sent_alone(failure: Outcome) -> None:
+    """Even those behind a record that fails, and never again with one that was taken."""
+
+    def answer(sent: bytes) -> Outcome:
+        taken = [index for index, name in enumerate(sent.decode()) if name.islower()]
+        return Delivered() if len(taken) == len(sent) else Delivered(taken) if taken else failure
+
+    gate = threading.Event()
+    backend = Backend(answer, gate=gate)
+    made = consumer(out=backend)
+    with held(made, backend, gate):
+        futures = [consume(made, batch(*names)) for names in ("ab", "cXd", "e", "Y", "f")]
+    assert [future.result(10) for future in futures[::2]] == [Receipt(2), Receipt(1), Receipt(1)]
+    assert {refusal(future).reason for future in (futures[1], futures[3])} == {"exporter_failed"}
+    alone = [(b"X", 1), (b"Y", 1)] if isinstance(failure, Rejected) else []
+    assert backend.sent[1:] == [(b"abcXdeYf", 8), (b"XY", 2), *alone]
     made.shutdown()
 
 

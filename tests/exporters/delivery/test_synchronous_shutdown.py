@@ -52,7 +52,7 @@ def test_a_shutdown_stops_between_two_sends_of_a_batch(monkeypatch: pytest.Monke
         if payload.startswith(b"e"):
             middle.set()
             assert backend.closed.wait(60)
-        return Delivered(first=1)
+        return Delivered(only=[0])
 
     sent: list[bytes] = []
     late: list[bool] = []

@@ -231,7 +231,7 @@ def test_a_backend_may_take_one_record_at_a_time(tmp_path: Path, asked_for: str)
             self.go_on.wait(60)
             counts.append(count)
             self.names.append(names_in(payload)[0])
-            return Delivered(first=1)
+            return Delivered(only=[0])
 
     counts: list[int] = []
     keeper = OneByOne(hold=True)
