@@ -113,7 +113,7 @@ format: $(VENV)/.dev
 # Each script prints a report and writes it to benchmarks/results. ARGS are passed to all of them. against_collector and
 # memory build an OpenTelemetry Collector with Go, once. If that is not possible, their reports say so.
 BENCHMARKS ?= http_servers against_collector against_hand_written core_cost durable_answers drain backlog_start latency memory \
-	startup growth mapping_cost hot_spots budget dependencies attacks request_cost
+	startup growth mapping_cost hot_spots budget ladder dependencies attacks request_cost
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
@@ -121,6 +121,7 @@ bench: $(VENV)/.dev
 # What one durable webhook costs, compared with all peers, in ten minutes on an idle machine.
 bench-webhook: $(VENV)/.dev
 	$(BIN)/python benchmarks/core_cost.py --rounds 5 --seconds 0.7
+	$(BIN)/python benchmarks/ladder.py --rounds 5 --seconds 0.7 --clients 4 64
 	$(BIN)/python benchmarks/against_collector.py --rounds 4 --seconds 1 --clients 8 64
 	$(BIN)/python benchmarks/against_hand_written.py --rounds 4 --seconds 1 --clients 8 64
 	$(BIN)/python benchmarks/drain.py --rounds 3

@@ -5,7 +5,7 @@ import contextlib
 import http.client
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from benchmarks import measure, webhooks
 from benchmarks.bare_server import BARE, bare_server
 from benchmarks.load import Posted, post
+from benchmarks.peers.least import Least
 from benchmarks.service import Running, service
 from benchmarks.sink import Record, Sink, sink
 from benchmarks.webhooks import BATCH, CHANGE, EXPOSURES, Shape, Wire
@@ -26,7 +27,9 @@ BATCH_CLIENTS: Final = 8
 _SCALE_CLIENTS: Final = 64
 """Single changes from so many clients are compared with the bare server too."""
 
-_OURS, _THEIRS = "statsig-otel", "peer"
+_OURS, _THEIRS, _LEAST = "statsig-otel", "peer", "least"
+
+_SCALE: Final = {_LEAST: "the least program", BARE: "the bare server"}
 
 _SAMPLE = 5
 """Requests of each kind. The service and a peer must make the same records from them."""
@@ -55,7 +58,7 @@ class Peer(Protocol):
 
 
 class Compared:
-    """The running service, a peer and the bare server, with one sink.
+    """The running service, a peer, the least program and the bare server, with one sink.
 
     Attributes:
         busiest: The largest share of a CPU that the load generator used.
@@ -63,17 +66,18 @@ class Compared:
 
     def __init__(self, directory: Path, backend: Sink, peer: Peer, stack: contextlib.ExitStack) -> None:
         self._backend = backend
-        self._wires: dict[str, Wire] = {_OURS: "webhook", _THEIRS: peer.wire, BARE: "webhook"}
+        self._wires: dict[str, Wire] = {_THEIRS: peer.wire}
         self._running: dict[str, Running] = {
             _OURS: stack.enter_context(service(directory / "ours", backend.address)),
             _THEIRS: stack.enter_context(peer.running(directory / "theirs", backend.address)),
+            _LEAST: stack.enter_context(Least().running(directory / "least", backend.address)),
             BARE: stack.enter_context(bare_server(BARE)),
         }
         self.busiest = 0.0
 
     def measure(self, name: str, shape: Shape, clients: int, seconds: float) -> Posted:
         """Post for some seconds, and wait until the sink has received everything."""
-        wire = self._wires[name]
+        wire = self._wires.get(name, "webhook")
         posted = post(self._running[name].port, shape, clients=clients, seconds=seconds, wire=wire)
         self.busiest = max(self.busiest, posted.busy)
         if name != BARE:
@@ -84,15 +88,16 @@ class Compared:
         """Events per second and the latency of answers, for single changes and for a batch."""
         for clients in given.clients:
             label = f"one change, 1 KB; clients: {clients}"
-            yield from self._rows(label, CHANGE, clients, given, scale=clients == _SCALE_CLIENTS)
+            scale = (_LEAST, BARE) if clients == _SCALE_CLIENTS else (_LEAST,)
+            yield from self._rows(label, CHANGE, clients, given, scale)
         label = f"{BATCH.exposures} exposures and 1 change; clients: {BATCH_CLIENTS}"
-        yield from self._rows(label, BATCH, BATCH_CLIENTS, given, scale=True)
+        yield from self._rows(label, BATCH, BATCH_CLIENTS, given, (BARE,))
 
     def _rows(
-        self, label: str, shape: Shape, clients: int, given: argparse.Namespace, *, scale: bool
+        self, label: str, shape: Shape, clients: int, given: argparse.Namespace, scale: Sequence[str]
     ) -> Iterator[list[str]]:
-        """One row, or two with the bare server."""
-        names = (_OURS, _THEIRS, BARE) if scale else (_OURS, _THEIRS)
+        """The rows of the service, and of the servers that are there for scale."""
+        names = (_OURS, _THEIRS, *scale)
         events = shape.exposures + shape.changes
         rates: dict[str, list[float]] = defaultdict(list)
         slowest: dict[str, list[float]] = defaultdict(list)
@@ -103,7 +108,7 @@ class Compared:
         for name in names:
             if name != _THEIRS:
                 p99 = " / ".join(measure.spread(slowest[which], ".1f")[1] for which in (name, _THEIRS))
-                marked = label if name == _OURS else f"{label}; A: the bare server"
+                marked = label if name == _OURS else f"{label}; A: {_SCALE[name]}"
                 yield [*measure.comparison(marked, rates[name], rates[_THEIRS]), p99]
 
 

@@ -5,8 +5,9 @@ deliver it to the same sink over OTLP/gRPC. The load generator is a separate pro
 that was acknowledged must reach the sink before the next one begins. B verifies no signatures.
 Target: A / B of at least 2 for single changes at 64 clients, and of at least 10 for batches of exposures with a change.
 
-For scale, both cases include the `bare` server of benchmarks/bare_server.py, which hashes and validates a body and
-answers without storing or delivering anything.
+For scale, single changes include the least program that keeps the promise (benchmarks/peers/least.py). Both cases
+include the `bare` server of benchmarks/bare_server.py, which hashes and validates a body and answers without storing or
+delivering anything.
 
     python benchmarks/against_collector.py [--rounds N] [--seconds S] [--collector PATH] [--directory DIR] [--quick]
 """
@@ -34,8 +35,8 @@ def compare(given: argparse.Namespace) -> None:
     measure.publish(
         "against_collector",
         "Events per second whose request was answered with 200. All of them are on disk, and are delivered to the sink "
-        "later. A: statsig-otel, unless the row names the bare server, which only hashes and validates; B: the "
-        "Collector.",
+        "later. A: statsig-otel, unless the row names the least program that keeps the promise, or the bare server, "
+        "which only hashes and validates; B: the Collector.",
         said,
         f"{measure.machine()}.{disk} The load generator used at most {busiest:.0%} of a CPU.",
         measure.arguments(given, ("rounds", "seconds")),

@@ -1,12 +1,14 @@
 """Serves the first stages of a webhook: each server does what the one before it does, and one thing more.
 
-python -m benchmarks.prefixes NAME PORT
+python -m benchmarks.prefixes NAME PORT [DIRECTORY]
 """
 
 import argparse
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Final
 
 import httptools
@@ -16,6 +18,8 @@ from benchmarks import backlog, measure
 from benchmarks.bare_server import ANSWER, dropping
 from benchmarks.durable_answers import AtOnce
 from benchmarks.service import Running
+from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.exporters.routing import Route
 from statsig_otel.plugin import DEFAULT_PATH
 from statsig_otel.plugin.cli.run import collect_garbage_rarely
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
@@ -30,6 +34,7 @@ HTTP: Final = "the HTTP server"
 FALCON: Final = "and Falcon"
 PARSED: Final = "and the body, verified and parsed"
 MAPPED: Final = "and mapped and encoded"
+STORED: Final = "and stored, but never delivered"
 PREFIXES: Final = (FLOOR, HTTP, FALCON, PARSED, MAPPED)
 
 _PATIENCE: Final = 10.0
@@ -67,25 +72,38 @@ class Dropping(StatsigReceiver):
         resp.content_type = "application/json"
 
 
+class Storing:
+    """A consumer that stores in a queue which nobody reads."""
+
+    def __init__(self, directory: Path) -> None:
+        self._queue = backlog.open_queue(directory)
+        self._queue.start()
+
+    def consume(self, batch: Batch) -> Future[Receipt]:
+        return self._queue.consume(batch, Route((backlog.EXPORTER,)))
+
+
 class MappingNothing(Mapper):
     def map(self, payload: ParsedBody, observed_ns: int) -> Mapped:  # noqa: ARG002 - its signature
         return Mapped((), (), payload.ignored, ())
 
 
 @contextlib.contextmanager
-def serving(name: str) -> Iterator[Running]:
-    """Run one of these servers during the block."""
+def serving(name: str, directory: Path | None = None) -> Iterator[Running]:
+    """Run one of these servers during the block. The one that stores needs a directory."""
     port = measure.free_port()
-    with measure.running("-m", "benchmarks.prefixes", name, str(port), port=port) as process:
+    command = ["-m", "benchmarks.prefixes", name, str(port), *([] if directory is None else [str(directory)])]
+    with measure.running(*command, port=port) as process:
         yield Running(process.pid, port)
 
 
-def receiver_of(name: str) -> StatsigReceiver:
+def receiver_of(name: str, directory: Path) -> StatsigReceiver:
     verifier = Verifier([backlog.SECRET])
     if name == FALCON:
         return Dropping(Intake(verifier=verifier), AtOnce())
     mapper = MappingNothing() if name == PARSED else None
-    return StatsigReceiver(Intake(verifier=verifier, mapper=mapper), AtOnce(), patience=_PATIENCE)
+    consumer = Storing(directory) if name == STORED else AtOnce()
+    return StatsigReceiver(Intake(verifier=verifier, mapper=mapper), consumer, patience=_PATIENCE)
 
 
 async def serve_floor(port: int) -> None:
@@ -95,8 +113,9 @@ async def serve_floor(port: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=PREFIXES)
+    parser.add_argument("name", choices=(*PREFIXES, STORED))
     parser.add_argument("port", type=int)
+    parser.add_argument("directory", type=Path, nargs="?", default=Path())
     given = parser.parse_args()
     collect_garbage_rarely()
     if given.name == FLOOR:
@@ -104,7 +123,7 @@ def main() -> None:
         return
     app: Any = dropping
     if given.name != HTTP:
-        app = create_app({DEFAULT_PATH: receiver_of(given.name)})
+        app = create_app({DEFAULT_PATH: receiver_of(given.name, given.directory)})
     server = HttpServer(app, host=measure.HOST, port=given.port)
     server.bind()
     asyncio.run(server.serve())

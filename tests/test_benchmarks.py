@@ -43,6 +43,7 @@ TINY = {
     "growth": ["--seconds", "0.1", "--largest-body", "10240", "--largest-queue", "10000"],
     "hot_spots": ["--seconds", "1"],
     "http_servers": ["--seconds", "0.1", "--clients", "2"],
+    "ladder": ["--seconds", "0.1", "--clients", "2"],
     "latency": ["--seconds", "1"],
     "mapping_cost": ["--seconds", "0.1"],
     "request_cost": ["--size", "1000", "--only", "chunks"],

@@ -12,7 +12,6 @@ import hmac
 import json
 import sys
 import time
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -23,10 +22,10 @@ from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.util.types import AnyValue
 
 from benchmarks.backlog import SECRET
 from benchmarks.measure import HOST
+from benchmarks.peers.mapping import attributes_of, title_of, uid_of
 from statsig_otel.plugin import DEFAULT_PATH
 
 _TOLERANCE = 300.0
@@ -43,41 +42,12 @@ def is_signed(body: bytes, timestamp: str, signature: str) -> bool:
 
 
 def record_of(change: dict[str, Any]) -> LogRecord:
-    metadata, user = change["metadata"], change.get("user") or {}
-    entity_type, name, action = metadata["type"], metadata["name"], metadata.get("action", "changed")
-    environments = [environment for environment in (metadata.get("environments") or "").split(",") if environment]
-    happened_at = datetime.fromtimestamp(change["timestamp"] / 1000, UTC)
-    canonical = json.dumps(change, sort_keys=True, separators=(",", ":"))
-    attributes: dict[str, AnyValue] = {
-        "change_event.category": "feature_flags",
-        "change_event.type": f"{entity_type}_{action}".lower().replace(" ", "_"),
-        "change_event.source": "statsig",
-        "change_event.happened_at": happened_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "change_event.title": f"{name} {action}",
-        "change_event.label.type": entity_type,
-        "change_event.label.name": name,
-        "change_event.label.action": action,
-        "change_event.label.description": metadata.get("description"),
-        "feature_flag.key": name,
-        "feature_flag.provider.name": "statsig",
-        "feature_flag.set.id": metadata.get("projectID"),
-        "deployment.environment.name": environments[0] if len(environments) == 1 else None,
-        "user.name": user.get("name"),
-        "user.email": user.get("email"),
-        "user.id": user.get("userID"),
-        "log.record.uid": sha256(b"statsig-otel/1\n" + canonical.encode()).hexdigest()[:32],
-        "statsig.environments": environments,
-        "statsig.project.name": metadata.get("projectName"),
-        "statsig.project.id": metadata.get("projectID"),
-        "statsig.tags": metadata.get("tags"),
-        "statsig.target_apps": metadata.get("targetApps"),
-    }
     return LogRecord(
         timestamp=change["timestamp"] * 1_000_000,
         observed_timestamp=time.time_ns(),
         severity_number=SeverityNumber.INFO,
-        body=f"{name} {action}",
-        attributes={key: value for key, value in attributes.items() if value},
+        body=title_of(change),
+        attributes=attributes_of(change, uid_of(change)),
         event_name="statsig.config_change",
     )
 

@@ -1,0 +1,119 @@
+"""How much of a durable webhook's cost would any such program have, and how much is this one's?
+
+The least program that keeps the promise (benchmarks/peers/least.py) is built up in rungs, from a Falcon resource that
+discards the body to a durable and delivered record. Each rung is a server of its own. They take turns with servers that
+do the first stages as the service does them (benchmarks/prefixes.py), and with `statsig-otel run`. The webhook has one
+change of 1 KB. The unit is the Falcon resource that discards the body.
+
+    python benchmarks/ladder.py [--rounds N] [--seconds S] [--clients N ...] [--directory DIR] [--quick]
+"""
+
+import argparse
+import contextlib
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+from benchmarks import against, measure, prefixes
+from benchmarks.bare_server import FALCON, bare_server
+from benchmarks.load import post
+from benchmarks.peers import least
+from benchmarks.service import Running, service
+from benchmarks.sink import Sink, sink
+from benchmarks.webhooks import CHANGE
+
+_UNIT: Final = "unit"
+_SERVICE: Final = "service"
+
+OURS: Final = {
+    least.DROP: prefixes.FALCON,
+    least.PARSE: prefixes.PARSED,
+    least.MAP: prefixes.MAPPED,
+    least.STORE: prefixes.STORED,
+    least.DELIVER: _SERVICE,
+}
+"""The server of this project that does as much as a rung."""
+
+_DELIVERING: Final = (least.DELIVER, _SERVICE)
+
+
+class Ladder:
+    """The running servers."""
+
+    def __init__(self, directory: Path, backend: Sink, stack: contextlib.ExitStack) -> None:
+        self._backend = backend
+        self._servers: dict[str, Running] = {_UNIT: stack.enter_context(bare_server(FALCON))}
+        for number, rung in enumerate(least.RUNGS):
+            program = least.Least(rung).running(directory / f"rung-{number}", backend.address)
+            self._servers[rung] = stack.enter_context(program)
+        for name in OURS.values():
+            queue = directory / "prefix"
+            if name != _SERVICE:
+                self._servers[name] = stack.enter_context(prefixes.serving(name, queue))
+        self._servers[_SERVICE] = stack.enter_context(service(directory / "queue", backend.address))
+
+    def rows(self, clients: int, given: argparse.Namespace) -> list[list[str]]:
+        """The rungs, measured from so many clients."""
+        costs: dict[str, list[float]] = defaultdict(list)
+        for name in measure.alternating(tuple(self._servers), given.rounds):
+            costs[name].append(self._measure(name, clients, given.seconds))
+        rows = []
+        for rung in least.RUNGS:
+            row = [rung, *_against(costs[rung], costs[_UNIT])]
+            if rung in OURS:
+                ours = costs[OURS[rung]]
+                row += [*_against(ours, costs[_UNIT]), f"{statistics.median(measure.ratios(ours, costs[rung])):.2f}"]
+            rows.append(row + [""] * (len(HEAD) - len(row)))
+        return rows
+
+    def _measure(self, name: str, clients: int, seconds: float) -> float:
+        """The microseconds of processor time for each webhook."""
+        server = self._servers[name]
+        began = measure.processor_time(server.pid)
+        posted = post(server.port, CHANGE, clients=clients, seconds=seconds)
+        if name in _DELIVERING:
+            self._backend.settle(posted.good)
+        return (measure.processor_time(server.pid) - began) / posted.good * 1e6
+
+
+HEAD: Final = (
+    "the rungs, each with all before it", "the least, us", "x Falcon", "the service, us", "x Falcon", "service / least"
+)  # fmt: skip
+
+
+def _against(times: list[float], unit: list[float]) -> list[str]:
+    return [f"{statistics.median(times):.0f}", " / ".join(measure.spread(measure.ratios(times, unit), ".2f"))]
+
+
+def compare(given: argparse.Namespace) -> None:
+    against.check_records(least.Least(), given.directory)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(measure.working_directory(given.directory))
+        disk = measure.file_system(directory)
+        ladder = Ladder(directory, stack.enter_context(sink()), stack)
+        tables = [
+            part
+            for clients in given.clients
+            for part in (f"Clients: {clients}.", measure.table(HEAD, ladder.rows(clients, given)))
+        ]
+    measure.publish(
+        "ladder",
+        "Processor time of one webhook with one change, in microseconds (median), and divided by that of a Falcon "
+        "resource that discards the body (minimum / median / maximum).",
+        f"{measure.machine()}. On {disk}.",
+        measure.arguments(given, ("rounds", "seconds")),
+        *tables,
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=7, quick={"rounds": 2, "seconds": 0.5})
+    parser.add_argument("--seconds", type=float, default=1.0, help="the length of one measurement")
+    parser.add_argument("--clients", type=int, nargs="+", default=[4, 8, 64])
+    measure.add_directory(parser)
+    compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
