@@ -49,6 +49,7 @@ class Database:
         generation: How often connections for reading became useless since the start: the database was set aside, or its
             log was deleted.
         recovery_due: Set after a database was set aside: there may be something to recover.
+        not_recovered: The files that this process has set aside, and that recovery has not finished.
         missing_file: One of the last owner's files that is gone; see `QueueDirectory.missing_file`.
     """
 
@@ -66,6 +67,7 @@ class Database:
         self.directory: QueueDirectory = QueueDirectory(path)
         self.generation: int = 0
         self.recovery_due: threading.Event = threading.Event()
+        self.not_recovered: set[Path] = set()
         self.missing_file: Literal["queue.db", "queue.db-wal"] | None = None
         self._prepare = prepare
         self._is_marked = False  # as being in use
@@ -230,7 +232,7 @@ class Database:
     def _set_aside(self, error: Exception, to: Path | None = None) -> Path:
         """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""
         aside = self.directory.set_aside(to)
-        self._begin_anew()
+        self._begin_anew(aside)
         _logger.error(
             "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "
             "what can still be read of it will be carried over",
@@ -300,14 +302,15 @@ class Database:
         except BaseException:
             self.directory.discard(aside)  # it is incomplete, and its space may be what is missing
             raise
-        self._begin_anew()
+        self._begin_anew(aside)
         _logger.warning("The content of %s is kept as %s, and will be carried over", self.path, aside)
 
     def _count_generation(self) -> None:
         self.generation += 1
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, aside: Path) -> None:
         self._count_generation()
+        self.not_recovered.add(aside)
         _telemetry.queue_set_aside.add(1)
         self.recovery_due.set()
 

@@ -12,6 +12,7 @@ queue.db.unreadable-TIME-N  the same, if nothing can be read
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -88,6 +89,7 @@ class QueueDirectory:
         self._lock: int | None = None
         self._lock_status: os.stat_result | None = None
         self._noted: object = None  # the version of `state.json` that this process has written
+        self._given: set[Path] = set()  # the paths for what is set aside
 
     def check(self) -> Fault | None:
         """Why a queue can't be in this directory, while nobody has it open; None if it can. Creates nothing."""
@@ -296,12 +298,20 @@ class QueueDirectory:
         return next((database for database in moved if not database.exists()), None)
 
     def path_aside(self) -> Path:
-        """An unused path for a database that is set aside."""
+        """A path for a database that is set aside, which was never used.
+
+        Recovery may still read a file that somebody has deleted, and renames its path in the end. So no other file must
+        get that path.
+        """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        number = 1
-        while any(self.path.glob(f"{DATABASE}.*-{stamp}-{number}")):
-            number += 1
-        return self.path / f"{DATABASE}.corrupt-{stamp}-{number}"
+        paths = (self.path / f"{DATABASE}.corrupt-{stamp}-{number}" for number in itertools.count(1))
+        aside = next(path for path in paths if path not in self._given and not self._is_used(path))
+        self._given.add(aside)
+        return aside
+
+    def _is_used(self, aside: Path) -> bool:
+        """Whether a file has this path, or had it before its recovery."""
+        return any(self.path.glob(aside.name.replace(".corrupt-", ".*-")))
 
     def discard(self, aside: Path) -> None:
         """Delete an incomplete copy."""

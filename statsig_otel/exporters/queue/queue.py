@@ -70,6 +70,7 @@ class DurableQueue:
         directory: The directory.
         recovery_due: Set after a database was set aside or other exporters were configured: there may be something to
             recover, or somebody to recover it for.
+        not_recovered: The files that this process has set aside, and that recovery has not finished.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class DurableQueue:
         )
         self.directory: QueueDirectory = self._database.directory
         self.recovery_due: threading.Event = self._database.recovery_due
+        self.not_recovered: set[Path] = self._database.not_recovered
         self._routing = routing
         self._min_free = min_free_bytes
         self._appending = Bulk(self._append, self._count, _answer)

@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -62,6 +62,7 @@ class Recovery:
             try:
                 for file in self._directory.set_aside_files():
                     self._recover(file)
+                self._say_gone()
                 failing = False
                 self._queue.recovery_due.wait()
             except NotRunningError:
@@ -83,7 +84,7 @@ class Recovery:
                     if self._stopping.is_set():
                         return
         except damaged_file.UnreadableError as error:
-            kept = self._directory.rename_aside(file, "unreadable")
+            kept = self._rename(file, "unreadable")
             _logger.error("%s, and the records that waited in it are lost. It is kept as %s", error, kept)
         except NobodyConfiguredError:
             _logger.error(
@@ -96,8 +97,19 @@ class Recovery:
         except Exception:  # a mistake of ours, for which no other file must wait
             _logger.exception("%s can't be carried over; it is kept, and is tried again at the next start", file)
         else:
-            carry_over.report(self._directory.rename_aside(file, "salvaged"))
+            carry_over.report(self._rename(file, "salvaged"))
             self._queue.submit(carry_over.forget).result()
+
+    def _rename(self, file: Path, what: Literal["salvaged", "unreadable"]) -> Path:
+        self._queue.not_recovered.discard(file)
+        return self._directory.rename_aside(file, what)
+
+    def _say_gone(self) -> None:
+        """Log it if somebody deleted a file before it was carried over."""
+        expected = self._queue.not_recovered.copy()
+        for file in sorted(expected.difference(self._directory.set_aside_files())):
+            self._queue.not_recovered.discard(file)
+            _logger.error("Somebody deleted or moved %s before it was carried over: what waited in it is lost", file)
 
     def _do(self, step: Work[CarriedOver]) -> CarriedOver:
         """Carry out one step once the disk has space and the storage works. Others log it if not."""

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver
+from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,
@@ -139,6 +143,49 @@ def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_pa
             settled(tmp_path)
         assert delivered(cursor) == [3, 4]
         check_counters(queue)
+
+
+def test_all_files_that_are_deleted_during_a_recovery_are_rescued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same second: the copy of the second database must not have the path that recovery renames in the end."""
+    monkeypatch.setattr("statsig_otel.exporters.queue.directory.time.gmtime", lambda: (2026, 1, 1, 0, 0, 0, 3, 1, 0))
+    carries_over, goes_on = threading.Event(), threading.Event()
+    carry_out = Recovery._do
+
+    def wait_and_do(recovery: Recovery, step: Work[CarriedOver]) -> CarriedOver:
+        carries_over.set()
+        assert goes_on.wait(PATIENCE)
+        return carry_out(recovery, step)
+
+    monkeypatch.setattr(Recovery, "_do", wait_and_do)
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        delete_all(tmp_path)
+        assert put(queue, 3) == Receipt(1)
+        assert carries_over.wait(PATIENCE)
+        delete_all(tmp_path)  # with the copy, which recovery has open
+        assert put(queue, 4) == Receipt(1)
+        goes_on.set()
+        settled(tmp_path)
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3, 4}
+
+
+def test_a_copy_that_is_deleted_before_it_is_carried_over_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path, recovers=False) as queue:
+        put(queue, 1, 2)
+        delete_all(tmp_path)
+        assert put(queue, 3) == Receipt(1)
+        (copy,) = kept(tmp_path)
+        copy.unlink()
+        with recovering(queue):
+            wait_until(lambda: said(caplog, logging.ERROR, f"{copy} before it was carried over"), "it is said")
+            queue.recovery_due.set()
+            wait_until(lambda: not queue.recovery_due.is_set(), "it looks again")
+        assert said(caplog, logging.ERROR, "what waited in it is lost") == 1
+        assert delivered(queue.cursor("otlp")) == [3]
 
 
 def test_a_file_that_is_deleted_while_idle_is_copied(tmp_path: Path) -> None:
