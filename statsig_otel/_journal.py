@@ -151,6 +151,7 @@ class Journal:
         self._bytes = 0  # of the records in there
         self._most = DEFAULT_ENTRIES
         self._most_bytes = DEFAULT_BYTES
+        self._now = 0.0  # the time of the last entry
         os.register_at_fork(after_in_child=self._renew_lock)
 
     def _renew_lock(self) -> None:
@@ -185,9 +186,10 @@ class Journal:
         """Add an answered request. `items` has the numbers of its items, by what became of them."""
         if not self.is_kept:
             return
-        now, verdict = time(), (receiver, reason)
+        verdict = receiver, reason
         kind = self._taken if status == _OK else self._refused
         with self._lock:
+            now = self._time()
             entry = kind.last.get(verdict)
             if entry is None or now - entry.at >= _TOGETHER:
                 entry = RequestEntry(receiver, status, reason, detail, now, port=port)
@@ -235,8 +237,9 @@ class Journal:
         """Add an attempt to send a batch."""
         if not self.is_kept:
             return
-        now, verdict = time(), (exporter, outcome)
+        verdict = exporter, outcome
         with self._lock:
+            now = self._time()
             entry = self._attempts.last.get(verdict)
             if entry is None or now - entry.at >= _TOGETHER:
                 entry = AttemptEntry(exporter, outcome, reason, now, seconds)
@@ -244,6 +247,16 @@ class Journal:
             entry.count += 1
             entry.records += records
             entry.delivered += delivered
+
+    def _time(self) -> float:
+        """The time now. If the clock was put back, no entry stays in the future, as the newest one for long."""
+        now = time()
+        if now < self._now:
+            for kind in (self._taken, self._refused, self._attempts):
+                for entry in (*kind.entries, *kind.last.values()):
+                    entry.at = min(entry.at, now - _TOGETHER)
+        self._now = now
+        return now
 
     def requests(self) -> list[RequestEntry]:
         """The last requests, newest first."""
@@ -255,6 +268,7 @@ class Journal:
 
     def _copies(self, *groups: Iterable[RequestEntry]) -> list[RequestEntry]:
         with self._lock:
+            self._time()
             found = [replace(entry, items=dict(entry.items)) for group in groups for entry in group]
         return sorted(found, key=lambda entry: -entry.at)
 
@@ -271,6 +285,7 @@ class Journal:
     def attempts(self) -> list[AttemptEntry]:
         """The last attempts, newest first."""
         with self._lock:
+            self._time()
             found = [*map(copy, self._attempts.entries)]
         return sorted(found, key=lambda entry: -entry.at)
 

@@ -110,6 +110,19 @@ def test_a_flood_of_good_requests_does_not_push_out_refusals_nor_the_other_way_r
     }
 
 
+def test_after_the_clock_was_put_back_no_entry_is_newer_than_the_next_one(clock: Clock) -> None:
+    journal = kept()
+    journal.add_request("statsig", 401, "timestamp_outside_tolerance", "three days old")
+    journal.add_attempt("otlp_grpc", "delivered", "", records=1, delivered=1, seconds=0.1)
+    clock.now -= 3 * 86400
+    (request,), (attempt,) = journal.requests(), journal.attempts()
+    assert request.at == attempt.at == clock.now - 1
+    journal.add_request("statsig", 200, "accepted", "")
+    journal.add_request("statsig", 401, "timestamp_outside_tolerance", "a day old")
+    assert [(one.detail, one.count) for one in journal.requests()][1:] == [("a day old", 1), ("three days old", 1)]
+    assert journal.last_requests()[-1].at == clock.now
+
+
 def test_verdicts_without_end_cost_no_memory(clock: Clock) -> None:
     journal = kept()
     for number in range(5000):

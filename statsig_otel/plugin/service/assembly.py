@@ -190,6 +190,7 @@ class Assembly:
 
     def facts(self) -> Facts:
         """What is known of the service, for its live page and for `top`."""
+        self._since = min(self._since, time.time())  # if the clock was put back
         return facts_of(
             condition=self.condition(),
             exporters=self._outbound.exporters(),

@@ -135,7 +135,7 @@ def with_health_path(app: AsgiApp, path: str, health: Health) -> AsgiApp:
 
 
 def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
-    began = time.time()
+    began, began_monotonic = time.time(), time.monotonic()
 
     def collector(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         is_up = health.watched.is_open
@@ -144,7 +144,7 @@ def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
             return
         since = datetime.fromtimestamp(began, UTC).isoformat().replace("+00:00", "Z") if is_up else _NEVER
         status = "Server available" if is_up else "Server not available"
-        uptime = format_duration(round(time.time() - began, 3)) if is_up else ""
+        uptime = format_duration(round(time.monotonic() - began_monotonic, 3)) if is_up else ""
         _fill(resp, {"status": status, "upSince": since, "uptime": uptime}, is_good=is_up)
 
     def ready(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:

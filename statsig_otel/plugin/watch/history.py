@@ -68,6 +68,8 @@ class History:
         """Note the counts if a new minute has begun, and return them."""
         now, minute = self._look(), int(self._clock() // 60)
         with self._lock:
+            while self._begun and self._begun[-1][0] > minute:  # the clock was put back
+                self._begun.pop()
             if not self._begun or minute > self._begun[-1][0]:
                 self._begun.append((minute, now))
         return now

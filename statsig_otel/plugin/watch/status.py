@@ -118,8 +118,11 @@ def _exporter(one: ExporterFacts) -> dict[str, Any]:
 
 
 def _receiver(name: str, intake: Intake, path: str) -> ReceiverFacts:
-    counts = intake.counts
+    counts, now_ns = intake.counts, time.time_ns()
     with counts.lock:
+        # If the clock was put back, they would count as newer than each refusal for as long as that was.
+        counts.last_verified_ns = min(counts.last_verified_ns, now_ns)
+        counts.last_change_ns = min(counts.last_change_ns, now_ns)
         return ReceiverFacts(
             name=name,
             path=path,

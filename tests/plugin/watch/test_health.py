@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def becomes(address: Address, status: int, *reasons: str) -> dict[str, Any]:
     return found[0]
 
 
-def test_a_service_whose_backend_is_away_is_ready(tmp_path: Path) -> None:
+def test_a_service_whose_backend_is_away_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And says which backend it is, and what waits for it."""
     with from_file(tmp_path) as service:
         address = checks_of(service)
@@ -93,6 +94,9 @@ def test_a_service_whose_backend_is_away_is_ready(tmp_path: Path) -> None:
         collectors = get(address, "/")
         assert (collectors.status, collectors.json["status"]) == (200, "Server available")
         assert re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]+Z", str(collectors.json["upSince"]))
+        with monkeypatch.context() as put_back:
+            put_back.setattr(time, "time", lambda: 0.0)
+            assert not str(get(address, "/").json["uptime"]).startswith("-")
         head = get(address, "/readyz", method="HEAD")
         assert (head.status, head.body) == (200, b"")
         assert get(address, "/other").status == 404

@@ -32,6 +32,19 @@ def test_each_minute_has_what_was_counted_in_it() -> None:
     assert len(values) == MINUTES
 
 
+def test_after_the_clock_was_put_back_minutes_are_noted() -> None:
+    counted = Counted()
+    counted.history.note()
+    counted.add(100)
+    counted.now -= 86400
+    counted.history.note()
+    counted.add(3)
+    counted.now += 60
+    counted.history.note()
+    counted.add(5)
+    assert [values[0] for _, values in counted.history.minutes()][-2:] == [3.0, 5.0]
+
+
 def test_a_minute_in_which_nobody_looked_counts_with_the_one_before() -> None:
     counted = Counted()
     counted.history.note()

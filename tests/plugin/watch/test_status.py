@@ -97,6 +97,13 @@ def test_a_refusal_is_said_until_something_valid_comes() -> None:
     assert "refused" not in words(seen(receiver, verified=-1, changed=1), of=journal)
 
 
+def test_a_refusal_is_said_though_the_last_webhook_came_before_the_clock_was_put_back() -> None:
+    journal, one = kept(), seen(intake(), verified=-86400, changed=-86400)
+    assert words(one, of=journal) == "Receiving. Last config change just now."
+    journal.add_request("statsig", 401, "timestamp_outside_tolerance", "")
+    assert words(one, of=journal).startswith("A request was refused just now")
+
+
 def test_what_never_reaches_a_receiver_is_said_until_the_first_webhook() -> None:
     """Later it is the noise of every public address."""
     for status_, reason in ((404, "not_found"), (400, "tls"), (0, "tls_handshake")):
