@@ -3,9 +3,9 @@
 The public names, each loaded when it is first used:
 
 - Everyday: the settings of the exporters; `QueueError` and `DirectoryInUseError`, which a service raises.
-- Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Receipt` and `RefusedError`; `Exporter` with its outcomes
-  and `log_records`, and `ExporterType` for an exporter that a configuration file can name. `LoggerProviderConsumer` is
-  a consumer.
+- Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Arrival` with its `User`, `Receipt` and `RefusedError`;
+  `Exporter` with its outcomes and `log_records`, and `ExporterType` for an exporter that a configuration file can name.
+  `LoggerProviderConsumer` is a consumer.
 
 The modules below are private, though `help` lists them: import from this package.
 """
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from statsig_otel._lazy import exports
 
 if TYPE_CHECKING:
+    from statsig_otel.exporters.arrival import Arrival as Arrival
+    from statsig_otel.exporters.arrival import User as User
     from statsig_otel.exporters.consumer import Batch as Batch
     from statsig_otel.exporters.consumer import Change as Change
     from statsig_otel.exporters.consumer import Consumer as Consumer
@@ -44,6 +46,7 @@ else:  # type checkers would accept any name of a module with __getattr__
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "arrival": "Arrival User",
             "consumer": "Batch Change Consumer Invalid Receipt RefusedError",
             "exporter": "Blocked Delivered Exporter Outcome PartiallyRejected Rejected RetryLater",
             "exporter_type": "ExporterType",

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from statsig_otel._arguments import check_items, check_type, mistyped
 from statsig_otel._futures import failed
 from statsig_otel._times import RETRY_AFTER
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.terminal import printable
 
 _YEAR: Final = 31_536_000  # seconds
@@ -87,6 +88,8 @@ class Batch:
         receiver: The id of the receiver, such as `statsig` or `statsig/eu`.
         changes: The changes, in the order of the request.
         invalid: The invalid items, which a durable consumer stores as dead letters together with the changes.
+        arrivals: What the queue remembers of each config change of the request, also of those that the filter dropped,
+            to compare it with the audit log. Empty for a receiver without `audit_log`.
 
     Raises:
         TypeError: A value has another type.
@@ -101,11 +104,13 @@ class Batch:
     receiver: str
     changes: tuple[Change, ...] = ()
     invalid: tuple[Invalid, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
 
     def __post_init__(self) -> None:
         check_type("receiver", self.receiver, str)
         check_items("changes", self.changes, Change)
         check_items("invalid", self.invalid, Invalid)
+        check_items("arrivals", self.arrivals, Arrival)
 
     @property
     def size(self) -> int:
@@ -249,7 +254,8 @@ class Consumer(Protocol):
         """Accept one batch, completely or not at all.
 
         Args:
-            batch: The changes and invalid items of one request. It is never empty, but may contain only invalid items.
+            batch: The changes and invalid items of one request. It is never empty, but may contain only invalid items
+                or arrivals.
 
         Returns:
             A `Receipt`, or a future or an awaitable of one. A `concurrent.futures.Future` may be completed from any

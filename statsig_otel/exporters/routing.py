@@ -16,6 +16,7 @@ class Route:
     window: float = DEFAULT_WINDOW  # seconds in which a change that comes again is a duplicate; 0 for never
     synchronous: tuple[str, ...] = ()  # those that the webhook waits for
     private: bool = False  # whether invalid items may contain what must not be shown: only their size is logged
+    remembered: float = 0.0  # seconds for which the queue remembers what came, to compare it with the audit log
 
 
 _NOWHERE: Final = Route()
@@ -40,6 +41,12 @@ class Routing:
     def route(self, receiver: str) -> Route:
         """The route of a receiver; one to nobody if there is no such receiver."""
         return self.receivers.get(receiver, _NOWHERE)
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        """The seconds for which it is remembered what came, by the receivers for which it is."""
+        routes = self.receivers.items()
+        return {name: route.remembered for name, route in routes if route.remembered and route.queued}
 
     @property
     def synchronous(self) -> frozenset[str]:

@@ -4,7 +4,7 @@ import logging
 import sqlite3
 from typing import Final, Literal
 
-from statsig_otel.exporters.queue import queries, schema
+from statsig_otel.exporters.queue import arrivals, queries, schema
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.wording import counted
@@ -20,7 +20,10 @@ def check_database(connection: sqlite3.Connection) -> None:
     Raises:
         sqlite3.DatabaseError: Something can't be read.
     """
-    for table, column in (("records", "seq"), ("seen", "at"), ("dead_letters", "id"), ("exporters", "id")):
+    tables = [("records", "seq"), ("seen", "at"), ("dead_letters", "id"), ("exporters", "id")]
+    if arrivals.are_kept(connection):
+        tables.append(("arrivals", "at"))
+    for table, column in tables:
         for order in ("ASC", "DESC"):
             connection.execute(f"SELECT * FROM {table} ORDER BY {column} {order} LIMIT 1").fetchall()  # noqa: S608 - ours
     check_table(connection, "exporters")

@@ -15,7 +15,7 @@ from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.paths import directory_option
-from statsig_otel.exporters.queue import dead_letters, queries, schema, slices, store
+from statsig_otel.exporters.queue import arrivals, dead_letters, queries, schema, slices, store
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
@@ -149,7 +149,7 @@ class DurableQueue:
         def work(connection: sqlite3.Connection) -> tuple[_RouteIds, list[ExporterState]]:
             self._route_ids = {}  # some are about to change; batches behind this look them up until it is on disk
             store.forget_routes(connection)
-            return _ensure_routing(connection, routing), queries.exporter_states(connection)
+            return _ensure_routing(connection, routing, self.now_ms()), queries.exporter_states(connection)
 
         def switch(result: tuple[_RouteIds, list[ExporterState]]) -> None:
             self._route_ids, states = result
@@ -351,7 +351,7 @@ class DurableQueue:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Give every exporter and route its row in a database that was just opened, and read every exporter's state."""
-        self._route_ids = _ensure_routing(connection, self.routing)
+        self._route_ids = _ensure_routing(connection, self.routing, self.now_ms())
         self._update_cursors(queries.exporter_states(connection))
 
     def _update_cursors(self, states: Iterable[ExporterState]) -> None:
@@ -435,6 +435,7 @@ class DurableQueue:
         deleted = store.delete_done(connection)
         longest = max((route.window for route in self.routing.receivers.values() if route.queued), default=0.0)
         deleted += store.forget_seen(connection, self.now_ms() - int(longest * 1000))
+        deleted += arrivals.forget(connection, self.routing.remembered, now_ms=self.now_ms())
         if deleted:
             return True
         # When the disk is nearly full, free every page: the queue might otherwise never get going again.
@@ -457,8 +458,9 @@ def _too_many(name: str, limit: QueuedExporter, records: int, size: int) -> str 
     return f"{what} or more wait for {name}: that is its queue_size"
 
 
-def _ensure_routing(connection: sqlite3.Connection, routing: Routing) -> _RouteIds:
+def _ensure_routing(connection: sqlite3.Connection, routing: Routing, now_ms: int) -> _RouteIds:
     """Give every exporter and every route a row, if they have none; the ids of all."""
+    arrivals.begin(connection, routing.remembered, now_ms=now_ms)
     for name, exporter in routing.exporters.items():
         receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]
         exporter_id = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)

@@ -71,10 +71,37 @@ CREATE TABLE salvage (
 ) WITHOUT ROWID;
 """
 
-_MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
+_VERSION_2: Final = """
+CREATE TABLE remembered (
+    receiver TEXT PRIMARY KEY,  -- whose changes are remembered
+    since    INTEGER NOT NULL   -- from this second on
+) WITHOUT ROWID;
+CREATE TABLE arrivals (
+    receiver TEXT NOT NULL,
+    uid      BLOB NOT NULL,
+    at       INTEGER NOT NULL,  -- when it came, in seconds
+    second   INTEGER NOT NULL,  -- when the change was made
+    name     TEXT NOT NULL,
+    user     TEXT NOT NULL,     -- a JSON array: id, email, name
+    type     TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    text     TEXT NOT NULL,     -- the first line of the description
+    filtered INTEGER NOT NULL,
+    PRIMARY KEY (receiver, uid)
+) WITHOUT ROWID;
+CREATE INDEX arrivals_by_time ON arrivals (at);
+"""
+
+_MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1, _VERSION_2)
 """Each brings the schema to the next version. A released one is never changed."""
 
 VERSION: Final = len(_MIGRATIONS)
+
+PLAIN: Final = 1
+"""The version of a queue that does not remember what came. Older programs can open it."""
+
+REMEMBERING: Final = 2
+"""The version of a queue that does."""
 
 LOG_LIMIT: Final = 4 << 20
 """Bytes that the log grows to before it is folded into the database in any case. Then it is made shorter again."""
@@ -351,8 +378,18 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
-    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+    for number, script in enumerate(_MIGRATIONS[version:PLAIN], version + 1):
         _migrate(connection, script, number)
+
+
+def upgrade(connection: sqlite3.Connection, to: int) -> None:
+    """Bring the schema to a version, if it is an older one, inside the transaction that has begun."""
+    version = pragma(connection, "user_version")
+    for script in _MIGRATIONS[version:to]:
+        for statement in script.split(";")[:-1]:
+            connection.execute(statement)
+    if version < to:
+        connection.execute(f"PRAGMA user_version = {to}")
 
 
 def _version_of(connection: sqlite3.Connection, path: Path) -> int:
@@ -361,7 +398,7 @@ def _version_of(connection: sqlite3.Connection, path: Path) -> int:
     if version == 0 and not tables:
         return 0
     is_marked = pragma(connection, "application_id") == APPLICATION_ID
-    if not is_marked and not _expected(VERSION) <= tables:
+    if not is_marked and not _expected(PLAIN) <= tables:
         raise ForeignFileError(f"{path} is a database of another program")
     _refuse_newer(version, path)
     if not is_marked or version < 1 or not _expected(version) <= tables:
@@ -374,8 +411,12 @@ def _tables(connection: sqlite3.Connection) -> frozenset[tuple[object, ...]]:
 
 
 @contextlib.contextmanager
-def in_memory(version: int = VERSION) -> Iterator[sqlite3.Connection]:
-    """An empty queue of a version, in memory."""
+def in_memory(version: int = PLAIN) -> Iterator[sqlite3.Connection]:
+    """An empty queue of a version, in memory.
+
+    SQLite keeps the beginnings of tables in the order of their creation, so those of a version are at the same pages in
+    a file of a later one, and the first page of the one can be read with the other.
+    """
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for number, script in enumerate(_MIGRATIONS[:version], 1):

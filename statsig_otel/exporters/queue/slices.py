@@ -1,7 +1,8 @@
 """Stores a large batch in slices, one transaction each, so that other webhooks don't have to wait for all of it.
 
 A batch is answered once all of its slices are on disk. If one is refused, so is the batch: when it is delivered again,
-the changes of the earlier slices are duplicates, and their invalid items become dead letters once more.
+the changes of the earlier slices are duplicates, and their invalid items become dead letters once more. What is
+remembered of a change is stored with it, and what is remembered of others comes last: what is refused has not come.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from statsig_otel._futures import uncancellable
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 
 MOST_AT_ONCE: Final = 1000
-"""Records and invalid items of a slice. A change is never divided."""
+"""Records and invalid items of a slice, and what is remembered of others. A change is never divided."""
 
 
 def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[Receipt]:
@@ -24,7 +25,8 @@ def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[R
         batch: The batch.
         consume: As `Consumer.consume`. It is called for the next slice after the one before is stored.
     """
-    if sum(len(change.records) for change in batch.changes) + len(batch.invalid) <= MOST_AT_ONCE:
+    rows = sum(len(change.records) for change in batch.changes) + len(batch.invalid)
+    if rows <= MOST_AT_ONCE and len(batch.arrivals) <= MOST_AT_ONCE:
         return consume(batch)
     return _Storing(batch, consume).answer
 
@@ -71,15 +73,25 @@ def _slices(batch: Batch) -> Iterator[Batch]:
     """The slices of a batch, in its order."""
     changes: list[Change] = []
     invalid: list[Invalid] = []
+    arrivals = {one.uid: one for one in batch.arrivals}
     rows = 0
+
+    def part() -> Batch:
+        own = [arrivals.pop(change.uid) for change in changes if change.uid in arrivals]
+        return replace(batch, changes=tuple(changes), invalid=tuple(invalid), arrivals=tuple(own))
+
     for one in chain(batch.changes, batch.invalid):
         more = len(one.records) if isinstance(one, Change) else 1
         if rows and rows + more > MOST_AT_ONCE:
-            yield replace(batch, changes=tuple(changes), invalid=tuple(invalid))
+            yield part()
             changes, invalid, rows = [], [], 0
         rows += more
         if isinstance(one, Change):
             changes.append(one)
         elif isinstance(one, Invalid):
             invalid.append(one)
-    yield replace(batch, changes=tuple(changes), invalid=tuple(invalid))
+    if changes or invalid:
+        yield part()
+    rest = tuple(arrivals.values())
+    for begin in range(0, len(rest), MOST_AT_ONCE):
+        yield replace(batch, changes=(), invalid=(), arrivals=rest[begin : begin + MOST_AT_ONCE])

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel._futures import uncancellable
 from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.exporters.queue import arrivals
 from statsig_otel.exporters.queue.queries import ExporterState, exporter_state, last_seq, routes
 from statsig_otel.exporters.queue.records import Stored, checksum
 from statsig_otel.exporters.routing import Route
@@ -160,6 +161,8 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
                 rows += [(entry.route_id, uid, payload, checksum(uid, payload)) for payload in change.records]
         receipt = Receipt(accepted, len(its_uids) - accepted)
         left_out = _keep_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
+        if entry.batch.arrivals and entry.route.remembered:
+            arrivals.add(connection, entry.batch.receiver, entry.batch.arrivals, now_ms=now_ms)
         size = sum(len(row[2]) for row in rows[before:])
         stored.append(Appended(receipt, records=len(rows) - before, size=size, bodies_left_out=left_out))
     for some in _chunks(rows):

@@ -35,7 +35,7 @@ def test_a_new_file_is_durable_and_gives_space_back(tmp_path: Path) -> None:
     with opened(tmp_path / "queue.db") as connection:
         names = ("journal_mode", "synchronous", "auto_vacuum", "mmap_size", "user_version", "application_id")
         found = [pragma(connection, name) for name in names]
-    assert found == ["wal", 2, 2, 0, schema.VERSION, schema.APPLICATION_ID]
+    assert found == ["wal", 2, 2, 0, schema.PLAIN, schema.APPLICATION_ID]
 
 
 def test_opening_it_again_keeps_what_is_in_it(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_file_without_a_byte_becomes_a_queue(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     path.touch()
     with opened(path) as connection:
-        assert pragma(connection, "user_version") == schema.VERSION
+        assert pragma(connection, "user_version") == schema.PLAIN
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with opened(path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(schema.NewerSchemaError, match=r"schema version 2.*knows at most 1: use the version") as caught:
+    with pytest.raises(schema.NewerSchemaError, match=r"schema version 3.*knows at most 2: use the version") as caught:
         schema.connect(path)
     assert isinstance(caught.value, QueueError)
     assert path.read_bytes() == before
@@ -150,7 +150,7 @@ def test_each_version_is_brought_up_to_date_in_one_step_or_not_at_all(tmp_path: 
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
         assert pragma(connection, "user_version") == 0
     with opened(path) as connection:
-        assert pragma(connection, "user_version") == schema.VERSION
+        assert pragma(connection, "user_version") == schema.PLAIN
 
 
 def test_a_full_disk_is_known_by_its_number_and_not_by_its_words(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError, refused
 from statsig_otel.exporters.queue import slices
 from statsig_otel.exporters.queue.slices import MOST_AT_ONCE, store
@@ -15,9 +16,10 @@ from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, r
 RECORDS = st.lists(st.integers(1, 700), max_size=8)
 
 
-@given(RECORDS, st.integers(0, 2500), st.booleans())
-@example(records=[1, 2], bad=998, later=False)  # one row too many
-def test_every_item_is_in_one_slice(records: list[int], bad: int, later: bool) -> None:
+@given(RECORDS, st.integers(0, 2500), st.integers(0, 2500), st.booleans())
+@example(records=[1, 2], bad=998, dropped=0, later=False)  # one row too many
+@example(records=[1], bad=0, dropped=1000, later=True)
+def test_every_item_is_in_one_slice(records: list[int], bad: int, dropped: int, later: bool) -> None:
     """Whether a slice is stored at once or after a while."""
     changes = tuple(Change(f"{place:032x}", (b"r",) * number) for place, number in enumerate(records))
     invalid = tuple(Invalid(str(number).encode(), "?") for number in range(bad))
@@ -33,7 +35,8 @@ def test_every_item_is_in_one_slice(records: list[int], bad: int, later: bool) -
             future.set_result(receipt)
         return future
 
-    answer = store(Batch("statsig", changes, invalid), store_part)
+    arrivals = tuple(Arrival(f"{number:032x}", number, "gate") for number in range(len(changes) + dropped))
+    answer = store(Batch("statsig", changes, invalid, arrivals), store_part)
     if later:
         while waiting:
             assert not answer.done()
@@ -43,6 +46,11 @@ def test_every_item_is_in_one_slice(records: list[int], bad: int, later: bool) -
     assert answer.result(0) == Receipt(len(changes), duplicates=len(invalid))
     assert sum((part.changes for part in parts), ()) == changes
     assert sum((part.invalid for part in parts), ()) == invalid
+    assert sorted((one for part in parts for one in part.arrivals), key=lambda one: one.second) == [*arrivals]
+    if len(parts) > 1:  # what is remembered of a change is not stored before or after it
+        for part in parts:
+            assert {one.uid for one in part.changes} <= {one.uid for one in part.arrivals}
+            assert len(part.arrivals) <= MOST_AT_ONCE
     for part in parts:
         rows = sum(len(change.records) for change in part.changes) + len(part.invalid)
         assert rows <= MOST_AT_ONCE or (len(part.changes), len(part.invalid)) == (1, 0)
