@@ -30,6 +30,7 @@ ROOMS: Final = (
     "plugin.webhook",
     "plugin.server",
     "plugin.record",
+    "plugin.audit_log",
     "plugin.receiver",
     "plugin.settings",
     "plugin.demo",

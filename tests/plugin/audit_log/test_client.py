@@ -1,0 +1,240 @@
+"""The client of the audit log, against a server that plays the published description."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.plugin.audit_log.client import AuditLogClient, AuditLogError
+from tests.peers.audit_log import KEY, Anchor, AuditLogServer, answer, audit_entry, cut, failing, hang_up
+from tests.peers.certs import Authority
+from tests.peers.http_proxy import HttpProxy
+
+BEGIN, END = 1_790_000_000, 1_790_600_000  # a week of September 2026
+MIDDLE = (BEGIN + END) // 2
+
+
+@pytest.fixture
+def server() -> Iterator[AuditLogServer]:
+    with AuditLogServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+class Reader:
+    """A client that remembers for how long it should have waited, and does not wait."""
+
+    def __init__(self, url: str, key: str = KEY, **tls: object) -> None:
+        self.waits: list[float] = []
+        settings = ClientTlsSettings.model_validate(tls)
+        self._client = AuditLogClient(url, key, tls=settings, timeout=20.0, wait=self.waits.append)
+
+    def ids(self, save: Callable[[bytes], object] = lambda _: None) -> list[str]:
+        try:
+            return [entry.id for entry in self._client.read(BEGIN, END, save).entries]
+        finally:
+            self._client.close()
+
+
+def test_all_pages_of_the_period_are_read(server: AuditLogServer) -> None:
+    server.entries = [audit_entry(number, BEGIN + number * 1000) for number in range(130)]
+    reader, bodies = Reader(server.url), list[bytes]()
+    assert reader.ids(bodies.append) == [entry["id"] for entry in reversed(server.entries)]
+    assert reader.waits == []
+    assert server.others == []
+    newest = server.entries[-1]["id"]
+    assert [(one["page"], one["limit"], one.get("latestID")) for one in server.asked] == [
+        ("1", "1", None),
+        *((str(page), "50", newest) for page in (1, 2, 3, 4)),
+    ]
+    assert {(one["sortKey"], one["sortOrder"], one["startDate"], one["endDate"]) for one in server.asked} == {
+        ("time", "desc", "2026-09-19", "2026-09-30")
+    }
+    assert len(bodies) == len(server.asked)
+    assert KEY.encode() not in b"".join(bodies)
+
+
+@pytest.mark.parametrize("anchor", ["included", "left out", "ignored"])
+def test_nothing_is_missed_when_entries_are_added_between_two_pages(server: AuditLogServer, anchor: Anchor) -> None:
+    there = [audit_entry(number, BEGIN + number * 1000) for number in range(120)]
+    server.entries, server.anchor = list(there), anchor
+
+    def add() -> None:
+        number = len(server.entries)
+        server.entries += [audit_entry(number + more, BEGIN + 500_000 + number) for more in range(7)]
+
+    server.after = add
+    found = Reader(server.url).ids()
+    assert len(found) == len({*found})
+    assert {entry["id"] for entry in there} <= {*found}
+
+
+def test_a_server_that_gives_fewer_entries_than_asked_for_is_read_to_the_end(server: AuditLogServer) -> None:
+    server.entries, server.most = [audit_entry(number, MIDDLE + number) for number in range(25)], 10
+    assert len(Reader(server.url).ids()) == 25
+
+
+def test_an_empty_log_is_empty(server: AuditLogServer) -> None:
+    assert Reader(server.url).ids() == []
+    assert len(server.asked) == 1
+
+
+@given(st.integers(-14, 14), st.integers(BEGIN, END))
+def test_a_server_in_any_time_zone_gives_all_of_the_period(hours: int, second: int) -> None:
+    """The dates of the query are without a time zone. Whether the last one is included is not known either."""
+    with AuditLogServer() as server:
+        reader = Reader(server.url)
+        reader.ids()
+        begin, end = server.asked[0]["startDate"], server.asked[0]["endDate"]
+    date = str(datetime.fromtimestamp(second, timezone(timedelta(hours=hours))).date())
+    assert begin < date < end
+
+
+@pytest.mark.parametrize(
+    ("fault", "wait"),
+    [
+        (failing(429), 10.0),
+        (failing(429, Retry_After="33"), 33.0),
+        (failing(429, Retry_After="soon"), 10.0),
+        (failing(500), 10.0),
+        (failing(503, Retry_After="1"), 10.0),
+        (cut, 10.0),
+        (hang_up, 10.0),
+        (lambda handler: answer(handler, 200, {"data": {}}), 10.0),
+    ],
+    ids=["429", "429 for 33 s", "429 without sense", "500", "503", "cut", "without an answer", "not a page"],
+)
+def test_what_passes_is_tried_again(
+    server: AuditLogServer, fault: Callable[[BaseHTTPRequestHandler], None], wait: float
+) -> None:
+    server.entries = [audit_entry(number, MIDDLE) for number in range(3)]
+    server.faults = [lambda handler: answer(handler, 200, server.page(server.asked[-1])), fault]
+    reader = Reader(server.url)
+    assert len(reader.ids()) == 3
+    assert reader.waits == [wait]
+
+
+def test_a_server_that_stays_away_is_given_up(server: AuditLogServer) -> None:
+    server.faults = [failing(503)] * 5
+    reader = Reader(server.url)
+    with pytest.raises(AuditLogError, match=r"HTTP 503 .*not now.*tried 5 times: try again later"):
+        reader.ids()
+    assert reader.waits == [10.0, 20.0, 40.0, 80.0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (failing(401), r"HTTP 401 .*use a console key of this project"),
+        (failing(403), r"HTTP 403 .*the key may not read the audit log"),
+        (failing(404), r"HTTP 404 .*endpoint must be the URL of the audit log"),
+        (failing(302, Location="https://example.com/?key=1"), r"HTTP 302 Found to https://example.com/ from"),
+        (failing(400), r"HTTP 400 .*not now"),
+        (failing(429, Retry_After="3600"), r"HTTP 429 .*asks to wait 3600 s"),
+    ],
+)
+def test_what_does_not_pass_is_told_at_once(
+    server: AuditLogServer, fault: Callable[[BaseHTTPRequestHandler], None], message: str
+) -> None:
+    server.faults = [fault]
+    reader = Reader(server.url)
+    with pytest.raises(AuditLogError, match=message):
+        reader.ids()
+    assert reader.waits == []
+    assert len(server.asked) == 1, "a redirect is not followed"
+
+
+def test_no_message_shows_the_key(server: AuditLogServer) -> None:
+    key = "console-of-another-project"
+    with pytest.raises(AuditLogError) as caught:
+        Reader(server.url, key).ids()
+    assert key not in str(caught.value)
+    assert "Invalid key [REDACTED]" in str(caught.value)
+
+
+def test_a_server_that_ignores_the_page_or_the_dates_is_noticed(server: AuditLogServer) -> None:
+    server.entries = [audit_entry(number, MIDDLE) for number in range(3)]
+    same = server.page({"limit": "50", "page": "1"})
+    server.faults = [lambda handler: answer(handler, 200, same)] * 9
+    with pytest.raises(AuditLogError, match="gives the same entries again and again"):
+        Reader(server.url).ids()
+    old = {"data": [audit_entry(number, BEGIN - 90 * 86_400) for number in range(50)]}
+    server.faults, server.asked = [lambda handler: answer(handler, 200, old)] * 9, []
+    Reader(server.url).ids()
+    assert len(server.asked) == 1
+
+
+def test_it_stays_below_half_of_the_published_rate_limit(server: AuditLogServer) -> None:
+    server.entries, server.most = [audit_entry(number, MIDDLE) for number in range(45)], 1
+    reader = Reader(server.url)
+    assert len(reader.ids()) == 45
+    # 47 requests are due without a pause, and the clock has hardly moved: from the 41st on each has to wait.
+    assert 0 < len(reader.waits) <= 7
+    assert all(0 < wait <= 10 for wait in reader.waits)
+
+
+def test_a_certificate_has_to_be_trusted(tmp_path: Path) -> None:
+    authority = Authority()
+    with AuditLogServer(audit_entry(1, MIDDLE), certificate=authority.issue("127.0.0.1"), folder=tmp_path) as server:
+        assert len(Reader(server.url, ca_file=authority.write(tmp_path)).ids()) == 1
+        reader = Reader(server.url)
+        with pytest.raises(AuditLogError, match=r"not trusted \(name its CA in audit_log::tls::ca_file"):
+            reader.ids()
+        assert reader.waits == []
+    named = authority.issue("audit.example.com")
+    with AuditLogServer(audit_entry(1, MIDDLE), certificate=named, folder=tmp_path) as server:
+        ca = authority.write(tmp_path)
+        assert len(Reader(server.url, ca_file=ca, server_name_override="audit.example.com").ids()) == 1
+
+
+def test_the_proxy_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority()
+    certificate = authority.issue("audit.example.com")
+    with (
+        HttpProxy("Basic dTpw") as proxy,
+        AuditLogServer(audit_entry(1, MIDDLE), certificate=certificate, folder=tmp_path) as server,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://u:p@127.0.0.1:{proxy.port}")
+        url = server.url.replace("127.0.0.1", "audit.example.com")
+        assert len(Reader(url, ca_file=authority.write(tmp_path)).ids()) == 1
+        assert {*proxy.asked} == {("CONNECT", f"audit.example.com:{server.port}")}
+        proxy.status = 503
+        reader = Reader(url, ca_file=authority.write(tmp_path))
+        with pytest.raises(AuditLogError, match=r"through the proxy 127.0.0.1:.*Tunnel connection failed: 503"):
+            reader.ids()
+
+
+def test_a_slow_answer_is_given_up_in_time(server: AuditLogServer) -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # the client has left
+            for _ in range(5000):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                released.wait(0.02)
+
+    released = threading.Event()
+    server.faults = [drip]
+    waits: list[float] = []
+    client = AuditLogClient(server.url, KEY, tls=ClientTlsSettings(), timeout=0.5, wait=waits.append)
+    try:
+        assert client.read(BEGIN, END).entries == ()
+    finally:
+        released.set()
+        client.close()
+    assert waits[0] == 10.0
