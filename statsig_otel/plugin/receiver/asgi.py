@@ -20,7 +20,15 @@ from statsig_otel._tracing import tracing
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
-from statsig_otel.plugin.receiver.handover import cancelled, check_parts, check_receivers, consume, run_in_loop, taken
+from statsig_otel.plugin.receiver.handover import (
+    cancelled,
+    check_parts,
+    check_receivers,
+    consume,
+    result_of,
+    run_in_loop,
+    taken,
+)
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.responses import (
     Paths,
@@ -257,7 +265,7 @@ class _LoopWaits:
             if waiter.done():
                 continue
             try:
-                waiter.set_result(taking.result())
+                waiter.set_result(result_of(taking))
             except Exception as error:  # noqa: BLE001 - the consumer's error, or that the answer was cancelled
                 waiter.set_exception(error)
 

@@ -113,6 +113,23 @@ def cancelled(consumer: Consumer) -> RuntimeError:
     return RuntimeError(f"{type(consumer).__qualname__}.consume: the consumer cancelled its future")
 
 
+def result_of(taking: "Future[Receipt]") -> Receipt:
+    """What the future of a consumer has, which is done.
+
+    Raises:
+        Exception: The consumer's error. One that would end a server or its event loop, such as the SystemExit of one of
+            the consumer's threads, or that no asyncio future takes, is the cause of a RuntimeError.
+    """
+    try:
+        return taking.result()
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        if taking.exception() is not error:
+            raise  # of a signal, just now
+        raise RuntimeError(f"the consumer's future has {type(error).__name__}") from error
+
+
 def taken(request: Request, consumer: Consumer, result: object) -> Answer:
     """The answer to a request whose consumer has answered.
 

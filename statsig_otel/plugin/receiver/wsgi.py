@@ -19,7 +19,15 @@ from statsig_otel._tracing import tracing
 from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
-from statsig_otel.plugin.receiver.handover import cancelled, check_parts, check_receivers, consume, run_in_thread, taken
+from statsig_otel.plugin.receiver.handover import (
+    cancelled,
+    check_parts,
+    check_receivers,
+    consume,
+    result_of,
+    run_in_thread,
+    taken,
+)
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.responses import (
     Paths,
@@ -139,7 +147,7 @@ class StatsigWsgiReceiver:
             if patience is not None and not taking.done():
                 return request.refused(slow_consumer(patience))
             try:
-                return taken(request, self._consumer, taking.result())
+                return taken(request, self._consumer, result_of(taking))
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))

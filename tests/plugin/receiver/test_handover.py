@@ -66,7 +66,7 @@ def cancelled() -> Future[Receipt]:
 
 def future(result: Any) -> Future[Any]:
     made: Future[Any] = Future()
-    made.set_exception(result) if isinstance(result, Exception) else made.set_result(result)
+    made.set_exception(result) if isinstance(result, BaseException) else made.set_result(result)
     return made
 
 
@@ -128,6 +128,9 @@ def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
         (AsyncConsumer(raising(KeyboardInterrupt())), "AsyncConsumer.consume raised KeyboardInterrupt"),
         (Consumer(cancelled), "RuntimeError: Consumer.consume: the consumer cancelled its future"),
         (Consumer(lambda: future(TimeoutError("of the table"))), "TimeoutError: of the table"),
+        (Consumer(lambda: future(SystemExit(3))), "RuntimeError: the consumer's future has SystemExit"),
+        (Consumer(lambda: future(GeneratorExit())), "RuntimeError: the consumer's future has GeneratorExit"),
+        (Consumer(lambda: future(StopIteration())), "RuntimeError: the consumer's future has StopIteration"),
     ],
 )
 def test_any_other_answer_is_500_and_is_named(
