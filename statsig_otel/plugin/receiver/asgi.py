@@ -10,8 +10,9 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from falcon.asgi import App, Request, Response
@@ -149,7 +150,7 @@ class StatsigReceiver:
             if request.is_large and not self._closed:
                 outcome = await self._finish_in_thread(request, complete=complete)
             else:
-                outcome = request.finish(complete=complete)
+                outcome = await waits.finish(request, complete=complete)
             if isinstance(outcome, Answer):
                 return outcome
             taking = consume(self._consumer, outcome, run_in_loop)
@@ -210,7 +211,10 @@ class StatsigReceiver:
 
 
 class _LoopWaits:
-    """The waits of all requests in one event loop: for their bodies, and for the consumer's answers.
+    """The waits of all requests in one event loop: for their bodies, for their turn, and for the consumer's answers.
+
+    Bodies that have arrived in the same turn of the loop are finished together, step by step: all are verified, then
+    all are mapped. A processor that does the same several times in a row needs less time for it.
 
     Answers that come together wake the loop once. One commit of the queue answers many requests from another thread;
     `asyncio.wrap_future` would wake the loop for each of them, and the two threads would compete for the interpreter.
@@ -222,6 +226,7 @@ class _LoopWaits:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.reading: set[asyncio.Timeout] = set()
         self._loop = weakref.ref(loop)
+        self._arrived: list[_Arrived] = []
         self._ready: deque[tuple[asyncio.Future[Receipt], Future[Receipt]]] = deque()
         self._woken = False
 
@@ -231,6 +236,23 @@ class _LoopWaits:
         for reading in self.reading:
             if not reading.expired():
                 reading.reschedule(min(latest, reading.when() or latest))
+
+    async def finish(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
+        """Finish a request together with all others of this turn. Called in the loop's thread."""
+        loop = asyncio.get_running_loop()
+        arrived = _Arrived(partial(request.verify, complete=complete), request.map, loop.create_future())
+        self._arrived.append(arrived)
+        if len(self._arrived) == 1:
+            loop.call_soon(self._finish_all)
+        await arrived.waiter
+        return arrived.take()
+
+    def _finish_all(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for one in arrived:
+            one.attempt(one.verify)
+        for one in arrived:
+            one.attempt(one.map)
 
     async def answer(self, taking: Future[Receipt], patience: float | None) -> Receipt:
         """The consumer's answer. Called in the loop's thread.
@@ -268,6 +290,34 @@ class _LoopWaits:
                 waiter.set_result(result_of(taking))
             except Exception as error:  # noqa: BLE001 - the consumer's error, or that the answer was cancelled
                 waiter.set_exception(error)
+
+
+@dataclass(slots=True, eq=False)
+class _Arrived:
+    """A request whose body has arrived: its two steps, its wait, and the outcome."""
+
+    verify: Callable[[], Answer | Batch | None]
+    map: Callable[[], Answer | Batch]
+    waiter: asyncio.Future[None]
+    outcome: Answer | Batch | Exception | None = None
+
+    def attempt(self, step: Callable[[], Answer | Batch | None]) -> None:
+        """Take a step, unless the wait is over: there is an outcome already, or the request was cancelled."""
+        if self.waiter.done():
+            return
+        try:
+            self.outcome = step()
+        except Exception as error:  # noqa: BLE001 - it concerns only this request, and is raised where that waits
+            self.outcome = error
+        if self.outcome is not None:
+            self.waiter.set_result(None)
+
+    def take(self) -> Answer | Batch:
+        """The outcome, once: an error that stays here would make a reference cycle with the frames of its traceback."""
+        outcome, self.outcome = self.outcome, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return cast("Answer | Batch", outcome)
 
 
 def _refuse(waiter: "asyncio.Future[Receipt]", patience: float) -> None:

@@ -24,7 +24,7 @@ from statsig_otel.plugin.receiver.answer import Answer, AnsweredError, refusal
 from statsig_otel.plugin.receiver.bodies import Bodies, Body, Limits
 from statsig_otel.plugin.receiver.counting import begin_counts, ignored_names
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
-from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
+from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, ParsedBody, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verification, Verifier
 
@@ -258,6 +258,7 @@ class Request:
         self._signature = signature
         self._body = Body(length or 0)
         self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error itself refers to the body
+        self._verified: tuple[bytes, ParsedBody] | None = None
         self._mapped = _NOTHING
         self._ignored: Mapping[str, int] = {}  # items, by the name of their event
         self._began = perf_counter() if collecting.has_begun else 0.0
@@ -304,6 +305,17 @@ class Request:
         Returns:
             The answer; or a batch for a consumer, after which `taken` or `refused` gives the answer.
         """
+        return self.verify(complete=complete) or self.map()
+
+    def verify(self, *, complete: bool) -> Answer | Batch | None:
+        """The first half of `finish`: verify and parse the body. For who finishes several requests at once.
+
+        Args:
+            complete: As for `finish`.
+
+        Returns:
+            The result of `finish`, or None if `map` has to give it.
+        """
         self.arrived()
         if self._body.gave_way:
             return refusal(HTTPStatus.REQUEST_TIMEOUT, "gave_way")
@@ -326,6 +338,18 @@ class Request:
         except MalformedBodyError as error:
             self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))
+        self._verified = body, parsed
+        return None
+
+    def map(self) -> Answer | Batch:
+        """The second half of `finish`, if `verify` has returned None: map what was parsed.
+
+        Raises:
+            RuntimeError: There is nothing to map.
+        """
+        if self._verified is None:
+            raise RuntimeError("only a body that `verify` has parsed can be mapped, and only once")
+        (body, parsed), self._verified = self._verified, None
         self._mapped = self._intake.mapper.map(parsed, self._now_ns)
         if self._mapped.ignored:
             self._ignored = ignored_names(body, parsed, self._mapped)

@@ -3,12 +3,13 @@
 The contract's table is in test_contract.py.
 """
 
+import asyncio
 import gc
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.lenient_json import _Numbers
-from statsig_otel.plugin.webhook.signature import Verifier
+from statsig_otel.plugin.webhook.signature import Verification, Verifier
 from tests.plugin.adapters import (
     ADAPTERS,
     CHANGE,
@@ -321,3 +322,63 @@ def test_an_answer_that_its_consumer_cancels_is_an_error_and_others_are_not() ->
     data = request(body_of(CHANGE), headers=signed(body_of(CHANGE)))
     with ASGI.receiving(Cancelling()) as address:
         assert [exchange(address, data) for _ in range(2)] == [500, 200]
+
+
+def test_requests_of_the_same_turn_are_finished_together_and_none_of_them_disturbs_another() -> None:
+    """One has an error that nobody expects, one a wrong signature, and one is cancelled before its turn comes."""
+    steps: list[str] = []
+
+    class Noting(Mapper):
+        def map(self, payload: ParsedBody, observed_ns: int) -> Mapped:
+            item: Any = payload.changes[0].value
+            name = item["metadata"]["name"]
+            steps.append(f"map {name}")
+            if name == "failing":
+                raise StopIteration  # the one error that a future refuses
+            return super().map(payload, observed_ns)
+
+    class NotingVerifier(Verifier):
+        def begin(self, signatures: Sequence[bytes], timestamps: Sequence[bytes], now_ms: int) -> Verification:
+            verification = super().begin(signatures, timestamps, now_ms)
+            finish = verification.finish
+
+            def noted() -> int:
+                steps.append("verify")
+                return finish()
+
+            verification.finish = noted  # type: ignore[method-assign]
+            return verification
+
+    sink = Sink()
+    app = create_app({"/hook": StatsigReceiver(Intake(verifier=NotingVerifier([SECRET]), mapper=Noting()), sink)})
+
+    async def status(name: str, secret: str = SECRET) -> int:
+        body = body_of({**CHANGE, "metadata": {"type": "Gate", "name": name}})
+        headers = [(key.lower().encode(), value.encode()) for key, value in signed(body, secret=secret).items()]
+        scope = {"type": "http", "method": "POST", "path": "/hook", "headers": headers}
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app({**scope, "asgi": {"version": "3.0"}, "http_version": "1.1"}, receive, send)
+        return int(sent[0]["status"])
+
+    async def main() -> list[int | BaseException]:
+        calls = [
+            asyncio.create_task(call)
+            for call in (
+                status("first"), status("failing"), status("forged", secret="wrong"), status("left"), status("last")
+            )
+        ]  # fmt: skip
+        asyncio.get_running_loop().call_soon(calls[3].cancel)  # once all have begun, and before their turn
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, failing, forged, left, last = asyncio.run(main())
+    assert (first, failing, forged, last) == (200, 500, 401, 200)
+    assert isinstance(left, asyncio.CancelledError)
+    assert steps == ["verify"] * 4 + ["map first", "map failing", "map last"]
+    assert len(sink.batches) == 2
