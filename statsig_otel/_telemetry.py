@@ -49,7 +49,8 @@ class ReceiverCounts:
         verified: The verified requests, by the position of the signing secret, from 1.
         accepted: The accepted records.
         refused: The refused records.
-        duplicates: The changes that had been accepted before.
+        changes: The changes that had not been accepted before.
+        duplicates: Those that had.
         ignored: The items that were ignored, by the name of their event.
         invalid: The changes that no record could be made of.
         left_out: The fields that were left out, by name.
@@ -67,6 +68,7 @@ class ReceiverCounts:
         self.left_out: Final[Counts[str]] = Counts()
         self.accepted: int = 0
         self.refused: int = 0
+        self.changes: int = 0
         self.duplicates: int = 0
         self.invalid: int = 0
         self.in_seconds: int = 0

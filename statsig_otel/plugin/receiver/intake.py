@@ -371,6 +371,7 @@ class Request:
         with counts.lock:
             counts.accepted += self._record_count()
             if receipt.accepted:
+                counts.changes += receipt.accepted
                 counts.last_change_ns = self._now_ns
                 journal.add_changes(self._intake.name, self._now_ns, mapped.changes)
             if receipt.duplicates:

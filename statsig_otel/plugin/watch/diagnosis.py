@@ -109,12 +109,14 @@ class Trouble(NamedTuple):
         check: What to check, and what to do.
         at: When it happened last, in seconds since the epoch.
         is_past: Whether that was a request, and is not a state that lasts.
+        is_passing: Whether it mends itself once a backend is well again.
     """
 
     title: str
     check: str
     at: float
     is_past: bool = False
+    is_passing: bool = False
 
 
 _KEY: Final = (
@@ -124,6 +126,9 @@ _KEY: Final = (
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
 _CLOCK: Final = "A time service, such as chrony or systemd-timesyncd, keeps a clock right."
 _URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook)."
+_FILTERS: Final = (
+    "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes."
+)
 _OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
     "Set tls of the receiver, or put a proxy with a certificate in front of this port. To try it without TLS, begin "
@@ -196,11 +201,11 @@ def check(reason: str, detail: str = "") -> str:
 
 def sentence(facts: Facts) -> str:
     """How the service is, in one or a few short sentences."""
-    return " ".join(_sentences(facts))
+    return " ".join(sentences(facts))
 
 
-def _sentences(facts: Facts) -> Iterator[str]:
-    """What is wrong, then what came last, then what mends itself."""
+def sentences(facts: Facts) -> Iterator[str]:
+    """The sentences of `sentence`: what is wrong, then what came last, then what mends itself."""
     refused = next(_refusals(facts), None)
     yield from _not_received(facts, refused)
     for one in facts.exporters:
@@ -314,7 +319,7 @@ def troubles(facts: Facts) -> list[Trouble]:
     for entry in _refusals(facts):
         if entry.at > facts.now - _HOUR:
             found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, is_past=True))
-    return found[:_MOST_PROBLEMS]
+    return sorted(found, key=lambda trouble: trouble.is_passing)[:_MOST_PROBLEMS]
 
 
 def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
@@ -331,7 +336,7 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
         "blocked": "Repair the key (headers), the address (endpoint) or the certificate (tls), and reload.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
-    return Trouble(title, f"{advice} {again}", now)
+    return Trouble(title, f"{advice} {again}", now, is_passing=exporter.state == "retrying")
 
 
 def _without_change(receiver: ReceiverFacts) -> Trouble | None:
@@ -340,10 +345,14 @@ def _without_change(receiver: ReceiverFacts) -> Trouble | None:
         return None
     names = sorted(set(receiver.ignored) - {OTHER, CONFIG_CHANGE}, key=lambda name: -receiver.ignored[name])
     listed = f" ({', '.join(names[:_MOST_NAMES])})" if names else ""
-    check_filter = " The receiver's own filter drops changes, too." if receiver.ignored.get(CONFIG_CHANGE) else ""
+    advice = {
+        _FILTERS: bool(names or receiver.ignored.get(OTHER)) or not _instead(receiver),
+        "The receiver's own filter drops changes.": receiver.ignored.get(CONFIG_CHANGE),
+        "No record could be made of the invalid ones: the dead letters below say why.": receiver.invalid,
+        "Duplicates are changes that were accepted before.": receiver.duplicates,
+    }
     return Trouble(
         f"No new config change has come to {receiver.name}, only {_instead(receiver) or 'empty webhooks'}{listed}",
-        "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes."
-        f"{check_filter}",
+        " ".join(said for said, applies in advice.items() if applies),
         receiver.last_verified,
     )

@@ -10,7 +10,7 @@ from statsig_otel import _telemetry
 
 MINUTES: Final = 60
 
-SERIES: Final = ("requests taken", "requests refused", "records received", "records delivered")
+SERIES: Final = ("Requests taken", "Requests refused", "Config changes", "Records delivered")
 
 _LOOK: Final = 5.0
 """Seconds between two looks at the counts. A minute's boundary is that exact."""
@@ -20,12 +20,12 @@ _REFUSED: Final = 400
 
 def totals(receivers: Iterable[str]) -> tuple[float, ...]:
     """What the receivers and all exporters have counted so far, in the order of `SERIES`."""
-    taken = refused = accepted = 0.0
+    taken = refused = changes = 0.0
     for name in receivers:
         counts = _telemetry.counts_of(name)
         with counts.lock:
             answers = list(counts.answers.items())
-            accepted += counts.accepted
+            changes += counts.changes
         for (status, _), number in answers:
             if status < _REFUSED:
                 taken += number
@@ -33,7 +33,7 @@ def totals(receivers: Iterable[str]) -> tuple[float, ...]:
                 refused += number
     refused += sum(number for _, number in _telemetry.server_refused.read())
     refused += sum(number for _, number in _telemetry.handshakes_failed.read())
-    return taken, refused, accepted, sum(number for _, number in _telemetry.exporter_sent.read())
+    return taken, refused, changes, sum(number for _, number in _telemetry.exporter_sent.read())
 
 
 class History:

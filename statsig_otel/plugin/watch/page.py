@@ -4,6 +4,7 @@ Everything that comes from outside goes through `_text`. Each row has a key, by 
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from statsig_otel.plugin.watch.diagnosis import (
     Facts,
     Trouble,
     check,
-    sentence,
+    sentences,
     steps,
     troubles,
     why,
@@ -31,6 +32,8 @@ _MOST_ROWS: Final = 40
 _LONGEST: Final = 300
 """The most characters of a cell."""
 
+_TIME: Final = "Time (UTC)"
+_SIGN: Final = re.compile(r"([_/.:-])(?=\w)")
 _BARS: Final = 40.0  # the height of the chart's bars
 _AT_FAULT: Final = ("refused", "blocked")
 
@@ -83,9 +86,8 @@ def page(shown: Shown) -> str:
         if name != "state"
     ]
     body = (
-        f'<p id="state" class="state">{made["state"]}</p>'
-        f'<p id="live" class="quiet">As of {_clock(shown.facts.now)}. '
-        f'<a href="/">Read again</a></p><p id="said" role="status"></p>{"".join(parts)}'
+        f'<p id="live" class="quiet">As of {_date(shown.facts.now)}. <a href="/">Read again</a></p>'
+        f'<div id="state">{made["state"]}</div><p id="said" role="status"></p>{"".join(parts)}'
     )
     return document("statsig-otel", body)
 
@@ -105,9 +107,9 @@ def document(title: str, body: str) -> str:
 
 def sections(shown: Shown) -> dict[str, str]:
     """The content of each section; empty for one that is not shown now."""
-    entries = shown.entries
+    entries, now = shown.entries, shown.facts.now
     return {
-        "state": _text(sentence(shown.facts)),
+        "state": _state(shown.facts),
         "steps": _steps(shown.facts),
         "troubles": _troubles(shown.facts),
         "chart": _chart(shown.minutes),
@@ -115,23 +117,34 @@ def sections(shown: Shown) -> dict[str, str]:
         "dead-letters": _dead_letters(shown),
         "changes": _changes(shown),
         "requests": _table(
-            ("Time", "Receiver", "Answer", "What happened"),
-            map(_request, entries["requests"][:_MOST_ROWS]),
+            (_TIME, "Receiver", "Answer", "What happened"),
+            (_request(one, now) for one in entries["requests"][:_MOST_ROWS]),
             "No request has arrived since the start.",
         ),
         "attempts": _table(
-            ("Time", "Exporter", "Outcome", "Records", "Took", "The backend's answer"),
-            map(_attempt, entries["attempts"][:_MOST_ROWS]),
+            (_TIME, "Exporter", "Outcome", "Records", "Took", "The backend's answer"),
+            (_attempt(one, now) for one in entries["attempts"][:_MOST_ROWS]),
             "Nothing was sent since the start.",
         ),
     }
+
+
+def _state(facts: Facts) -> str:
+    """The first sentence large, the others below it, with a sign that is also in words: what is wrong comes first."""
+    first, *others = sentences(facts)
+    found = troubles(facts)
+    sign = "bad" if any(not one.is_passing for one in found) else "passing" if found else "good"
+    if sign == "good" and not any(one.last_change for one in facts.receivers):
+        sign = "open"
+    rest = f'<p class="others">{_text(" ".join(others))}</p>' if others else ""
+    return f'<p class="state {sign}">{_text(first)}</p>{rest}'
 
 
 def _steps(facts: Facts) -> str:
     found = steps(facts)
     rows = "".join(
         f"<li{_attribute('aria-current', 'step' if step.is_current else '')} "
-        f'class="{"done" if step.is_done else "open"}">'
+        f'class="{"done" if step.is_done else "to-do"}">'
         f"{_text(step.text)} <span>({'done' if step.is_done else 'now' if step.is_current else 'to do'})</span></li>"
         for step in found
     )
@@ -143,9 +156,10 @@ def _troubles(facts: Facts) -> str:
 
 
 def _trouble(one: Trouble) -> str:
-    when = f'<p class="quiet">{_clock(one.at)}</p>' if one.is_past else ""
-    title = _text(one.title)
-    return f'<article class="trouble" data-key="{title}"><h3>{title}</h3><p>{_text(one.check)}</p>{when}</article>'
+    when = f'<p class="quiet">{_date(one.at)}</p>' if one.is_past else ""
+    title, sign = _text(one.title), " passing" if one.is_passing else ""
+    said = f"<h3>{title}</h3><p>{_text(one.check)}</p>{when}"
+    return f'<article class="trouble{sign}" data-key="{title}">{said}</article>'
 
 
 def _chart(minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
@@ -166,15 +180,15 @@ def _bars(series: int, name: str, minutes: Sequence[tuple[int, Sequence[float]]]
     )
     label = _text(f"{name} in the last hour: {total:.0f}{peak}")
     return (
-        f'<figure data-key="{series}"><figcaption>{_text(name)}: <b>{total:.0f}</b></figcaption>'
+        f'<figure data-key="{series}"><figcaption>{_text(name)} <b>{total:.0f}</b></figcaption>'
         f'<svg viewBox="0 0 {MINUTES * 5} {_BARS:.0f}" role="img" aria-label="{label}" class="series{series}" '
         f'preserveAspectRatio="none"><line x1="0" y1="{_BARS:.0f}" x2="{MINUTES * 5}" y2="{_BARS:.0f}"/>{bars}</svg>'
-        "</figure>"
+        '<div class="axis"><span>an hour ago</span><span>now</span></div></figure>'
     )
 
 
 def _exporters(shown: Shown) -> str:
-    head = ("Exporter", "State", "Waiting", "Oldest", "Last minute", "Attempts", "Last error", "")
+    head = ("Exporter", "State", "Waiting", "Oldest", "Sent/min", "Attempts", "Last error", "")
     rows = (_exporter(one, shown) for one in shown.facts.exporters)
     return _table(head, rows, "There is no exporter.")
 
@@ -188,15 +202,15 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
     return _Row(
         one.name,
         (
-            _text(one.name),
+            f"<b>{_breakable(one.name)}</b>",
             f'<span class="state-{_text(one.state)}">{_text(one.state)}</span>'
             if one.delivered or one.state != "idle"
             else '<span class="quiet">nothing sent yet</span>',
             "no queue" if one.waiting is None else str(one.waiting),
             age(one.oldest) if one.oldest is not None and one.waiting else "",
-            f"{one.delivered_last_minute} sent",
+            str(one.delivered_last_minute),
             str(one.attempts) if one.attempts else "",
-            _text(_cut(one.last_error)),
+            _long(one.last_error),
             button,
         ),
         is_bad=one.state in _AT_FAULT,
@@ -206,22 +220,23 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
 def _dead_letters(shown: Shown) -> str:
     if not shown.facts.dead_letters and not shown.letters:
         return ""
-    head = ("Number", "Kept at", "Kind", "Of", "Reason", "")
-    rows = (_dead_letter(one, shown.token) for one in shown.letters)
+    head = ("Number", _TIME, "Kind", "Of", "Reason", "")
+    rows = (_dead_letter(one, shown) for one in shown.letters)
     rest = shown.facts.dead_letters - len(shown.letters)
-    more = f'<p class="quiet">And {rest} more: `statsig-otel dead-letters list` has all.</p>' if rest > 0 else ""
-    return _table(head, rows, "") + more
+    more = f'<p class="quiet">And {rest} more: <code>statsig-otel dead-letters list</code> has all.</p>'
+    return _table(head, rows, "") + (more if rest > 0 else "")
 
 
-def _dead_letter(one: StoredDeadLetter, token: str) -> "_Row":
+def _dead_letter(one: StoredDeadLetter, shown: Shown) -> "_Row":
+    token = shown.token
     name, link = f"dead letter {one.id}", f"/dead-letter?id={one.id}"
     replay = _button("/dead-letters", {"id": str(one.id)}, "replay", "Replay", of=name, token=token)
     drop = _button("/dead-letters", {"id": str(one.id)}, "drop", "Drop", of=name, token=token)
     show = f'<a href="{link}" class="show" aria-label="Show {name}">Show</a>'
-    kept = _clock(one.at_ms / 1000)
+    kept = _clock(one.at_ms / 1000, shown.facts.now)
     return _Row(
         str(one.id),
-        (str(one.id), kept, _text(one.kind), _text(one.owner), _text(_cut(one.reason)), show + replay + drop),
+        (str(one.id), kept, _text(one.kind), _text(one.owner), _long(one.reason), show + replay + drop),
     )
 
 
@@ -238,10 +253,12 @@ def _filters(shown: Shown) -> str:
 
 def _changes(shown: Shown) -> str:
     found = [one for one in shown.entries["changes"] if _matches(one, shown.text, shown.type)]
-    head = ("Time", "Type", "Flag", "Action", "Who", "Environments", "Description", "Services", "")
+    head = (_TIME, "Flag", "Action", "Who", "Environments", "Description", "Services", "")
     is_filtered = shown.text or shown.type
     nothing = "No change matches the filter." if is_filtered else "No config change has arrived since the start."
-    return _table(head, map(_change, found[:_MOST_CHANGES]), nothing)
+    rest = len(found) - _MOST_CHANGES
+    more = f'<p class="quiet more">And {rest} older ones: Filter looks through them, too.</p>' if rest > 0 else ""
+    return _table(head, (_change(one, shown.facts.now) for one in found[:_MOST_CHANGES]), nothing) + more
 
 
 def _matches(change: Mapping[str, Any], text: str, type_: str) -> bool:
@@ -249,32 +266,31 @@ def _matches(change: Mapping[str, Any], text: str, type_: str) -> bool:
     return (not type_ or _cut(change.get("type", "")) == type_) and text.lower() in "\n".join(words).lower()
 
 
-def _change(change: Mapping[str, Any]) -> "_Row":
+def _change(change: Mapping[str, Any], now: float) -> "_Row":
     link = f"/change?uid={quote(change['uid'])}"
-    title = change.get("flag") or change.get("title") or change["uid"]
+    title, type_ = change.get("flag") or change.get("title") or change["uid"], _cut(change.get("type", ""))
     return _Row(
         change["uid"],
         (
-            _clock(datetime.fromisoformat(change["at"]).timestamp()),
-            _text(_cut(change.get("type", ""))),
-            f"<b>{_text(_cut(title))}</b>",
-            _text(_cut(change.get("action", ""))),
-            _text(_cut(change.get("who", ""))),
-            _text(_cut(", ".join(map(str, change.get("environments", ()))))),
-            f'<span class="long">{_lines(_cut(change.get("description", "")))}</span>',
-            _text(_cut(", ".join(map(str, change["services"])))),
+            _clock(datetime.fromisoformat(change["at"]).timestamp(), now),
+            f'<b class="long">{_breakable(_cut(title))}</b><span class="quiet type long">{_breakable(type_)}</span>',
+            _long(change.get("action", "")),
+            _long(change.get("who", "")),
+            _long(", ".join(map(str, change.get("environments", ())))),
+            _long(change.get("description", "")),
+            _long(", ".join(map(str, change["services"]))),
             f'<a href="{link}" class="show" aria-label="Show the record of {_text(_cut(title))}">Record</a>',
         ),
-        type=_cut(change.get("type", "")),
+        type=type_,
     )
 
 
-def _request(entry: Mapping[str, Any]) -> "_Row":
+def _request(entry: Mapping[str, Any], now: float) -> "_Row":
     status, at = entry["status"], datetime.fromisoformat(entry["at"]).timestamp()
     number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
     return _Row(
         f"{entry['at']} {entry['receiver']} {entry['reason']}",
-        (_clock(at), _text(entry["receiver"] or "none"), f"{status or 'none'}{number}", _said(entry)),
+        (_clock(at, now), _breakable(entry["receiver"] or "none"), f"{status or 'none'}{number}", _said(entry)),
         is_bad=status != 200,  # noqa: PLR2004 - HTTP's
     )
 
@@ -298,18 +314,18 @@ def _said(entry: Mapping[str, Any]) -> str:
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said
 
 
-def _attempt(entry: Mapping[str, Any]) -> "_Row":
+def _attempt(entry: Mapping[str, Any], now: float) -> "_Row":
     outcome = str(entry["outcome"]).replace("_", " ")
     number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
     return _Row(
         f"{entry['at']} {entry['exporter']} {entry['outcome']}",
         (
-            _clock(datetime.fromisoformat(entry["at"]).timestamp()),
-            _text(entry["exporter"]),
+            _clock(datetime.fromisoformat(entry["at"]).timestamp(), now),
+            _breakable(entry["exporter"]),
             f"{_text(outcome)}{number}",
             f"{entry['delivered']} of {entry['records']}",
             f"{entry['seconds'] * 1000:.0f} ms",
-            _text(_cut(entry["reason"])),
+            _long(entry["reason"]),
         ),
         is_bad=entry["outcome"] != "delivered",
     )
@@ -403,15 +419,31 @@ def _cut(text: object) -> str:
     return whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]}…"
 
 
+def _long(text: object) -> str:
+    """The first lines of a text, for a cell."""
+    return f'<span class="long">{_lines(_cut(text))}</span>' if text else ""
+
+
 def _lines(text: object) -> str:
     """A text of several lines as HTML."""
     return "\n".join(map(_text, str(text).splitlines()))
 
 
-def _clock(seconds: float) -> str:
+def _breakable(text: str) -> str:
+    """A name as HTML that may be broken where it has signs such as `_`."""
+    return _SIGN.sub(r"\1<wbr>", _text(text))
+
+
+def _date(seconds: float) -> str:
     moment = datetime.fromtimestamp(seconds, UTC)
-    shown = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f'<time datetime="{moment.strftime("%Y-%m-%dT%H:%M:%SZ")}">{shown}</time>'
+    return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%Y-%m-%d %H:%M:%S} UTC</time>'
+
+
+def _clock(seconds: float, now: float) -> str:
+    """A time of the column `_TIME`, with its day unless that is today."""
+    moment, today = datetime.fromtimestamp(seconds, UTC), datetime.fromtimestamp(now, UTC)
+    day = "" if moment.date() == today.date() else f"{moment:%b} {moment.day}, "
+    return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{day}{moment:%H:%M:%S}</time>'
 
 
 def _minute(seconds: int) -> str:

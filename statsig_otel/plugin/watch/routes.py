@@ -123,10 +123,14 @@ class _Page:
         self._site = site
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        text, type_ = req.get_param("text") or "", req.get_param("type") or ""
-        _fill(resp, page.page(self._site.look(text=text, type_=type_)))
+        _fill(resp, page.page(self._site.look(*_filter_of(req))))
 
     on_head = on_get
+
+
+def _filter_of(req: Request) -> tuple[str, str]:
+    """What the changes have to contain, and their type."""
+    return req.get_param("text") or "", req.get_param("type") or ""
 
 
 class _Events:
@@ -135,22 +139,23 @@ class _Events:
     def __init__(self, site: Site) -> None:
         self._site = site
 
-    async def on_get(self, _: Request, resp: Response) -> None:
+    async def on_get(self, req: Request, resp: Response) -> None:
         if self._site.streams >= _MOST_STREAMS:
             raise falcon.HTTPServiceUnavailable(description="Too many pages are open.", retry_after=60)
-        resp.sse = self._events()
+        resp.set_header("X-Accel-Buffering", "no")  # nginx would wait for more
+        resp.sse = self._events(*_filter_of(req))
 
-    async def _events(self) -> AsyncIterator[SSEvent | None]:
+    async def _events(self, text: str, type_: str) -> AsyncIterator[SSEvent]:
         seen: dict[str, str] = {}
         last = time.monotonic()
         ended = self._site.begin_stream()
         try:
             while not ended.is_set():
-                made = self._site.sections()
+                made = self._site.sections(text, type_)
                 changed = {name: html for name, html in made.items() if seen.get(name) != html}
                 if changed or time.monotonic() >= last + _PING:
                     seen, last = made, time.monotonic()
-                    yield SSEvent(json=changed, retry=2000) if changed else None
+                    yield SSEvent(json=changed, retry=2000) if changed else SSEvent(event="ping", text="")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), _BETWEEN_EVENTS)
         finally:

@@ -20,7 +20,7 @@ from statsig_otel.plugin.watch.page import Shown, sections
 _LOOKED_AT_FOR: Final = 0.5
 """Seconds for which a look counts."""
 
-_LISTED: Final = 50
+_LISTED: Final = 20
 
 
 class ShownService(Protocol):
@@ -101,9 +101,11 @@ class Site:
             self._until = now + _LOOKED_AT_FOR
         return replace(self._last, text=text, type=type_) if text or type_ else self._last
 
-    def sections(self) -> dict[str, str]:
-        """The sections of the page: made once for all readers."""
-        shown = self.look()
+    def sections(self, text: str = "", type_: str = "") -> dict[str, str]:
+        """The sections of the page: made once for all readers, and apart for one with a filter."""
+        shown = self.look(text, type_)
+        if text or type_:
+            return sections(shown)
         if self._sections is None:
             self._sections = sections(shown)
         return self._sections

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 from statsig_otel.plugin import Service
+from tests.e2e.service_process import ServiceProcess
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
@@ -82,14 +84,14 @@ def shown(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def running(tmp_path: Path, endpoint: str, **others: Any) -> Iterator[Service]:
-    """A service that sends to an endpoint, and shows its page on a free port."""
+def running(tmp_path: Path, endpoint: str, *, port: int = 0, **others: Any) -> Iterator[Service]:
+    """A service that sends to an endpoint, and shows its page on a port, by default a free one."""
     configuration = {
         "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
         "exporters": {"otlp_http": {"endpoint": endpoint, "compression": "none", **others}},
         "extensions": {
             "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0},
-            "zpages": {"endpoint": "127.0.0.1:0"},
+            "zpages": {"endpoint": f"127.0.0.1:{port}"},
         },
         "service": {
             "extensions": ["file_storage", "zpages"],
@@ -317,6 +319,90 @@ def test_a_service_that_ends_is_said_to(browser: Any, tmp_path: Path) -> None:
         page.locator("#live", has_text="The service does not answer").wait_for()
 
 
+def test_a_service_that_starts_again_is_shown_again(browser: Any, tmp_path: Path) -> None:
+    port, away = closed_port(), f"http://127.0.0.1:{closed_port()}"
+    with ExitStack() as stack:
+        first = stack.enter_context(running(tmp_path, away, port=port))
+        page = stack.enter_context(shown(browser, first))
+        send(first, change("waits"))
+        row(page, "exporters", "retrying").wait_for()
+        first.shutdown()
+        page.locator("#live", has_text="This is how it was at").wait_for()
+        second = stack.enter_context(running(tmp_path, away, port=port))
+        page.locator("#live", has_text="Live").wait_for()
+        send(second, change("arrives_later"))
+        row(page, "changes", "arrives_later").wait_for()
+        # The buttons are those of the second service, which does not know the first one's token.
+        row(page, "exporters", "retrying").get_by_role("button", name="Try now: otlp_http").click()
+        page.get_by_role("dialog").get_by_text("tries again at once.").wait_for()
+
+
+def test_a_service_that_hangs_is_said_to_although_no_connection_ends(browser: Any, tmp_path: Path) -> None:
+    """As after a laptop's sleep, or behind a tunnel that is gone."""
+    configuration = {
+        "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
+        "exporters": {"debug": {}},
+        "extensions": {"file_storage": {"directory": str(tmp_path)}, "zpages": {"endpoint": "127.0.0.1:0"}},
+        "service": {
+            "extensions": ["file_storage", "zpages"],
+            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["debug"]}},
+        },
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(configuration))
+    with ServiceProcess(config) as service:
+        (url,) = (line.partition("Live page: ")[2].strip() for line in service.log if "Live page: " in line)
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.clock.install()
+        page.goto(url)
+        page.locator("#live", has_text="Live").wait_for()
+        os.kill(service.process.pid, signal.SIGSTOP)
+        try:
+            page.clock.fast_forward("01:00")
+            page.locator("#live", has_text="The service does not answer").wait_for()
+        finally:
+            os.kill(service.process.pid, signal.SIGCONT)
+        page.locator("#live", has_text="Live").wait_for()
+        page.close()
+
+
+def test_a_page_that_nobody_sees_has_no_connection(browser: Any, tmp_path: Path) -> None:
+    """A browser opens six to a service. A seventh page could not be loaded."""
+    become = """hidden => {
+        Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
+        zpages = service._assembly.zpages
+        assert zpages is not None
+        wait_until(lambda: zpages._site.streams == 1 or page.wait_for_timeout(50))
+        page.evaluate(become, True)
+        wait_until(lambda: zpages._site.streams == 0 or page.wait_for_timeout(50))
+        send(service, change("meanwhile"))
+        page.evaluate(become, False)
+        row(page, "changes", "meanwhile").wait_for()
+
+
+def test_a_filter_finds_a_change_that_is_not_listed_any_more(browser: Any, tmp_path: Path) -> None:
+    with HttpSink() as sink, running(tmp_path, sink.url) as service:
+        for number in range(110):
+            send(service, change(f"flag_{number:03}"))
+        with shown(browser, service) as page:
+            page.get_by_text("And 10 older ones").wait_for()
+            page.fill("#filter-text", "flag_000")
+            page.locator("#said", has_text="0 of 100 changes match").wait_for()
+            page.keyboard.press("Enter")
+            row(page, "changes", "flag_000").wait_for()
+            # It stays, whatever arrives.
+            send(service, change("flag_000_again"))
+            row(page, "changes", "flag_000_again").wait_for()
+            assert page.locator("#changes tbody tr:visible").count() == 2
+            page.fill("#filter-text", "")
+            page.keyboard.press("Enter")
+            page.get_by_text("And 11 older ones").wait_for()
+
+
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])
 def test_everybody_can_read_it(browser: Any, tmp_path: Path, look: str) -> None:
     """axe finds nothing on a page that shows everything, nor in its dialog, in light and dark and on a phone."""
@@ -334,11 +420,14 @@ def test_everybody_can_read_it(browser: Any, tmp_path: Path, look: str) -> None:
             row(page, "dead-letters", "metadata.name").wait_for()
             page.locator("#live", has_text="Live").wait_for()
             keep(page, f"page-{look}")
-            send(service, change("a_name_" * 30))
-            row(page, "changes", "a_name_a_name").wait_for()
+            for text in ("a_name_" * 30, "x" * 500, "ميزة جديدة " * 50):
+                send(service, change(text, type=text, action=text, environments=[text] * 9, description=text * 9))
+                row(page, "changes", text[:100]).wait_for()
             assert violations(page) == []
             width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
             assert width[0] <= width[1], "the page has to be moved sideways"
+            tallest = page.evaluate("Math.max(...[...document.querySelectorAll('tr')].map(one => one.offsetHeight))")
+            assert look == "phone" or tallest < 150, "one row takes the whole page"
             row(page, "changes", "layout_v2").get_by_role("link").click()
             page.get_by_role("dialog").wait_for()
             assert violations(page) == []

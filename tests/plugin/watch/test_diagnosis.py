@@ -135,6 +135,25 @@ def test_webhooks_without_a_change_are_named() -> None:
     assert troubles(facts(replace(receiver, last_change=NOW))) == []
 
 
+def test_what_came_instead_of_a_change_decides_what_to_check() -> None:
+    def advice(**found: object) -> str:
+        (only,) = troubles(facts(replace(RECEIVER, last_verified=NOW, **found)))  # type: ignore[arg-type]
+        return only.check
+
+    assert advice(invalid=3) == "No record could be made of the invalid ones: the dead letters below say why."
+    assert advice(duplicates=3) == "Duplicates are changes that were accepted before."
+    assert advice(ignored={"statsig::config_change": 3}) == "The receiver's own filter drops changes."
+    assert advice(ignored={"other": 1}) == advice() == advice(ignored={"a": 1})
+    assert "choose Config Changes" in advice()
+    assert advice(ignored={"a": 1, "statsig::config_change": 1}).endswith("The receiver's own filter drops changes.")
+
+
+def test_only_what_a_backend_mends_is_passing() -> None:
+    exporters = [ExporterFacts(name=state, state=state, waiting=1) for state in ("retrying", "refused", "blocked")]
+    found = troubles(replace(facts(RECEIVING), exporters=exporters))
+    assert [one.is_passing for one in found] == [True, False, False]
+
+
 def test_refusals_of_before_the_last_good_webhook_are_over() -> None:
     assert troubles(facts(RECEIVING, SENDING, refused("signature_wrong", before=300))) == []
     assert troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=4000))) == []

@@ -20,7 +20,7 @@ from statsig_otel.plugin.watch.page import SECTIONS, Shown
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\u202e\u2028\x1b[31m\x00 ${7*7} {{7*7}}"
 _TAGS = {
     *("html", "head", "meta", "title", "link", "script", "body", "header", "main", "section", "div", "article"),
-    *("h1", "h2", "h3", "p", "a", "b", "span", "time", "ol", "li", "dl", "dt", "dd", "pre"),
+    *("h1", "h2", "h3", "p", "a", "b", "span", "time", "ol", "li", "dl", "dt", "dd", "pre", "code", "wbr"),
     *("figure", "figcaption", "svg", "line", "rect", "table", "thead", "tbody", "tr", "th", "td"),
     *("details", "summary", "form", "label", "input", "select", "option", "button"),
 }
@@ -41,7 +41,7 @@ class Read(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         assert len(dict(attrs)) == len(attrs), f"an attribute is there twice: {attrs}"
-        if tag not in ("meta", "link", "input", "line", "rect"):
+        if tag not in ("meta", "link", "input", "line", "rect", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -205,6 +205,32 @@ def test_what_has_not_happened_is_said() -> None:
         now = replace(found, facts=replace(found.facts, exporters=[exporter]))
         assert f">{state}<" in page.sections(now)["exporters"]
     assert '<td data-name="Receiver">none</td>' in page.sections(found)["requests"]
+
+
+def test_the_sign_of_the_state_is_what_is_worst() -> None:
+    receiver = ReceiverFacts(name="statsig", last_verified=1.0, last_change=1.0)
+    exporter = ExporterFacts(name="otlp_http", delivered=1)
+    well = replace(shown("a"), facts=Facts(now=2.0, receivers=[receiver], exporters=[exporter]))
+
+    def sign(**changed: object) -> str:
+        state = page.sections(replace(well, facts=replace(well.facts, **changed)))["state"]  # type: ignore[arg-type]
+        return state.partition('<p class="state ')[2].partition('"')[0]
+
+    retrying, blocked = replace(exporter, state="retrying"), replace(exporter, state="blocked")
+    assert sign() == "good"
+    assert sign(receivers=[ReceiverFacts(name="statsig")]) == "open"
+    assert sign(exporters=[retrying]) == "passing"
+    assert sign(exporters=[retrying, blocked]) == "bad"
+    assert sign(reasons={"disk_full": "the disk is full"}) == "bad"
+
+
+def test_times_of_another_day_have_their_date() -> None:
+    found = shown("a")
+    (entry, *_) = found.entries["attempts"]
+    entry["at"] = "2027-01-15T08:00:01Z"  # type: ignore[index]
+    assert ">08:00:01</time>" in page.sections(found)["attempts"]
+    entry["at"] = "2027-01-14T08:00:01Z"  # type: ignore[index]
+    assert ">Jan 14, 08:00:01</time>" in page.sections(found)["attempts"]
 
 
 def test_an_idle_service_has_a_page_too() -> None:

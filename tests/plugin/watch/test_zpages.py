@@ -93,7 +93,7 @@ def ask(
 def text_of(address: Address, path: str = "/") -> str:
     answer = ask(address, path)
     assert answer.status == 200, answer
-    return answer.body.decode()
+    return answer.body.decode().replace("<wbr>", "")
 
 
 def token_of(page: str) -> str:
@@ -109,7 +109,9 @@ def test_the_page_shows_what_arrives_and_what_is_refused(tmp_path: Path) -> None
         assert post(service, "forged", secret=f"{SECRET}0").status == 401
         wait_until(lambda: ">delivered<" in text_of(address))
         page = text_of(address)
-        assert f"<b>{flag}</b>" in page
+        assert f">{flag}</b>" in page
+        for number, name in ((1, "Requests taken"), (1, "Requests refused"), (1, "Config changes")):
+            assert f"<figcaption>{name} <b>{number}</b>" in page
         assert "signed with a secret that is not configured here" in page
         assert "Accepted: 1 config change." in page
         assert SECRET not in page

@@ -27,20 +27,15 @@ function sameWithoutState(old, one) {
 function show(id, html) {
   const box = byId(id);
   if (!box) return;
-  if (id === "state") {
-    const text = new DOMParser().parseFromString(html, "text/html").body.textContent;
-    if (box.textContent !== text) box.textContent = text;
-    return;
-  }
   const made = new DOMParser().parseFromString(html, "text/html").body;
   const [now, wanted] = [box.querySelector("tbody"), made.querySelector("tbody")];
   if (now && wanted && box.children.length === made.children.length) {
     replaceChildren(now, wanted);
+    [...made.children].slice(1).forEach((one, position) => box.children[position + 1].replaceWith(one));
   } else {
     replaceChildren(box, made);
-    if (!made.children.length && made.textContent) box.textContent = made.textContent;
   }
-  box.closest("section").hidden = !html;
+  if (id !== "state") box.closest("section").hidden = !html;
   if (id === "changes") filter();
 }
 
@@ -126,8 +121,8 @@ document.addEventListener("submit", (event) => {
     event.preventDefault();
     const body = new URLSearchParams(new FormData(form));
     open(form.getAttribute("action"), { method: "POST", body }).catch(() => say("The service does not answer."));
-  } else if (form.classList.contains("filters")) {
-    event.preventDefault();
+  } else if (form.classList.contains("filters") && !location.search && !document.querySelector("#changes .more")) {
+    event.preventDefault(); // all changes are here; otherwise the service looks through the others, too
     filter();
   }
 });
@@ -138,18 +133,50 @@ if (text && type) {
 }
 prepare(document);
 
+// What arrives. A page that nobody sees is not kept up to date: a browser has few connections to a service.
+
+const SILENCE = 45000; // milliseconds; the service says something at least each 15 s
 const live = byId("live");
-if (live) {
-  const events = new EventSource("/events");
-  events.addEventListener("open", () => {
-    live.textContent = "Live";
-    live.classList.remove("lost");
-  });
-  events.addEventListener("error", () => {
-    live.textContent = "The service does not answer. Trying again";
-    live.classList.add("lost");
-  });
+let events = null;
+let heard = 0;
+
+function connect() {
+  events = new EventSource("/events" + location.search);
+  heard = Date.now();
+  events.addEventListener("error", () => lost());
+  events.addEventListener("ping", () => arrived());
   events.addEventListener("message", (event) => {
+    arrived();
     for (const [id, html] of Object.entries(JSON.parse(event.data))) show(id, html);
   });
+}
+
+function arrived() {
+  heard = Date.now();
+  live.textContent = "Live";
+  live.classList.remove("lost");
+}
+
+function lost() {
+  if (!live.classList.contains("lost")) {
+    const since = new Date(heard).toISOString().slice(11, 19);
+    live.textContent = `The service does not answer. This is how it was at ${since} UTC. Trying again.`;
+    live.classList.add("lost");
+  }
+  if (events.readyState === EventSource.CLOSED) setTimeout(reconnect, 5000); // it has answered with an error
+}
+
+function reconnect() {
+  events.close();
+  if (!document.hidden) connect();
+}
+
+if (live) {
+  connect();
+  document.addEventListener("visibilitychange", reconnect);
+  setInterval(() => {
+    if (document.hidden || Date.now() - heard < SILENCE) return;
+    lost(); // the connection is dead, and nobody says so: after a laptop's sleep, or in a tunnel
+    reconnect();
+  }, 5000);
 }
