@@ -60,6 +60,7 @@ def test_it_is_in_the_whole_configuration() -> None:
         "logs": {"level": "debug", "encoding": "console"},
         "metrics": {"level": "normal", "readers": []},
         "traces": {"level": "normal", "processors": []},
+        "journal": {"max_entries": 300, "max_bytes": "4MiB"},
     }
 
 
