@@ -382,7 +382,8 @@ class DurableQueue:
 
     def _check(self, entry: Entry) -> None:
         """Refuse a batch that can't be stored now, as far as that is known without the database."""
-        self._check_size(entry, lambda cursor: (cursor.waiting, cursor.size))
+        if entry.batch.changes or entry.batch.invalid:
+            self._check_size(entry, lambda cursor: (cursor.waiting, cursor.size))
         self._check_disk(entry.batch)
 
     def _check_size(self, entry: Entry, waiting: Callable[[ExporterCursor], tuple[int, int]]) -> None:
