@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.service.builder import Destination as Destination
     from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.service import Service as Service
+    from statsig_otel.plugin.settings.audit_log import AuditLogSettings as AuditLogSettings
     from statsig_otel.plugin.settings.delivery import BatchSettings as BatchSettings
     from statsig_otel.plugin.settings.delivery import RetryOnFailureSettings as RetryOnFailureSettings
     from statsig_otel.plugin.settings.delivery import SendingQueueSettings as SendingQueueSettings
@@ -71,6 +72,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "service.builder": "Destination",
             "service.restart": "RestartNeededError",
             "service.service": "Service",
+            "settings.audit_log": "AuditLogSettings",
             "settings.delivery": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
             "settings.filter": "ChangeMatchSettings FilterSettings",
             "settings.mapping": "LookupSettings MappingSettings",

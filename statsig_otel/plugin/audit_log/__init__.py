@@ -1,1 +1,6 @@
 """Reads Statsig's audit log, and finds the changes in it that no webhook brought."""
+
+from typing import Final
+
+URL: Final = "https://statsigapi.net/console/v1/audit_logs"
+"""Where Statsig's audit log is."""

@@ -23,10 +23,8 @@ from statsig_otel.exporters.exporter import RetryLater
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.status import UNTRUSTED, http_failure, one_line, server_time
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.plugin.audit_log import URL
 from statsig_otel.plugin.audit_log.entries import AuditEntry, MalformedPageError, Page, parse_page
-
-URL: Final = "https://statsigapi.net/console/v1/audit_logs"
-"""Where Statsig's audit log is."""
 
 _PAGE_SIZE: Final = 50
 """Entries of a page. No maximum is documented; other clients ask for as many."""

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from pydantic import TypeAdapter
 
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backup import back_up
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.exporters.wording import age, counted, rfc3339
+from statsig_otel.plugin.cli.age import Age
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
@@ -32,7 +31,6 @@ _BLOCKED: Final = 3
 _NOT_RUNNING: Final = "not running"
 _NOT_CONFIGURED: Final = "not configured"
 _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
-_DIGITS_OF_DAYS: Final = 5
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None) -> None:
@@ -76,24 +74,6 @@ def named_locations() -> tuple[Path | None, tuple[str, ...]]:
     """The values of `--directory` and `--config`."""
     meta = click.get_current_context().meta
     return meta.get(f"{__name__}.directory"), meta.get(f"{__name__}.config", ())
-
-
-_seconds: Final = TypeAdapter[float](Duration).validate_python
-
-
-class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
-    """A duration that may begin with days, in seconds: `7d`, `1d12h`."""
-
-    name = "age"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        days, unit, rest = value.partition("d")
-        try:
-            if unit and days.isascii() and days.isdigit() and len(days) <= _DIGITS_OF_DAYS:
-                return int(days) * 86400.0 + _seconds(rest or "0")
-            return _seconds(value)
-        except ValueError:
-            self.fail(f"{value!r} is not an age such as 7d, 12h or 1d12h", param, ctx)
 
 
 @contextmanager
@@ -203,7 +183,7 @@ def resume(exporter: str) -> None:
 @click.option("--count", type=click.IntRange(min=1), help="How many records to skip; by default one.")
 @click.option(
     "--older-than",
-    type=_Age(),
+    type=Age(),
     help="Skip records up to the first one whose own timestamp is younger than this, such as 7d or 12h.",
 )
 @location_options

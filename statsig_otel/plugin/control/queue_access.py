@@ -16,6 +16,7 @@ from statsig_otel.plugin.control.handlers import stopped_handlers
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
 
 if TYPE_CHECKING:
+    from statsig_otel.plugin.settings.audit_log import AuditLogSettings
     from statsig_otel.plugin.settings.reading import QueueConfiguration
 
 Perform: TypeAlias = Callable[..., Any]
@@ -58,6 +59,11 @@ class QueueAccess:
     def configured(self) -> tuple[str, ...] | None:
         """The queued exporters of the configuration; None without one."""
         return None if self._configuration is None else tuple(self._configuration.routing.exporters)
+
+    @property
+    def audit_logs(self) -> "Mapping[str, AuditLogSettings]":
+        """How the audit log of each receiver is read, by the configuration."""
+        return {} if self._configuration is None else self._configuration.audit_logs
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

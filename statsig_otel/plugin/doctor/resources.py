@@ -93,7 +93,7 @@ def check_files(configuration: Configuration, document: Document) -> list[Proble
 
 
 def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
-    """The problems of the certificates of the servers."""
+    """The problems of the certificates of the servers, and of those for the audit log."""
     found: dict[Path, ServerTlsSettings | None] = {
         ("receivers", name, "tls"): settings.tls for name, settings in _servers(configuration).items()
     }
@@ -101,12 +101,19 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
         extension = configuration.extensions.get(name)
         if isinstance(extension, ZpagesSettings):
             found["extensions", name, "tls"] = extension.tls
-    return [
+    of_servers = [
         problem
         for path, tls in found.items()
         if tls is not None
         for problem in _tls(tls, partial(server_context, tls), path, document)
     ]
+    audit_logs = {name: one.audit_log for name, one in receiver_settings(configuration).items() if one.audit_log}
+    of_audit_logs = [
+        problem
+        for name, one in audit_logs.items()
+        for problem in _tls(one.tls, one.tls.read, ("receivers", name, "audit_log", "tls"), document)
+    ]
+    return of_servers + of_audit_logs
 
 
 def check_ports(configuration: Configuration, document: Document) -> list[Problem]:

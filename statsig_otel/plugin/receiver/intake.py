@@ -353,8 +353,9 @@ class Request:
         self._mapped = self._intake.mapper.map(parsed, self._now_ns)
         if self._mapped.ignored:
             self._ignored = ignored_names(body, parsed, self._mapped)
-        if self._mapped.changes or self._mapped.invalid:
-            return Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
+        mapped = self._mapped
+        if mapped.changes or mapped.invalid or mapped.arrivals:
+            return Batch(self._intake.name, mapped.changes, mapped.invalid, mapped.arrivals)
         return self.taken(_NO_CHANGES)
 
     def taken(self, receipt: Receipt) -> Answer:

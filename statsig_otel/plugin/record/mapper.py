@@ -6,6 +6,7 @@ from types import NoneType
 from typing import NamedTuple
 
 from statsig_otel._arguments import check_type
+from statsig_otel.exporters.arrival import Arrival, User, comparable
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.record.filter import ChangeFilter
@@ -25,6 +26,8 @@ class Mapped:
         ignored: The number of items that are not config changes, or that the filter drops.
         left_out: The optional fields that had an unusable type, with one entry for each time.
         in_seconds: The number of changes whose time was sent in seconds.
+        arrivals: What to remember of each config change that could be read, also of those that the filter drops; empty
+            unless the mapper `remembers`.
     """
 
     changes: tuple[Change, ...]
@@ -32,6 +35,7 @@ class Mapped:
     ignored: int
     left_out: tuple[str, ...]
     in_seconds: int = 0
+    arrivals: tuple[Arrival, ...] = ()
 
 
 class Mapper:
@@ -41,6 +45,7 @@ class Mapper:
         encoder: Makes the records; by default the default records.
         change_filter: Decides which changes pass; by default all.
         services: Finds the services that a change concerns; without it each change has one record.
+        remembers: Whether to make `arrivals`, which a queue remembers to compare them with the audit log.
 
     Raises:
         TypeError: An argument has another type.
@@ -58,6 +63,8 @@ class Mapper:
         encoder: LogRecordEncoder | None = None,
         change_filter: ChangeFilter | None = None,
         services: ImpactedServices | None = None,
+        *,
+        remembers: bool = False,
     ) -> None:
         self._encoder = LogRecordEncoder() if encoder is None else encoder
         check_type("encoder", self._encoder, LogRecordEncoder)
@@ -65,6 +72,7 @@ class Mapper:
         check_type("services", services, (ImpactedServices, NoneType), "an ImpactedServices or None")
         self._filter = change_filter
         self._services = services
+        self._remembers = remembers
 
     def map(self, parsed: ParsedBody, observed_ns: int) -> Mapped:
         """Map all config changes of a body.
@@ -81,11 +89,12 @@ class Mapper:
         changes: list[Change] = []
         invalid: list[Invalid] = []
         left_out: list[str] = []
+        arrivals: list[Arrival] | None = [] if self._remembers else None
         in_seconds = 0
         ignored = parsed.ignored
         for item in parsed.changes:
             try:
-                read = self._read(item)
+                read = self._read(item, arrivals)
                 if read is None:
                     ignored += 1
                     continue
@@ -95,7 +104,9 @@ class Mapper:
                 continue
             left_out.extend(read.event.left_out)
             in_seconds += read.event.in_seconds
-        return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out), in_seconds)
+        return Mapped(
+            tuple(changes), tuple(invalid), ignored, tuple(left_out), in_seconds, tuple(arrivals) if arrivals else ()
+        )
 
     def concerned(self, item: Item) -> Concerned | None:
         """The services that a change concerns; None if there are no rules.
@@ -114,8 +125,8 @@ class Mapper:
             return None
         return self._services.find(read.default, read.event, original=item.text, item=read.item)
 
-    def _read(self, item: Item) -> "_ReadItem | None":
-        """Read an item, without its services and the mapping; None if the filter drops it.
+    def _read(self, item: Item, arrivals: list[Arrival] | None = None) -> "_ReadItem | None":
+        """Read an item, without its services and the mapping; None if the filter drops it. Adds it to `arrivals`.
 
         Raises:
             InvalidItemError: No record can be made of it.
@@ -124,7 +135,10 @@ class Mapper:
             raise InvalidItemError(item.problem or "is not an object")
         item_uid = uid(item.value)
         event = ChangeEvent.from_item(item.value)
-        if self._filter is not None and self._filter.why_dropped(event) is not None:
+        is_dropped = self._filter is not None and self._filter.why_dropped(event) is not None
+        if arrivals is not None:
+            arrivals.append(_arrival(event, item_uid, filtered=is_dropped))
+        if is_dropped:
             return None
         default = self._encoder.default(event, uid=item_uid, original=item.text)
         return _ReadItem(item_uid, item.value, event, default)
@@ -137,6 +151,20 @@ class Mapper:
             records = self._services.records(default, event, original=original, item=item)
         encoded = [self._encoder.encode(record, event, observed_ns=observed_ns, item=item) for record in records]
         return Change(uid, tuple(encoded))
+
+
+def _arrival(event: ChangeEvent, uid: str, *, filtered: bool) -> Arrival:
+    """What to remember of a change. Its name and its description are only compared, so they may be cut."""
+    return Arrival(
+        uid,
+        event.happened_at // 1000,
+        comparable(event.name),
+        User(event.user_id, event.user_email, event.user_name),
+        comparable(event.entity_type),
+        comparable(event.action or ""),
+        comparable(event.description or ""),
+        filtered,
+    )
 
 
 class _ReadItem(NamedTuple):

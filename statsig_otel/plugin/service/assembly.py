@@ -27,7 +27,7 @@ from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoin
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
-from statsig_otel.plugin.settings.reading import receiver_settings
+from statsig_otel.plugin.settings.reading import check_audit_logs, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.settings.telemetry import JournalSettings, TelemetrySettings
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
@@ -67,7 +67,8 @@ class Assembly:
         directory: The queue's directory, as an absolute path.
 
     Raises:
-        ConfigError: Receivers that share an endpoint don't agree, or an exporter can't be made from its settings.
+        ConfigError: Receivers that share an endpoint don't agree, an exporter can't be made from its settings, or a
+            receiver with an audit log has no queue.
         ValueError: The inherited sockets do not fit the receivers.
     """
 
@@ -85,6 +86,7 @@ class Assembly:
     ) -> None:
         settings = receiver_settings(configuration)
         check_shared_endpoints(settings, listens=listen)
+        check_audit_logs(configuration)
         self._configuration = configuration
         self._resource = dict(resource)
         self._url = url.rstrip("/")
@@ -395,6 +397,7 @@ class Assembly:
 
     def _apply(self, configuration: Configuration) -> Applied:
         check_shared_endpoints(receiver_settings(configuration), listens=self._listens)
+        check_audit_logs(configuration)
         current = self._configuration
         needing = [*needing_restart(current, configuration), *self._outbound.needing_restart(current, configuration)]
         if needing:

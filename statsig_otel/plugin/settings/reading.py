@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Final, cast
 
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check, examine
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.settings.audit_log import AuditLogSettings
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import read_document
@@ -28,11 +29,12 @@ PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 
 @dataclass(frozen=True, slots=True)
 class QueueConfiguration:
-    """The parts of a configuration file that a command needs. The mappers are by receiver."""
+    """The parts of a configuration file that a command needs. Mappers and audit logs are by receiver."""
 
     directory: Path
     routing: Routing
     mappers: Mapping[str, Mapper]
+    audit_logs: Mapping[str, AuditLogSettings]
 
 
 def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfiguration:
@@ -42,12 +44,34 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
         ConfigError: All that is wrong with it.
     """
     configuration = check(read_document(locations, environ), COMPONENTS)
+    check_audit_logs(configuration)
     resource = resource_from_environment(environ)
     return QueueConfiguration(
         directory=find_directory(configuration, environ),
         routing=routing(configuration),
         mappers={name: with_resource(one, resource).mapper() for name, one in receiver_settings(configuration).items()},
+        audit_logs={name: one.audit_log for name, one in receiver_settings(configuration).items() if one.audit_log},
     )
+
+
+def check_audit_logs(configuration: Configuration) -> None:
+    """Check that what comes for a receiver with an audit log can be remembered.
+
+    Raises:
+        ConfigError: None of its exporters has a queue.
+    """
+    routes = routing(configuration).receivers
+    problems = [
+        Problem(
+            ("receivers", name, "audit_log"),
+            "needs the queue, in which what came is remembered, and no exporter of this receiver has one",
+            "leave sending_queue::enabled out for one of them",
+        )
+        for name, settings in receiver_settings(configuration).items()
+        if settings.audit_log is not None and not routes[name].queued
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Path:
@@ -142,4 +166,5 @@ def _route(configuration: Configuration, receiver: str, settings: StatsigReceive
         window=settings.deduplication.window,
         synchronous=tuple(name for name in exporters if name not in queued),
         private=settings.user != "full",  # what its records don't show must not be in the log instead
+        remembered=settings.audit_log.keep if settings.audit_log is not None else 0.0,
     )

@@ -30,6 +30,7 @@ from statsig_otel.plugin.record.record import (
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
+from statsig_otel.plugin.settings.audit_log import AuditLogSettings
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.resource import (
@@ -256,6 +257,12 @@ class StatsigReceiverSettings(Settings):
         default=None, description="Which services a change concerns; without it, none."
     )
 
+    audit_log: AuditLogSettings | None = Field(
+        default=None,
+        description="Beta. Remember what comes, so that `statsig-otel reconcile` can find what did not come. Without "
+        "it nothing is remembered.",
+    )
+
     @field_validator("path")
     @classmethod
     def _check_path(cls, path: str) -> str:
@@ -371,6 +378,7 @@ class StatsigReceiverSettings(Settings):
             encoder,
             self.filter.create() if self.filter else None,
             self.impacted_services.create() if self.impacted_services else None,
+            remembers=self.audit_log is not None,
         )
 
     def intake(

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from statsig_otel.exporters.arrival import Arrival, User
 from statsig_otel.exporters.consumer import Change, Invalid
+from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.webhook.body import ParsedBody, parse
@@ -285,3 +287,39 @@ def test_the_pure_part_loads_no_server_and_no_exporter(module: str) -> None:
     assert f"statsig_otel.plugin.{module}" in loaded
     heavy = ("falcon", "grpc", "uvicorn", "opentelemetry.sdk", "opentelemetry.exporter", "urllib3", "pydantic")
     assert {name for name in loaded if name.startswith(heavy)} == set()
+
+
+def test_what_came_is_told_only_if_it_is_to_be_remembered() -> None:
+    """Also of what the filter drops, and of a change that is too large for a record."""
+    items = [
+        {"name": "gate", "action": "updated", "description": "Updated Gate\n    - more"},
+        {"name": "noise"},
+        {"name": "large", "description": "x" * 20_000},
+        {"name": ""},
+    ]
+    user = {"userID": "u1", "email": "ada@example.com"}
+    body = json.dumps({
+        "data": [
+            {
+                "eventName": "statsig::config_change",
+                "timestamp": 1739400185999,
+                "user": user,
+                "metadata": {"type": "Gate", **metadata},
+            }
+            for metadata in items
+        ]
+    }).encode()  # fmt: skip
+    encoder, dropping = LogRecordEncoder(max_record_bytes=10_000), ChangeFilter(exclude=[{"names": ["noise"]}])
+    mapped = Mapper(encoder, dropping, remembers=True).map(parse(body), observed_ns=1)
+    who = User("u1", "ada@example.com")
+    uids = [one.uid for one in mapped.arrivals]
+    assert mapped.arrivals == (
+        Arrival(uids[0], 1739400185, "gate", who, "Gate", "updated", "Updated Gate"),
+        Arrival(uids[1], 1739400185, "noise", who, "Gate", filtered=True),
+        Arrival(uids[2], 1739400185, "large", who, "Gate", text="x" * 1000),
+    )
+    assert [change.uid for change in mapped.changes] == uids[:1]
+    assert (len(mapped.invalid), mapped.ignored) == (2, 1)
+    forgetting = Mapper(encoder, dropping).map(parse(body), observed_ns=1)
+    assert forgetting.arrivals == ()
+    assert (forgetting.changes, forgetting.invalid, forgetting.ignored) == (mapped.changes, mapped.invalid, 1)

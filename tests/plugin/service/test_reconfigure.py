@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from statsig_otel.config import ConfigError
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
@@ -35,13 +36,16 @@ NAMES = ("statsig", "statsig/eu")
 
 @pytest.fixture
 def configured(tmp_path: Path) -> Configured:
-    def make(exporters: dict[str, Any], pipelines: dict[str, Any] | None = None) -> Configuration:
+    def make(
+        exporters: dict[str, Any], pipelines: dict[str, Any] | None = None, receiver: dict[str, Any] | None = None
+    ) -> Configuration:
         """Exporters by id; a word in the place of keys is that of a file's path, without a queue."""
         keys = {
             name: {"path": str(tmp_path / one), "sending_queue": {"enabled": False}} if isinstance(one, str) else one
             for name, one in exporters.items()
         }
         receivers = {name: {"endpoint": "127.0.0.1:0", "signing_secrets": [], "path": f"/{name}"} for name in NAMES}
+        receivers["statsig"] |= receiver or {}
         values: dict[str, Any] = {
             "receivers": receivers,
             "exporters": keys,
@@ -284,3 +288,33 @@ def test_certificates_that_can_not_be_used_keep_none_from_being_renewed(configur
                 ]
             else:
                 assert applied.changes == []
+
+
+def test_an_audit_log_comes_and_goes_with_a_restart_and_its_keys_change_at_once(
+    configured: Configured, tmp_path: Path
+) -> None:
+    """Otherwise webhooks that were read before it came, and stored after, would count as missed."""
+    log = {"audit_log": {"api_key": "console-x"}}
+    longer = {"audit_log": {"api_key": "console-y", "keep": "800h"}}
+    without, with_log = configured({"debug": QUEUED}), configured({"debug": QUEUED}, receiver=log)
+    for first, second in ((without, with_log), (with_log, without)):
+        with running(first, tmp_path) as service:
+            with pytest.raises(RestartNeededError) as caught:
+                service.reconfigure(second)
+            assert str(caught.value) == "only a restart can apply this: receivers::statsig::audit_log"
+    with running(with_log, tmp_path) as service:
+        applied = service.reconfigure(configured({"debug": QUEUED}, receiver=longer))
+        assert applied.changes == ["receivers::statsig: has changed"]
+
+
+def test_an_audit_log_needs_a_queue(configured: Configured, tmp_path: Path) -> None:
+    log = {"audit_log": {"api_key": "console-x"}}
+    pipelines = {
+        "logs": {"receivers": ["statsig"], "exporters": ["debug"]},
+        "logs/eu": {"receivers": ["statsig/eu"], "exporters": ["debug/b"]},
+    }
+    wrong = configured({"debug": UNQUEUED, "debug/b": QUEUED}, pipelines, log)
+    with pytest.raises(
+        ConfigError, match=r"receivers::statsig::audit_log: needs the queue.*\n.*sending_queue::enabled"
+    ):
+        Assembly(wrong, directory=tmp_path / "queue", resource={})

@@ -40,6 +40,7 @@ LEAST: Final[dict[str, dict[str, Any]]] = {
 
 OTLP: Final = {"protocol": "grpc", "endpoint": "h:1"}
 LEAST_BELOW: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("statsig", "audit_log"): {"api_key": "console-x"},
     ("statsig", "tls"): {"cert_file": "a", "key_file": "b"},
     ("zpages", "tls"): {"cert_file": "a", "key_file": "b"},
     ("otlp_grpc", "keepalive"): {"time": "1m"},

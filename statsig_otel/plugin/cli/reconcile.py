@@ -1,0 +1,242 @@
+"""`statsig-otel reconcile`: finds the changes in Statsig's audit log that no webhook brought."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.opaque import REDACTED, reveal
+from statsig_otel.exporters.queue import arrivals
+from statsig_otel.exporters.terminal import printable
+from statsig_otel.exporters.wording import counted, rfc3339
+from statsig_otel.plugin.audit_log.client import AuditLogClient, AuditLogError
+from statsig_otel.plugin.audit_log.entries import ABOUT_WEBHOOK, AuditEntry
+from statsig_otel.plugin.audit_log.report import Period, Report, Verdict, report
+from statsig_otel.plugin.cli.age import Moment
+from statsig_otel.plugin.cli.options import json_option
+from statsig_otel.plugin.cli.queue import print_table
+from statsig_otel.plugin.control.queue_access import QueueAccess
+from statsig_otel.plugin.control.socket import ControlError
+
+if TYPE_CHECKING:
+    from statsig_otel.plugin.settings.audit_log import AuditLogSettings
+
+_MISSED: Final = 1
+_CAN_NOT_TELL: Final = 3
+
+_UNDER_WAY: Final = 900.0
+"""Seconds: a younger change may still be on its way, in the log too."""
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+_WORDS: Final[dict[Verdict, str]] = {
+    "received": "received",
+    "filtered": "filtered here",
+    "missed": "missed",
+    "ambiguous": "can't be told",
+    "not_remembered": "from before it was remembered what comes",
+    "unknown_type": "of types that are not known",
+    "ignored_type": "of types in `ignore`",
+    "not_a_change": "not config changes",
+}
+
+
+class _CanNotTellError(click.ClickException):
+    exit_code = _CAN_NOT_TELL
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """End the command with its own exit code if the question can't be answered."""
+    try:
+        yield
+    except ConfigError as error:
+        raise _CanNotTellError(f"the configuration has errors\n{error}") from error
+    except (ControlError, AuditLogError) as error:
+        raise _CanNotTellError(str(error)) from error
+
+
+@click.command("reconcile")
+@click.option(
+    "--config",
+    "locations",
+    multiple=True,
+    required=True,
+    metavar="LOCATION",
+    help="The service's configuration, with `audit_log` of a receiver; as for `statsig-otel run`.",
+)
+@click.option(
+    "--since", type=Moment(), default="7d", show_default=True, help="Begin so long ago, or at this date and time."
+)
+@click.option(
+    "--until",
+    type=Moment(),
+    help="End so long ago, or at this date and time; by default 15 minutes ago.",
+    metavar="MOMENT",
+)
+@click.option("--receiver", help="Only this receiver; by default all that have `audit_log`.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the log's pages in this new directory, as they came, for a report of a fault. They name people.",
+)
+@json_option
+@click.pass_context
+def command(
+    context: click.Context,
+    *,
+    locations: tuple[str, ...],
+    since: float,
+    until: float | None,
+    receiver: str | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the changes in Statsig's audit log that no webhook brought (beta).
+
+    Says of each config change in the log whether it was received, was dropped by the receiver's filter, or is missed;
+    and what the log says about the webhook itself, such as a new signing secret. It only reads, and works whether or
+    not the service runs. What came is remembered while `audit_log` of the receiver is configured.
+
+    \b
+    Exit codes:
+      0  nothing is missed
+      1  something is missed
+      2  an option is wrong
+      3  it can't be told: the configuration, the queue or the log can't be read
+    """
+    end = time.time() - _UNDER_WAY if until is None else until
+    if since >= end:
+        raise click.UsageError("--since must be before --until, which is 15 minutes ago if it is not given")
+    with _told():
+        access = QueueAccess(directory=None, locations=locations, environ=os.environ)
+        settings = {name: one for name, one in access.audit_logs.items() if receiver in (None, name)}
+        if not settings:
+            which = "no receiver" if receiver is None else f"the receiver {receiver!r}, if there is one,"
+            raise ControlError(f"{which} has `audit_log` in this configuration: docs/no-gaps.md says how to begin")
+        pages = None if save is None else _Pages(save)
+        found = {name: _report(access, name, one, int(since), int(end), save=pages) for name, one in settings.items()}
+    if as_json:
+        click.echo(json.dumps({"receivers": {name: one.to_json() for name, one in found.items()}}, indent=2))
+    else:
+        for name, one in found.items():
+            _show(name, one)
+    if any(one.missed for one in found.values()):
+        context.exit(_MISSED)
+
+
+def _report(
+    access: QueueAccess, name: str, settings: "AuditLogSettings", begin: int, end: int, *, save: "_Pages | None"
+) -> Report:
+    """The report of one receiver.
+
+    Raises:
+        ControlError: What came is not remembered, or can't be read; or the pages can't be kept.
+        AuditLogError: The log can't be read.
+    """
+    tolerance, key = settings.tolerance, reveal(settings.api_key)
+    with access.reading() as connection:
+        remembered = arrivals.read(connection, name, begin - tolerance, end + tolerance)
+    if remembered is None:
+        raise ControlError(
+            f"{name}: it is not remembered what came. That begins when the service starts with `audit_log` configured"
+        )
+    try:
+        client = AuditLogClient(settings.endpoint, key, tls=settings.tls, timeout=settings.timeout, wait=_wait)
+    except (OSError, ValueError) as error:
+        raise AuditLogError(f"receivers::{name}::audit_log: {error}") from error
+    try:
+        page = client.read(begin, end, lambda body: save.keep(name, body, key) if save else None)
+    finally:
+        client.close()
+    since = max(remembered.since, int(time.time() - settings.keep))
+    return report(page, remembered.arrivals, Period(begin, end, since), tolerance=tolerance, ignore=settings.ignore)
+
+
+def _wait(seconds: float) -> None:
+    click.echo(f"Waiting {seconds:.0f} s, so that Statsig's rate limit is kept", err=True)
+    time.sleep(seconds)
+
+
+class _Pages:
+    """Keeps pages of the log in a new directory.
+
+    Raises:
+        ControlError: It can't be made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._number = 0
+        try:
+            directory.mkdir(mode=0o700)
+        except OSError as error:
+            why = f"{error.strerror}. Name a directory that does not exist yet"
+            raise ControlError(f"{directory} can't be made: {why}") from error
+
+    def keep(self, receiver: str, body: bytes, key: str) -> None:
+        """Keep a page of a receiver, without its key.
+
+        Raises:
+            ControlError: It can't be written.
+        """
+        self._number += 1
+        file = self._directory / f"{self._number:04}-{_UNSAFE.sub('_', receiver)}.json"
+        try:
+            file.write_bytes(body.replace(key.encode(), REDACTED.encode()))
+        except OSError as error:
+            raise ControlError(f"{file} can't be written: {error.strerror}") from error
+
+
+def _show(name: str, found: Report) -> None:
+    counts, period = found.counts, found.period
+    click.echo(f"{printable(name)}: the audit log from {rfc3339(period.begin)} to {rfc3339(period.end)}\n")
+    for verdict, words in _WORDS.items():
+        if number := counts.get(verdict, 0):
+            click.echo(f"{number:>6}  {words}")
+    if not counts:
+        click.echo("  nothing")
+    missed = [line.entry for line in found.lines if line.verdict == "missed"]
+    unclear = [line for line in found.lines if line.verdict == "ambiguous"]
+    _table("Missed: no webhook brought these.", missed)
+    at_least = found.missed - len(missed)
+    note = f"at least {at_least} of them are missed" if at_least else "perhaps none is missed"
+    _table(f"Too much like each other to tell which of them came; {note}.", [line.entry for line in unclear])
+    _table(
+        "About webhooks and integrations.",
+        found.about_webhooks,
+        {entry.id: ABOUT_WEBHOOK[entry.action_type] for entry in found.about_webhooks},
+    )
+    unknown = sorted({line.entry.action_type for line in found.lines if line.verdict == "unknown_type"})
+    if unknown:
+        types = ", ".join(printable(one) or "none" for one in unknown)
+        click.echo(f"\nIt is not known whether Statsig sends webhooks for these types: {types}")
+    if found.unreadable:
+        click.echo(f"\n{counted(len(found.unreadable), 'thing')} in the log can't be read:")
+        for why in found.unreadable:
+            click.echo(f"  {printable(why)}")
+    if period.begin < period.remembered:
+        click.echo(f"\nWhat came is remembered since {rfc3339(period.remembered)}.")
+    click.echo("")
+
+
+def _table(title: str, entries: Sequence[AuditEntry], what: dict[str, str] | None = None) -> None:
+    if entries:
+        click.echo(f"\n{title}\n")
+        rows = [
+            (
+                rfc3339(entry.second),
+                entry.name,
+                entry.user.name or entry.user.email or entry.user.id or "",
+                what[entry.id] if what else entry.text,
+                entry.action_type,
+            )
+            for entry in entries
+        ]
+        print_table(("TIME", "NAME", "BY", "WHAT", "TYPE"), rows)

@@ -1,0 +1,86 @@
+"""The settings of `audit_log` of a receiver: how Statsig's audit log is read, and how long what came is remembered."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Final
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from statsig_otel.config.errors import SettingError
+from statsig_otel.config.model import Settings
+from statsig_otel.config.opaque import Opaque, reveal
+from statsig_otel.config.units import Duration
+from statsig_otel.config.values import Secret
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.plugin.audit_log import URL
+from statsig_otel.plugin.settings.zpages import is_loopback
+from statsig_otel.plugin.webhook.secret import NO_QUOTES, is_in_quotes
+
+_KEY: Final = "write a console key that may only read, such as ${env:STATSIG_CONSOLE_KEY}"
+_OTHER_KEYS: Final = {
+    "webhook-": "a webhook's signing secret",
+    "secret-": "a server secret key",
+    "client-": "a client key",
+}
+
+
+class AuditLogSettings(Settings):
+    """`audit_log` of a receiver.
+
+    Example:
+        >>> from statsig_otel.plugin import AuditLogSettings
+        >>> AuditLogSettings(api_key="console-0123").keep
+        2592000.0
+    """
+
+    needed: ClassVar[Mapping[str, str]] = {"api_key": _KEY}
+    meant: ClassVar[Mapping[str, str]] = {"key": "api_key", "retention": "keep", "url": "endpoint"}
+
+    api_key: Secret = Field(description="A console key of the project, of a role that may only read.")
+    keep: Duration = Field(default=30 * 86_400.0, gt=0, description="For how long what came is remembered.")
+    tolerance: Duration = Field(
+        default=2.0,
+        ge=0,
+        le=3600,
+        description="How far the times of a change in the log, in whole seconds, and in its webhook may be apart.",
+    )
+    ignore: list[str] = Field(
+        default_factory=list,
+        description="Types of the log's entries, such as config_add_tag, for which your project sends no webhook. They "
+        "are never called missed.",
+    )
+    endpoint: str = Field(default=URL, description="The URL of the log.")
+    timeout: Duration = Field(default=30.0, gt=0, description="The time for one request.")
+    tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings, description="The client's side of TLS.")
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, key: str | Opaque) -> str | Opaque:
+        text = reveal(key)
+        if not text:
+            raise SettingError("is empty", _KEY)
+        if is_in_quotes(text):
+            raise SettingError("begins or ends with a quotation mark", NO_QUOTES)
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise SettingError("contains a space, a control character or one outside ASCII", "write the key alone")
+        for prefix, kind in _OTHER_KEYS.items():
+            if text.startswith(prefix):
+                raise SettingError(f"is {kind}, which can't read the audit log", _KEY)
+        return key
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, url: str) -> str:
+        hint = f"write the whole URL, such as {URL}"
+        try:
+            parts = urlsplit(url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            raise SettingError("is not a URL", hint) from None
+        if not is_url or not url.isascii() or not url.isprintable() or " " in url:
+            raise SettingError("is not a URL", hint)
+        if "@" in parts.netloc or "?" in url or "#" in url:
+            raise SettingError("must have no credentials, no query and no fragment", hint)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise SettingError("would send the key without encryption", "write https://")
+        return url
