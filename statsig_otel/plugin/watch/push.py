@@ -1,10 +1,11 @@
-"""Makes the arguments of the SDK's OTLP exporters of metrics and spans, and describes the service to a backend."""
+"""Makes the SDK's OTLP exporters of metrics and spans, and describes the service to a backend."""
 
 import contextlib
+import importlib
 import uuid
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from opentelemetry.sdk.resources import Resource
 
@@ -17,12 +18,20 @@ _SERVICE: Final = "statsig-otel"
 _INSTANCE: Final = str(uuid.uuid4())
 
 
-def over_grpc(settings: OtlpPushSettings) -> dict[str, Any]:
-    """The arguments of an exporter over gRPC.
+def make_exporter(settings: OtlpPushSettings, signal: Literal["metric", "trace"]) -> Any:
+    """The SDK's exporter of a signal over the protocol of the settings.
 
     Raises:
         OSError: A file can't be read.
     """
+    protocol, arguments = ("grpc", _over_grpc) if settings.protocol == "grpc" else ("http", _over_http)
+    # Loaded where it is used: gRPC and requests take long.
+    module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{protocol}.{signal}_exporter")
+    make = module.OTLPMetricExporter if signal == "metric" else module.OTLPSpanExporter
+    return make(**arguments(settings))
+
+
+def _over_grpc(settings: OtlpPushSettings) -> dict[str, Any]:
     import grpc  # noqa: PLC0415 - loaded where it is used
 
     files = [settings.certificate, settings.client_key, settings.client_certificate]
@@ -37,12 +46,7 @@ def over_grpc(settings: OtlpPushSettings) -> dict[str, Any]:
     }
 
 
-def over_http(settings: OtlpPushSettings) -> dict[str, Any]:
-    """The arguments of an exporter over HTTP.
-
-    Raises:
-        OSError: A file can't be read.
-    """
+def _over_http(settings: OtlpPushSettings) -> dict[str, Any]:
     import requests  # noqa: PLC0415 - loaded where it is used
     from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - likewise
 

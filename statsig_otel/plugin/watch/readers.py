@@ -27,12 +27,11 @@ from statsig_otel.plugin.server.listening import ListenError, host_port
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.settings.metrics import (
-    MetricsPushSettings,
     MetricsSettings,
     PeriodicReaderSettings,
     PrometheusReaderSettings,
 )
-from statsig_otel.plugin.watch.push import over_grpc, over_http, own_resource, without_variables
+from statsig_otel.plugin.watch.push import make_exporter, own_resource, without_variables
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class Readers:
                     pulls.append((reader, _server(one.pull.exporter.prometheus, reader)))
                 if one.periodic is not None:
                     with without_variables(self._environ):
-                        pushes.append((one.periodic, _exporter(one.periodic.exporter.otlp)))
+                        pushes.append((one.periodic, make_exporter(one.periodic.exporter.otlp, "metric")))
             except (OSError, ValueError) as error:
                 for _, server in pulls:
                     server.stop()
@@ -148,22 +147,3 @@ def _server(settings: PrometheusReaderSettings, reader: InMemoryMetricReader) ->
     )
     server.bind()
     return server
-
-
-def _exporter(settings: MetricsPushSettings) -> MetricExporter:
-    """The SDK's exporter for a protocol.
-
-    Raises:
-        OSError: A file can't be read.
-    """
-    if settings.protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415 - loaded where it is used
-            OTLPMetricExporter as GrpcExporter,
-        )
-
-        return GrpcExporter(**over_grpc(settings))
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415 - likewise
-        OTLPMetricExporter as HttpExporter,
-    )
-
-    return HttpExporter(**over_http(settings))

@@ -16,6 +16,7 @@ import ipaddress
 import json
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from importlib.resources import files
@@ -192,7 +193,7 @@ class _DeadLetter:
         _fill(resp, page.dead_letter_page(described(found[0]), shown))
 
 
-class _Actions:
+class _Actions(ABC):
     """What a button does: takes a form, and answers with a page."""
 
     def __init__(self, site: Site) -> None:
@@ -211,8 +212,9 @@ class _Actions:
             _fill(resp, page.message_page("Not done", f"{error}."))
         self._site.forget()
 
+    @abstractmethod
     async def _act(self, form: Mapping[str, str]) -> str:
-        raise NotImplementedError
+        """Do it; the page that says so."""
 
     async def _command(self, name: str, **arguments: Any) -> Any:
         return await asyncio.to_thread(self._site.service.command, name, arguments)

@@ -10,13 +10,13 @@ from collections.abc import MutableMapping
 from typing import Final
 
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from statsig_otel import _tracing
 from statsig_otel._times import READERS_CLOSING
 from statsig_otel.config.errors import Fault
-from statsig_otel.plugin.settings.traces import SpanPushSettings, TracesSettings
-from statsig_otel.plugin.watch.push import over_grpc, over_http, own_resource, without_variables
+from statsig_otel.plugin.settings.traces import TracesSettings
+from statsig_otel.plugin.watch.push import make_exporter, own_resource, without_variables
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Traces:
             provider = TracerProvider(resource=own_resource(), shutdown_on_exit=False)
             for position, one in self._settings.active.items():
                 try:
-                    exporter = _exporter(one.batch.exporter.otlp)
+                    exporter = make_exporter(one.batch.exporter.otlp, "trace")
                 except (OSError, ValueError) as error:
                     provider.shutdown()
                     raise ProcessorError(position, error) from error
@@ -88,22 +88,3 @@ class Traces:
         closing.join(timeout)
         if closing.is_alive():
             _logger.warning("The last spans could not be sent within %g s", timeout)
-
-
-def _exporter(settings: SpanPushSettings) -> SpanExporter:
-    """The SDK's exporter for a protocol.
-
-    Raises:
-        OSError: A file can't be read.
-    """
-    if settings.protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - loaded where it is used
-            OTLPSpanExporter as GrpcExporter,
-        )
-
-        return GrpcExporter(**over_grpc(settings))
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - likewise
-        OTLPSpanExporter as HttpExporter,
-    )
-
-    return HttpExporter(**over_http(settings))
