@@ -13,6 +13,7 @@ import pytest
 from statsig_otel._arguments import why_not_callable
 from statsig_otel.config import ConfigError, Opaque, Settings
 from statsig_otel.exporters import (
+    Arrival,
     Batch,
     Blocked,
     Change,
@@ -94,6 +95,7 @@ def some(call: Callable[..., object], **good: object) -> Callable[..., object]:
 
 CALLS: Final[dict[str, Callable[..., object]]] = {
     "config.Opaque": Opaque,
+    "exporters.Arrival": some(Arrival, uid="0" * 32, second=1, name="gate"),
     "exporters.Batch": some(Batch, receiver="statsig"),
     "exporters.Blocked": Blocked,
     "exporters.Change": some(Change, uid="0" * 32, records=(b"record",)),

@@ -3,7 +3,7 @@
 The public names, each loaded when it is first used:
 
 - Everyday: the settings of the exporters; `QueueError` and `DirectoryInUseError`, which a service raises.
-- Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Arrival` with its `User`, `Receipt` and `RefusedError`;
+- Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Arrival`, `Receipt` and `RefusedError`;
   `Exporter` with its outcomes and `log_records`, and `ExporterType` for an exporter that a configuration file can name.
   `LoggerProviderConsumer` is a consumer.
 
@@ -16,7 +16,6 @@ from statsig_otel._lazy import exports
 
 if TYPE_CHECKING:
     from statsig_otel.exporters.arrival import Arrival as Arrival
-    from statsig_otel.exporters.arrival import User as User
     from statsig_otel.exporters.consumer import Batch as Batch
     from statsig_otel.exporters.consumer import Change as Change
     from statsig_otel.exporters.consumer import Consumer as Consumer
@@ -46,7 +45,7 @@ else:  # type checkers would accept any name of a module with __getattr__
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
-            "arrival": "Arrival User",
+            "arrival": "Arrival",
             "consumer": "Batch Change Consumer Invalid Receipt RefusedError",
             "exporter": "Blocked Delivered Exporter Outcome PartiallyRejected Rejected RetryLater",
             "exporter_type": "ExporterType",

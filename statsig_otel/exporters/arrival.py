@@ -1,40 +1,13 @@
 """What is remembered of each change that a webhook brought, so that it can be compared with Statsig's audit log."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from types import NoneType
+from typing import Final
+
+from statsig_otel._arguments import check_type
 
 _LONGEST: Final = 1000
-
-
-class User(NamedTuple):
-    """Who made a change, as far as a webhook or the audit log says.
-
-    Attributes:
-        id: Statsig's id of the user.
-        email: The user's email address.
-        name: The user's name.
-
-    Example:
-        >>> from statsig_otel.exporters import User
-        >>> User(email="ada@example.com").may_be(User(id="4eoD", email="Ada@example.com"))
-        True
-    """
-
-    id: str | None = None
-    email: str | None = None
-    name: str | None = None
-
-    def may_be(self, other: "User") -> bool:
-        """Whether both can be the same person: one of the fields that both have is equal, or they have none in common.
-
-        Args:
-            other: The other one.
-        """
-        pairs = [(one, two) for one, two in zip(self, other, strict=True) if one and two]
-        return not pairs or any(one.casefold() == two.casefold() for one, two in pairs)
-
-
-_NOBODY: Final = User()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +18,16 @@ class Arrival:
         uid: The change's `log.record.uid`: 32 hex digits.
         second: When the change was made, in seconds since the epoch.
         name: The name of the gate, the experiment, ...
-        user: Who made it.
+        user_id: The id of the user who made the change.
+        user_name: That user's name.
+        user_email: That user's email address.
         type: The type of what was changed, as Statsig sent it.
         action: What was done to it; empty if Statsig did not say.
         text: The first line of the description.
         filtered: Whether the receiver's filter dropped it.
+
+    Raises:
+        TypeError: A value has another type.
 
     Example:
         >>> from statsig_otel.exporters import Arrival
@@ -60,11 +38,26 @@ class Arrival:
     uid: str
     second: int
     name: str
-    user: User = _NOBODY
+    user_id: str | None = None
+    user_name: str | None = None
+    user_email: str | None = None
     type: str = ""
     action: str = ""
     text: str = ""
     filtered: bool = False
+
+    def __post_init__(self) -> None:
+        for name, types in _TYPES:
+            if not isinstance(value := getattr(self, name), types):
+                check_type(name, value, types)
+
+
+_TYPES: Final[Sequence[tuple[str, type | tuple[type, ...]]]] = (
+    *((name, str) for name in ("uid", "name", "type", "action", "text")),
+    *((name, (str, NoneType)) for name in ("user_id", "user_name", "user_email")),
+    ("second", int),
+    ("filtered", bool),
+)
 
 
 def comparable(text: str) -> str:

@@ -4,12 +4,11 @@ Each function is called inside a transaction. Where nothing is remembered the fi
 version of this package can open it. A redelivery is not a second arrival.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from statsig_otel.exporters.arrival import Arrival, User
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.queue import schema
 
 _DELETED_AT_ONCE: Final = 5000
@@ -51,7 +50,7 @@ def are_kept(connection: sqlite3.Connection) -> bool:
 def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arrival], *, now_ms: int) -> None:
     """Remember what came."""
     connection.executemany(
-        "INSERT INTO arrivals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO arrivals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
             (
                 receiver,
@@ -59,7 +58,9 @@ def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arriva
                 now_ms // 1000,
                 one.second,
                 one.name,
-                json.dumps(one.user),
+                one.user_id,
+                one.user_name,
+                one.user_email,
                 one.type,
                 one.action,
                 one.text,
@@ -94,13 +95,10 @@ def read(connection: sqlite3.Connection, receiver: str, first: float, last: floa
     since = connection.execute("SELECT since FROM remembered WHERE receiver = ?", (receiver,)).fetchone()
     if since is None:
         return None
-    rows = connection.execute(
-        "SELECT uid, second, name, user, type, action, text, filtered FROM arrivals "
+    rows: Iterable[list[Any]] = connection.execute(
+        "SELECT uid, second, name, user_id, user_name, user_email, type, action, text, filtered FROM arrivals "
         "WHERE receiver = ? AND second BETWEEN ? AND ?",
         (receiver, first, last),
     )
-    found = [
-        Arrival(uid.hex(), second, name, User(*json.loads(user)), type_, action, text, filtered=bool(filtered))
-        for uid, second, name, user, type_, action, text, filtered in rows
-    ]
+    found = [Arrival(*(uid.hex(), *columns, bool(filtered))) for uid, *columns, filtered in rows]
     return Remembered(int(since[0]), found)

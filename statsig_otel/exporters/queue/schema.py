@@ -77,16 +77,18 @@ CREATE TABLE remembered (
     since    INTEGER NOT NULL   -- from this second on
 ) WITHOUT ROWID;
 CREATE TABLE arrivals (
-    receiver TEXT NOT NULL,
-    uid      BLOB NOT NULL,
-    at       INTEGER NOT NULL,  -- when it came, in seconds
-    second   INTEGER NOT NULL,  -- when the change was made
-    name     TEXT NOT NULL,
-    user     TEXT NOT NULL,     -- a JSON array: id, email, name
-    type     TEXT NOT NULL,
-    action   TEXT NOT NULL,
-    text     TEXT NOT NULL,     -- the first line of the description
-    filtered INTEGER NOT NULL,
+    receiver   TEXT NOT NULL,
+    uid        BLOB NOT NULL,
+    at         INTEGER NOT NULL,  -- when it came, in seconds
+    second     INTEGER NOT NULL,  -- when the change was made
+    name       TEXT NOT NULL,
+    user_id    TEXT,
+    user_name  TEXT,
+    user_email TEXT,
+    type       TEXT NOT NULL,
+    action     TEXT NOT NULL,
+    text       TEXT NOT NULL,     -- the first line of the description
+    filtered   INTEGER NOT NULL,
     PRIMARY KEY (receiver, uid)
 ) WITHOUT ROWID;
 CREATE INDEX arrivals_by_time ON arrivals (at);

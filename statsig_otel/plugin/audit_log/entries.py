@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Final, Literal
 
-from statsig_otel.exporters.arrival import User, comparable
+from statsig_otel.exporters.arrival import comparable
 from statsig_otel.plugin.record.change_event import valid
 
 Kind = Literal["change", "webhook", "other", "unknown"]
@@ -71,7 +71,9 @@ class AuditEntry:
         name: The name of what was changed, or of the person who logged in; empty if there is none.
         action_type: Its type, such as `gate_create`; empty if it is not a string.
         text: What happened, in words.
-        user: Who did it.
+        user_id: The id of the user who did it.
+        user_name: That user's name.
+        user_email: That user's email address.
         changes: The old and the new value of each field that changed, as Statsig sent them; may be empty.
     """
 
@@ -80,7 +82,9 @@ class AuditEntry:
     name: str
     action_type: str
     text: str
-    user: User
+    user_id: str | None
+    user_name: str | None
+    user_email: str | None
     changes: Mapping[str, object]
 
     @property
@@ -152,7 +156,9 @@ def _entry(item: object) -> AuditEntry | str:
         name=comparable(_string(item, "name") or ""),
         action_type=_string(item, "actionType") or "",
         text=comparable(_string(item, "changeLog") or ""),
-        user=User(_string(item, "updatedByUserID"), _string(item, "modifierEmail"), _string(item, "updatedBy")),
+        user_id=_string(item, "updatedByUserID"),
+        user_name=_string(item, "updatedBy"),
+        user_email=_string(item, "modifierEmail"),
         changes=changes if isinstance(changes, dict) else {},
     )
     if not entry.name and entry.kind in ("change", "unknown"):

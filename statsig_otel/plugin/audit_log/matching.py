@@ -101,10 +101,21 @@ def _graph(entries: Sequence[AuditEntry], arrivals: Sequence[Arrival], tolerance
         same = by_name.get(entry.name, [])
         begin = bisect_left(same, (entry.second - tolerance, -1))
         end = bisect_right(same, (entry.second + tolerance, len(arrivals)))
-        possible = [position for _, position in same[begin:end] if arrivals[position].user.may_be(entry.user)]
+        possible = [position for _, position in same[begin:end] if may_be_by_same_user(entry, arrivals[position])]
         if possible:
             graph[index] = possible
     return graph
+
+
+def may_be_by_same_user(entry: AuditEntry, arrival: Arrival) -> bool:
+    """Whether one of the id, the name and the email address is equal in both, or there is none that both have."""
+    fields = (
+        (entry.user_id, arrival.user_id),
+        (entry.user_name, arrival.user_name),
+        (entry.user_email, arrival.user_email),
+    )
+    known = [(one.casefold(), other.casefold()) for one, other in fields if one and other]
+    return not known or any(one == other for one, other in known)
 
 
 def _parts(graph: _Graph) -> Iterator[_Graph]:

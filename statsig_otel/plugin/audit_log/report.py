@@ -150,5 +150,5 @@ def _line(line: Line) -> dict[str, object]:
         "name": entry.name,
         "type": entry.action_type,
         "text": entry.text,
-        "by": {"id": entry.user.id, "email": entry.user.email, "name": entry.user.name},
+        "by": {"id": entry.user_id, "name": entry.user_name, "email": entry.user_email},
     }

@@ -233,7 +233,7 @@ def _table(title: str, entries: Sequence[AuditEntry], what: dict[str, str] | Non
             (
                 rfc3339(entry.second),
                 entry.name,
-                entry.user.name or entry.user.email or entry.user.id or "",
+                entry.user_name or entry.user_email or entry.user_id or "",
                 what[entry.id] if what else entry.text,
                 entry.action_type,
             )

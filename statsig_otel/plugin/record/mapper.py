@@ -6,7 +6,7 @@ from types import NoneType
 from typing import NamedTuple
 
 from statsig_otel._arguments import check_type
-from statsig_otel.exporters.arrival import Arrival, User, comparable
+from statsig_otel.exporters.arrival import Arrival, comparable
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.record.filter import ChangeFilter
@@ -159,7 +159,9 @@ def _arrival(event: ChangeEvent, uid: str, *, filtered: bool) -> Arrival:
         uid,
         event.happened_at // 1000,
         comparable(event.name),
-        User(event.user_id, event.user_email, event.user_name),
+        event.user_id,
+        event.user_name,
+        event.user_email,
         comparable(event.entity_type),
         comparable(event.action or ""),
         comparable(event.description or ""),

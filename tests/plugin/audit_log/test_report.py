@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from statsig_otel.exporters.arrival import Arrival, User
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.plugin.audit_log.entries import AuditEntry, Page
 from statsig_otel.plugin.audit_log.report import Period, Report, report
 
@@ -10,7 +10,7 @@ BEGIN, END = 1000, 2000
 
 
 def entry(second: int, action_type: str = "gate_update", name: str = "gate") -> AuditEntry:
-    return AuditEntry(f"{action_type} {second}", second, name, action_type, "", User(), {})
+    return AuditEntry(f"{action_type} {second}", second, name, action_type, "", None, None, None, {})
 
 
 def arrival(second: int, name: str = "gate") -> Arrival:
@@ -74,5 +74,5 @@ def test_it_is_json() -> None:
         "name": "gate",
         "type": "gate_update",
         "text": "",
-        "by": {"id": None, "email": None, "name": None},
+        "by": {"id": None, "name": None, "email": None},
     }

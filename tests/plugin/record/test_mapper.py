@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
-from statsig_otel.exporters.arrival import Arrival, User
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
@@ -311,12 +312,12 @@ def test_what_came_is_told_only_if_it_is_to_be_remembered() -> None:
     }).encode()  # fmt: skip
     encoder, dropping = LogRecordEncoder(max_record_bytes=10_000), ChangeFilter(exclude=[{"names": ["noise"]}])
     mapped = Mapper(encoder, dropping, remembers=True).map(parse(body), observed_ns=1)
-    who = User("u1", "ada@example.com")
+    ada = partial(Arrival, user_id="u1", user_email="ada@example.com", type="Gate")
     uids = [one.uid for one in mapped.arrivals]
     assert mapped.arrivals == (
-        Arrival(uids[0], 1739400185, "gate", who, "Gate", "updated", "Updated Gate"),
-        Arrival(uids[1], 1739400185, "noise", who, "Gate", filtered=True),
-        Arrival(uids[2], 1739400185, "large", who, "Gate", text="x" * 1000),
+        ada(uids[0], 1739400185, "gate", action="updated", text="Updated Gate"),
+        ada(uids[1], 1739400185, "noise", filtered=True),
+        ada(uids[2], 1739400185, "large", text="x" * 1000),
     )
     assert [change.uid for change in mapped.changes] == uids[:1]
     assert (len(mapped.invalid), mapped.ignored) == (2, 1)
