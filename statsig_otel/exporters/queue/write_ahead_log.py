@@ -55,9 +55,14 @@ class Frame(NamedTuple):
     """A page that a transaction wrote."""
 
     page: int  # its number, from 1
-    is_commit: bool  # whether it is the last one of its transaction
+    pages: int  # of the database after its transaction, if it is the last one of that; else 0
     is_read: bool  # whether SQLite reads it: its checksum and those of all frames before it are right
     content: bytes
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether it is the last one of its transaction."""
+        return self.pages > 0
 
 
 class Log:
@@ -93,7 +98,7 @@ class Log:
                 is_read = salts == self._salts and _sum_up(checked, self._order, self._sums) == sums
                 self._sums = sums
             if salts == self._salts:  # else it is from before the log began again
-                yield Frame(page, pages > 0, is_read, content)
+                yield Frame(page, pages, is_read, content)
 
 
 @contextlib.contextmanager

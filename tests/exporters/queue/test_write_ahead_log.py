@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import sqlite3
 import struct
@@ -33,6 +34,7 @@ from tests.exporters.queue.helpers import (
 )
 
 HEADER: Final = 32
+PAGE: Final = 4096
 FRAME: Final = 24 + 4096
 STORED: Final = range(1, 31)
 
@@ -104,6 +106,23 @@ def test_what_is_folded_is_what_sqlite_reads(directory: Path, tmp_path: Path) ->
     shutil.copyfile(directory / "queue.db", copy)
     damaged_file.fold(directory / "queue.db", copy)
     assert everything(copy) == everything(directory / "queue.db")
+
+
+def test_all_of_a_log_is_folded_into_a_database_that_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path / "queue") as queue:
+        put(queue, *range(100), size=500)
+    with running_untidied(tmp_path / "queue", monkeypatch) as queue:
+        put(queue, 100)
+        database = copy_of(tmp_path / "queue", tmp_path / "crashed") / "queue.db"
+    copy = tmp_path / "copy.db"
+    shutil.copyfile(database, copy)
+    os.truncate(copy, PAGE)
+    damaged_file.fold(database, copy)
+    with write_ahead_log.opened(database) as log:
+        pages = {frame.page: frame.content for frame in log.frames()}
+    assert max(pages) > len(pages) + 1  # so its place is behind what the files have together
+    for page, content in pages.items():
+        assert copy.read_bytes()[(page - 1) * PAGE : page * PAGE] == content
 
 
 def test_where_there_is_no_log_nothing_is_unread(tmp_path: Path) -> None:

@@ -25,6 +25,13 @@ _UNUSED: Final = slice(20, 21)
 """Where the first page says how many bytes at the end of each page are not used (section 1.3 of the file format). In
 a sound file there are none."""
 
+_HEADER: Final = 100
+_MAGIC: Final = b"SQLite format 3\0"
+_CHANGES: Final = slice(24, 28)
+_PAGES: Final = slice(28, 32)
+_COUNTED_AT: Final = slice(92, 96)
+"""Where the first page says how many pages there are (the same section). It counts if the other two agree."""
+
 _LAST_KEY: Final = 2**63 - 1
 _NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
 
@@ -161,25 +168,36 @@ def _repair(path: Path, copy: Path, spare_bytes: int) -> None:
         page = bytearray(connection.serialize()[:size])
     pages = max(copy.stat().st_size // size, 1)
     page[18:20] = b"\x02\x02"  # in WAL mode
-    page[28:32] = pages.to_bytes(4)
-    page[92:96] = page[24:28]  # the number of pages counts only where these agree
+    page[_PAGES] = pages.to_bytes(4)
+    page[_COUNTED_AT] = page[_CHANGES]
     with copy.open("r+b") as file:
         file.write(page)
         file.truncate(pages * size)
 
 
+def _stated_pages(first: bytes) -> int:
+    """The number of pages by the first one; 0 if that does not say it."""
+    is_stated = first.startswith(_MAGIC) and first[_CHANGES] == first[_COUNTED_AT]
+    return int.from_bytes(first[_PAGES]) if is_stated else 0
+
+
 def fold(database: Path, into: Path) -> None:
-    """Write all commits in a database's log into a copy of the database, damaged or not."""
+    """Write all commits in a database's log into a copy of the database, damaged or not.
+
+    The copy may become as long as the database was, also if it was cut. A damaged page number can't make it longer.
+    """
     with into.open("r+b") as file, write_ahead_log.opened(database) as log:
-        most = into.stat().st_size  # the most bytes of the copy, whatever a damaged page number says
+        pages = _stated_pages(file.read(_HEADER))
+        most = into.stat().st_size + schema.size_of(database.with_name(f"{database.name}-wal"))
         transaction: list[write_ahead_log.Frame] = []
         for frame in log.frames():
-            most += len(frame.content)
+            if frame.is_read:
+                pages = max(pages, frame.pages)
             transaction.append(frame)
             if frame.is_commit:
                 for one in transaction:
                     offset = (one.page - 1) * len(one.content)
-                    if 0 <= offset < most:
+                    if 0 <= offset < max(most, pages * len(one.content)):
                         file.seek(offset)
                         file.write(one.content)
                 transaction.clear()
