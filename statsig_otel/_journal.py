@@ -262,9 +262,19 @@ class Journal:
         """The last requests, newest first."""
         return self._copies(self._taken.entries, self._refused.entries)
 
-    def last_requests(self) -> list[RequestEntry]:
-        """Of each receiver and reason the last entry, newest first, however long ago that was."""
-        return self._copies(self._taken.last.values(), self._refused.last.values())
+    def last_requests(self, since: float = 0.0) -> list[RequestEntry]:
+        """Of each receiver and reason the last entry, newest first, however long ago that was.
+
+        Args:
+            since: The count is that of all requests that are kept from this time on, in seconds since the epoch.
+        """
+        counts: dict[tuple[str, str], int] = {}
+        for entry in self.requests():
+            if entry.at >= since:
+                verdict = entry.receiver, entry.reason
+                counts[verdict] = counts.get(verdict, 0) + entry.count
+        found = self._copies(self._taken.last.values(), self._refused.last.values())
+        return [replace(one, count=max(counts.get((one.receiver, one.reason), 0), one.count)) for one in found]
 
     def _copies(self, *groups: Iterable[RequestEntry]) -> list[RequestEntry]:
         with self._lock:

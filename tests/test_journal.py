@@ -123,6 +123,24 @@ def test_after_the_clock_was_put_back_no_entry_is_newer_than_the_next_one(clock:
     assert journal.last_requests()[-1].at == clock.now
 
 
+def test_the_last_requests_of_a_verdict_are_counted_since_a_time(clock: Clock) -> None:
+    journal = kept()
+    begun = clock.now
+    for _ in range(5):
+        for _ in range(2):
+            journal.add_request("statsig", 401, "signature_wrong", "")
+        journal.add_request("statsig/eu", 401, "signature_wrong", "")
+        clock.now += 1
+
+    def counts(since: float) -> dict[str, int]:
+        return {one.receiver: one.count for one in journal.last_requests(since)}
+
+    assert counts(0) == {"statsig": 10, "statsig/eu": 5}
+    assert counts(begun + 3) == {"statsig": 4, "statsig/eu": 2}
+    assert counts(clock.now) == {"statsig": 2, "statsig/eu": 1}, "the last ones are there in any case"
+    assert sum(one.count for one in journal.requests()) == 15
+
+
 def test_verdicts_without_end_cost_no_memory(clock: Clock) -> None:
     journal = kept()
     for number in range(5000):

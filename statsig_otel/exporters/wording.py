@@ -32,6 +32,14 @@ def age(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
+def about(seconds: float) -> str:
+    """A time in the unit that fits, rounded: `90 s`, `47 min`, `3 h`, `5 days`."""
+    for unit, length in {"days": 86_400, "h": 3600, "min": 60}.items():
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def phrase_of(status: int) -> str:
     """The reason phrase of an HTTP status, such as `Not Found`; empty for one that the standard does not name."""
     return _PHRASES.get(status, "")

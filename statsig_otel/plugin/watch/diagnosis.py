@@ -81,7 +81,8 @@ class Facts:
         receivers: Its receivers.
         exporters: Its exporters.
         dead_letters: The dead letters that are kept.
-        requests: Of each receiver and reason the last requests, newest first.
+        requests: Of each receiver and reason the last requests, newest first, and how many there were since the last
+            webhook with a valid signature.
     """
 
     now: float
@@ -230,7 +231,7 @@ def _not_received(facts: Facts, refused: RequestEntry | None) -> Iterator[str]:
     elif refused is not None and not _last_verified(facts):
         yield "Not receiving."
     if refused is not None:
-        yield f"{_refused(refused, f' {ago(facts.now - refused.at)}')}."
+        yield f"{_refused(refused, ago(facts.now - refused.at))}."
 
 
 def _last(facts: Facts, *, is_refusing: bool) -> Iterator[str]:
@@ -241,7 +242,8 @@ def _last(facts: Facts, *, is_refusing: bool) -> Iterator[str]:
     elif verified:
         instead = "; ".join(filter(None, map(_instead, facts.receivers)))
         only = f", only {instead}" if instead else ""
-        yield f"No new config change since the start{only}. Last webhook {ago(now - verified)}."
+        yield f"No new config change since the start{only}."
+        yield f"Last webhook {ago(now - verified)}."
     elif not is_refusing and not _without_secret(facts):
         yield f"Ready. No webhook with a valid signature since the start, {ago(now - facts.since)}."
 
@@ -256,8 +258,11 @@ def _without_secret(facts: Facts) -> list[str]:
 
 
 def _refused(entry: RequestEntry, when: str = "") -> str:
-    requests = "A request was" if entry.count == 1 else f"{entry.count} requests were"
-    return f"{requests} refused{when}: {why(entry.reason, entry.detail)}"
+    if entry.count == 1:
+        said = f"A request was refused {when}".rstrip()
+    else:
+        said = f"{entry.count} requests were refused{f', the last {when}' if when else ''}"
+    return f"{said}: {why(entry.reason, entry.detail)}"
 
 
 def _waiting(exporter: ExporterFacts) -> str:

@@ -78,7 +78,7 @@ def facts_of(
             for name, one in exporters.items()
         ],
         dead_letters=dead_letters,
-        requests=of.last_requests(),
+        requests=of.last_requests(max([since, *(one.counts.last_verified_ns / 1e9 for one in receivers.values())])),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from statsig_otel._arguments import check_type, mistyped
 from statsig_otel.config.opaque import Opaque, reveal
+from statsig_otel.exporters.wording import about
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
 from statsig_otel.plugin.webhook.secret import fault_of_reference
 
@@ -123,8 +124,8 @@ class Verifier:
             else ("old", "something holds webhooks back, this machine's clock is fast, or the sender's is slow")
         )
         return (
-            f"the webhook is {abs(ahead_ms) / 1000:.0f} s {where}, and timestamp_tolerance is "
-            f"{self._tolerance_ms / 1000:g} s: {why}"
+            f"the webhook is {about(abs(ahead_ms) / 1000)} {where}, and timestamp_tolerance is "
+            f"{about(self._tolerance_ms / 1000)}: {why}"
         )
 
 

@@ -18,7 +18,8 @@ from statsig_otel.plugin.watch.diagnosis import (
 )
 from tests.looped import looped
 
-WRONG = "3 requests were refused 10 seconds ago: signed with a secret that is not configured here."
+REFUSED = "3 requests were refused, the last 10 seconds ago:"
+WRONG = f"{REFUSED} signed with a secret that is not configured here."
 NOW = 1_800_000_000.0
 RECEIVER = ReceiverFacts(name="statsig", path="/hook")
 RECEIVING = replace(RECEIVER, last_verified=NOW - 240, last_change=NOW - 240)
@@ -58,7 +59,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
         (facts(RECEIVING, SENDING, refused("not_found", receiver="")), "Receiving. Last config change 4 minutes ago."),
         (
             facts(RECEIVER, SENDING, refused("not_found", receiver="")),
-            "Not receiving. 3 requests were refused 10 seconds ago: sent to a path that nothing is served at.",
+            f"Not receiving. {REFUSED} sent to a path that nothing is served at.",
         ),
         (
             facts(replace(RECEIVER, last_verified=NOW - 7)),
@@ -70,7 +71,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
         ),
         (
             facts(replace(RECEIVER, has_secret=False), SENDING, refused("no_secret")),
-            f"{WITHOUT} 3 requests were refused 10 seconds ago: no signing secret is set yet.",
+            f"{WITHOUT} 3 requests were refused, the last 10 seconds ago: no signing secret is set yet.",
         ),
         (
             facts(RECEIVING, ExporterFacts(name="otlp_grpc", state="retrying", waiting=12)),

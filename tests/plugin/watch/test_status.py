@@ -8,7 +8,7 @@ import pytest
 
 from statsig_otel._journal import Journal
 from statsig_otel.exporters.terminal import width, wrap
-from statsig_otel.exporters.wording import age, ago
+from statsig_otel.exporters.wording import about, age, ago
 from statsig_otel.plugin import Intake, Verifier
 from statsig_otel.plugin.watch.diagnosis import why
 from statsig_otel.plugin.watch.health import Condition
@@ -149,6 +149,16 @@ def test_times_in_words() -> None:
         "1 day ago", "2 days ago",
     ]  # fmt: skip
     assert [age(seconds) for seconds in (0, 59, 245, 3600, 183_600)] == ["0s", "59s", "4m5s", "1h0m", "2d3h"]
+    times = {
+        0.5: "0.5 s",
+        119: "119 s",
+        420: "7 min",
+        7199: "120 min",
+        7200: "2 h",
+        200_000: "2 days",
+        1e9: "11574 days",
+    }
+    assert {seconds: about(seconds) for seconds in times} == times
 
 
 def test_lines_are_broken_at_spaces_and_measured_in_cells() -> None:
