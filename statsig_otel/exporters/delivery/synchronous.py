@@ -263,8 +263,15 @@ class _Worker:
         return True
 
     def _send_all(self) -> None:
-        while self._send_next():
-            pass
+        goes_on = True
+        while goes_on:
+            try:
+                goes_on = self._send_next()
+            except Exception as error:  # too little memory, or a bug of ours: without this thread nothing is ever sent
+                _logger.exception("%s: unexpected error of the sender", self.name)
+                with self._changed:
+                    unsent, self._sending = self._sending, []
+                self._answer(unsent, RetryLater(f"unexpected {type(error).__name__}"))
 
     def _send_next(self) -> bool:
         """Wait for batches and send them, joined; False once it is closed."""

@@ -178,6 +178,23 @@ def test_an_exporter_that_raises_refuses_the_batch_and_goes_on(caplog: pytest.Lo
     made.shutdown()
 
 
+def test_too_little_memory_to_join_a_batch_refuses_it_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the exporter's thread all later batches would be refused."""
+
+    def too_little(*_: object) -> Iterator[list[int]]:
+        raise MemoryError
+
+    made = consumer(one=Backend())
+    with monkeypatch.context() as short:
+        short.setattr(synchronous, "_parts", too_little)
+        assert str(refusal(consume(made, batch("a")))) == "one retry later: unexpected MemoryError"
+    assert consume(made, batch("b")).result(10) == Receipt(accepted=1)
+    assert "one: unexpected error of the sender" in caplog.text
+    made.shutdown()
+
+
 def test_each_receiver_reaches_its_own_exporters() -> None:
     one, two = Backend(), Backend()
     made = consumer(one=one, two=two)
