@@ -9,6 +9,7 @@ The webhook has one change of 1 KB and comes from one of 64 clients. Three thing
   service cost each other.
 - Bytecode instructions and memory blocks by stage (benchmarks/stages.py), in all threads of a service that counts them
   for every function. No other load on the machine affects the instructions, but how many changes share a commit does.
+- Instructions with `audit_log`, which lets the queue remember what came, and without it.
 - Processor time and waits of each thread of the service: for the network, the disk, and the interpreter's lock.
 
 With `--pythons` the stages are measured in turns with other interpreters, each from an environment of this project.
@@ -57,6 +58,8 @@ _COUNTED: Final = {stages.INSTRUCTIONS: (1280, CLIENTS), stages.BLOCKS: (24, 8)}
 """The webhooks that are counted, and from how many clients. To count blocks takes a second for each."""
 
 _JOURNAL: Final = "_journal.py"
+_ARRIVALS: Final = ("arrival.py", "arrivals.py", "_arrival ")
+_AUDIT_LOG: Final = {"audit_log": {"api_key": "console-0123456789"}}
 _TIDY: Final = 2.5
 """Seconds after which a service has ticked off and deleted what it delivered."""
 
@@ -126,12 +129,14 @@ def by_stage(once: Round, instructions: Mapping[str, float]) -> Costs:
 
 
 @contextlib.contextmanager
-def running(kind: str, given: argparse.Namespace) -> Iterator[tuple[stages.Counting, Sink]]:
+def running(
+    kind: str, given: argparse.Namespace, receiver: Mapping[str, object] | None = None
+) -> Iterator[tuple[stages.Counting, Sink]]:
     """Run a service that counts, and its sink, during the block."""
     with (
         measure.working_directory(given.directory) as directory,
         sink() as backend,
-        stages.counting(kind, directory / "queue", backend.address) as counting,
+        stages.counting(kind, directory / "queue", backend.address, receiver) as counting,
     ):
         yield counting, backend
 
@@ -140,20 +145,38 @@ def counted(given: argparse.Namespace) -> tuple[dict[str, dict[str, float]], flo
     """Instructions and blocks of one webhook, by kind and stage, and the journal's share of the instructions."""
     found: dict[str, dict[str, float]] = {}
     journal = 0.0
-    for kind, (webhooks, clients) in _COUNTED.items():
+    for kind in _COUNTED:
         costs: dict[str, float] = defaultdict(float)
-        with running(kind, given) as (counting, backend):
-            for number in (clients, webhooks):  # the first ones only warm it up
-                counting.read()
-                post(counting.port, CHANGE, clients=clients, number=number)
-                backend.settle(number)
-                time.sleep(_TIDY)
-            for stage, function, _, cost in counting.read():
-                costs[stage] += cost / webhooks
-                if kind == stages.INSTRUCTIONS and _JOURNAL in function:
-                    journal += cost / webhooks
+        for (stage, function), cost in counts(kind, given).items():
+            costs[stage] += cost
+            if kind == stages.INSTRUCTIONS and _JOURNAL in function:
+                journal += cost
         found[kind] = costs
     return found, journal / sum(found[stages.INSTRUCTIONS].values())
+
+
+def counts(
+    kind: str, given: argparse.Namespace, receiver: Mapping[str, object] | None = None
+) -> dict[tuple[str, str], float]:
+    """Instructions or blocks of one webhook, by stage and function."""
+    webhooks, clients = _COUNTED[kind]
+    with running(kind, given, receiver) as (counting, backend):
+        for number in (clients, webhooks):  # the first ones only warm it up
+            counting.read()
+            post(counting.port, CHANGE, clients=clients, number=number)
+            backend.settle(number)
+            time.sleep(_TIDY)
+        return {(stage, function): cost / webhooks for stage, function, _, cost in counting.read()}
+
+
+def remembering(given: argparse.Namespace) -> str:
+    """What it costs to remember what came, and what it costs not to."""
+    told: list[str] = []
+    for words, receiver in (("Without `audit_log`", None), ("With it", _AUDIT_LOG)):
+        found = counts(stages.INSTRUCTIONS, given, receiver)
+        own = sum(cost for (_, function), cost in found.items() if any(name in function for name in _ARRIVALS))
+        told.append(f"{words} what came takes {own:.0f} of {sum(found.values()):.0f} instructions for a webhook.")
+    return " ".join(told)
 
 
 def threads(given: argparse.Namespace) -> list[list[str]]:
@@ -195,6 +218,7 @@ def compare(given: argparse.Namespace) -> None:
         measure.arguments(given, ("rounds", "seconds")),
         stage_table(rounds, versions, counts),
         f"The journal of the live page and `top` takes {journal:.1%} of the instructions.",
+        remembering(given),
         measure.table(["thread", "share", "waits for each webhook"], threads(given)),
     )
 

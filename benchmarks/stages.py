@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -62,6 +62,8 @@ MODULES: Final = {
     "plugin/service/dispatch.py": HAND_OVER,
     "plugin/service": OTHER,
     "exporters/queue/slices.py": HAND_OVER,
+    "exporters/arrival.py": MAP,
+    "exporters/queue/arrivals.py": STORE,
     "exporters/queue/queue.py": STORE,
     "exporters/queue/store.py": STORE,
     "exporters/queue/jobs.py": STORE,
@@ -94,6 +96,7 @@ FUNCTIONS: Final = {
     ("exporters/queue/writer.py", "Writer._next_jobs"): HAND_OVER,
     ("exporters/queue/queue.py", "_answer"): ANSWER,
     ("exporters/queue/queue.py", "DurableQueue._tidy"): DELETE,
+    ("exporters/queue/arrivals.py", "forget"): DELETE,
     ("exporters/queue/store.py", "delete_done"): DELETE,
     ("exporters/queue/store.py", "forget_seen"): DELETE,
     ("exporters/queue/writer.py", "Writer._tidy_up"): DELETE,
@@ -278,12 +281,14 @@ class Counting:
 
 
 @contextlib.contextmanager
-def counting(kind: str, directory: Path, backend: str) -> Iterator[Counting]:
-    """Run a service during the block that counts one of the `KINDS`."""
+def counting(
+    kind: str, directory: Path, backend: str, receiver: Mapping[str, object] | None = None
+) -> Iterator[Counting]:
+    """Run a service during the block that counts one of the `KINDS`, with further settings of its receiver."""
     port = measure.free_port()
     directory.mkdir()
     config = directory / "config.yaml"
-    config.write_text(backlog.configuration(directory=directory, backend=backend, port=port))
+    config.write_text(backlog.configuration(directory=directory, backend=backend, port=port, receiver=receiver))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with measure.running("-m", "benchmarks.stages", kind, str(config), port=port, **pipes) as process:
         yield Counting(process, port)
