@@ -80,14 +80,13 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path, caplog: pytest.LogC
 def test_one_in_its_place_that_a_sender_reads_first_is_taken_into_use(tmp_path: Path) -> None:
     """The sender's connection would have the index of another log in common with the writer's."""
     directory = tmp_path / "queue"
-    with running(directory) as queue:
+    with running(directory) as queue, ThreadPoolExecutor(1) as pool:
         cursor = queue.cursor("otlp")
         put(queue, 1, 2, 3)
         with blocked(queue):
             replace_file(directory)
-            with ThreadPoolExecutor(1) as pool:
-                reading = pool.submit(cursor.read, 1, 1 << 20)
-                wait_until(lambda: queue._database.writer._jobs.qsize() or reading.done(), "it has found out")
+            reading = pool.submit(cursor.read, 1, 1 << 20)
+            wait_until(lambda: queue._database.writer._jobs.qsize() or reading.done(), "it has found out")
         with contextlib.suppress(sqlite3.Error):
             reading.result(PATIENCE)
         assert put(queue, 4) == Receipt(1)
