@@ -16,6 +16,7 @@ from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.recovery import recovery
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from tests.exporters.queue.helpers import (
@@ -60,7 +61,10 @@ def sent_again(queue: DurableQueue, number: int) -> Receipt:
     return put(queue, number)
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_in_its_place_is_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_PAUSE", 0.01)  # where it begins while nothing can be written
     directory, elsewhere = tmp_path / "queue", tmp_path / "elsewhere"
     with running(directory) as queue:
         put(queue, 1)
