@@ -182,10 +182,16 @@ class Reloader:
         return digest(configured_pem_files(self._assembly.configuration))
 
     def _watch(self, ended: threading.Event) -> None:
+        said = ""
         while not ended.wait(_INTERVAL):
-            if any("signing_secrets" in path or "headers" in path for path in self._document.file_backed):
-                self.use_changed_secrets()
-            self.use_changed_certificates()
+            try:
+                if any("signing_secrets" in path or "headers" in path for path in self._document.file_backed):
+                    self.use_changed_secrets()
+                self.use_changed_certificates()
+            except Exception as error:  # too little memory, no thread, or a bug of ours: the next look may be better
+                if repr(error) != said:
+                    said = repr(error)
+                    _logger.exception("Changed files of secrets or certificates can't be used now")
 
     def _change_headers(self) -> Applied:
         """Use exporters' headers from files that have changed, those of each exporter by itself."""

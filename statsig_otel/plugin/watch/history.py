@@ -1,5 +1,6 @@
 """Keeps how many requests, records and deliveries each minute of the last hour had, from the counts of the metrics."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from statsig_otel import _telemetry
+
+_logger: Final = logging.getLogger(__name__)
 
 MINUTES: Final = 60
 
@@ -62,7 +65,10 @@ class History:
 
     def _run(self) -> None:
         while not self._stopped.wait(_LOOK):
-            self.note()
+            try:
+                self.note()
+            except Exception:
+                _logger.exception("The counts of the last hour can't be noted now")
 
     def note(self) -> tuple[float, ...]:
         """Note the counts if a new minute has begun, and return them."""

@@ -3,6 +3,7 @@
 import logging
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,25 @@ def test_a_changed_file_of_a_secret_counts_without_a_reload(make: Make, tmp_path
         (tmp_path / "secret").write_text(OTHER)
         wait_until(lambda: post(running, "a", secret=OTHER).status == 200)
         assert post(running, "a").status == 401
+
+
+def test_a_look_at_the_files_that_fails_is_not_the_last_one(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = threading.Semaphore(0)
+
+    def too_little(_: reload.Reloader) -> None:
+        looks.release()
+        raise MemoryError
+
+    with make() as running:
+        with monkeypatch.context() as short:
+            short.setattr(reload.Reloader, "use_changed_secrets", too_little)
+            assert looks.acquire(timeout=30)
+            assert looks.acquire(timeout=30)
+        (tmp_path / "secret").write_text(OTHER)
+        wait_until(lambda: post(running, "a", secret=OTHER).status == 200)
+    assert caplog.text.count("Changed files of secrets or certificates can't be used now") == 1
 
 
 def test_a_secret_s_file_with_a_doubtful_one_is_told(
