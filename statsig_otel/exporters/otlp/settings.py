@@ -26,12 +26,9 @@ from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import OrList, ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
+from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
 from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
-
-_NAME: Final = re.compile(r"(?=.{1,254}\Z)(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.)*[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.?")
-_DOTTED: Final = re.compile(r"(?:[0-9]+\.){3,}[0-9]+")
-_PORT: Final = re.compile(r"[0-9]{1,5}")
 
 # The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/(?:(?!/)|//)|unix-abstract:|ipv4:|ipv6:)[!-~]+")
@@ -39,7 +36,6 @@ _DNS: Final = re.compile(r"dns://([^/]*)/")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics)|/v1development/profiles)/*$", re.IGNORECASE)
 _LONGEST_SOCKET: Final = 107  # unix(7): sun_path, without its NUL
-_MAX_PORT: Final = 65535
 PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
 """What stands in documentation for something of the reader's own."""
 SCHEMES: Final = ("http://", "https://")
@@ -348,8 +344,8 @@ class OtlpHttpSettings(_OtlpSettings):
             raise ValueError(f"{_shown(value)} has {fault}; write http://HOST:PORT (plain text) or https://HOST:PORT")
         _check_placeholder(value)
         parts = _split_url(value)
-        host, port = _host_and_port(parts.netloc)
-        if not _is_host(host) or (port and not _is_port(port)):
+        host, port = host_and_port(parts.netloc)
+        if not is_host(host) or (port and not is_port(port)):
             raise ValueError(f"{_shown(value)} has no host with an optional port, such as localhost:4318")
         return value
 
@@ -409,37 +405,14 @@ def _split_url(value: str) -> SplitResult:
     return parts
 
 
-def _host_and_port(value: str) -> tuple[str, str]:
-    if value.startswith("[") or value.count(":") == 1:
-        host, colon, port = value.rpartition(":")
-        return (host, port or ":") if colon and not port.endswith("]") else (value, "")
-    return value, ""
-
-
-def _is_host(value: str) -> bool:
-    """Whether this is a name (RFC 1035, section 2.3.4), an IPv4 address, or an IPv6 address in brackets."""
-    try:
-        if value[:1] == "[" and value[-1:] == "]" and "%" not in value:
-            return bool(IPv6Address(value[1:-1]))
-        if _DOTTED.fullmatch(value):
-            return bool(IPv4Address(value))
-    except ValueError:
-        return False
-    return _NAME.fullmatch(value) is not None
-
-
-def _is_port(value: str) -> bool:
-    return bool(_PORT.fullmatch(value)) and 0 < int(value) <= _MAX_PORT
-
-
 def _check_host_port(value: str, *, usual_port: int, scheme: str = "") -> None:
-    host, port = _host_and_port(value)
-    if not port and not value.isdigit() and _is_host(host):
+    host, port = host_and_port(value)
+    if not port and not value.isdigit() and is_host(host):
         address = f"{scheme}{host}:{usual_port} for a Collector"
         if scheme != "http://":
             address += f", or {scheme}{host}:443 for most vendors"
         raise ValueError(f"{_shown(scheme + value)} has no port; write {address}")
-    if not _is_host(host) or not _is_port(port):
+    if not is_host(host) or not is_port(port):
         raise ValueError(f"{_shown(value)} is not host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
 
 
@@ -447,8 +420,8 @@ def _check_name_to_resolve(target: str) -> None:
     """Check `dns://SERVER/HOST:PORT`. The server and both ports may be missing; grpcio's port is 443 then."""
     server, rest = _DNS.split(target)[1:]
     for address in ([server] if server else []) + [rest]:
-        host, port = _host_and_port(address)
-        if not _is_host(host) or (port and not _is_port(port)):
+        host, port = host_and_port(address)
+        if not is_host(host) or (port and not is_port(port)):
             raise ValueError(f"{_shown(target)} names no host with an optional port; write it as dns:///collector:4317")
 
 
@@ -462,6 +435,6 @@ def _check_addresses(target: str) -> None:
             kind(host.removeprefix("[").removesuffix("]") if scheme == "ipv6" else host)
         except ValueError:
             host = ""
-        if not host or not _is_port(port):
+        if not host or not is_port(port):
             example = "ipv4:192.0.2.1:4317" if scheme == "ipv4" else "ipv6:[2001:db8::1]:4317"
             raise ValueError(f"{_shown(target)} is not a list of addresses with ports, such as {example}")
