@@ -1,46 +1,51 @@
-"""Shared by the OTLP exporters over gRPC and HTTP: renewed certificates and secrets, and some outcomes."""
+"""Shared by exporters over a network: renewed certificates and secrets; and by those over gRPC and HTTP: outcomes."""
 
 import logging
 from threading import Lock
 from traceback import format_tb
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from statsig_otel.exporters.exporter import Blocked, Outcome
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import PROTOBUF, one_line, success
-from statsig_otel.exporters.otlp.tls import TlsMaterial
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings, TlsMaterial
 
 _logger: Final = logging.getLogger(__name__)
 
-_S = TypeVar("_S", OtlpGrpcSettings, OtlpHttpSettings)
+
+class _TlsSettings(Protocol):
+    @property
+    def tls(self) -> ClientTlsSettings: ...
+    @property
+    def uses_tls(self) -> bool: ...
 
 
-class OtlpExporter(Generic[_S]):
-    """The base of the OTLP exporters over gRPC and over HTTP.
+_T = TypeVar("_T", bound=_TlsSettings)
+_S = TypeVar("_S", bound=OtlpGrpcSettings | OtlpHttpSettings)
+
+
+class RenewableExporter(Generic[_T]):
+    """The base of exporters that use renewed certificates and secrets for their next batch.
 
     Args:
         name: The exporter's id, such as `otlp_grpc/backend`, for the log.
         settings: The exporter's settings.
     """
 
-    _protocol: ClassVar[str]
-
-    def __init__(self, name: str, settings: _S) -> None:
+    def __init__(self, name: str, settings: _T) -> None:
         self._name = name
-        self._settings: _S = settings
+        self._settings: _T = settings
         self._material = TlsMaterial()
         self._lock = Lock()  # over settings, material and connection: renew() and shutdown() come from other threads
         self._renewed = False  # settings or material are newer than the connection
-        self._hide: tuple[str, ...] = ()  # strings that no reason may contain
-        self._last_warning = ""
 
-    def renew(self, settings: _S) -> bool:
+    def renew(self, settings: _T) -> bool:
         """Use the present content of the PEM files, and other secrets. May be called from any thread.
 
         A `send` in progress does not change. The next one makes a new connection.
 
         Args:
-            settings: The new settings, which differ from the old ones only in secrets: headers and PEM strings.
+            settings: The new settings, which differ from the old ones only in secrets, such as headers or PEM strings.
 
         Returns:
             Whether anything has changed.
@@ -62,6 +67,17 @@ class OtlpExporter(Generic[_S]):
 
     def _say_where(self, where: str) -> None:
         _logger.info("%s sends to %s, %s TLS", self._name, where, "with" if self._settings.uses_tls else "without")
+
+
+class OtlpExporter(RenewableExporter[_S]):
+    """The base of the OTLP exporters over gRPC and over HTTP. See `RenewableExporter`."""
+
+    _protocol: ClassVar[str]
+
+    def __init__(self, name: str, settings: _S) -> None:
+        super().__init__(name, settings)
+        self._hide: tuple[str, ...] = ()  # strings that no reason may contain
+        self._last_warning = ""
 
     def _success(
         self, body: bytes, count: int, *, content_type: str = PROTOBUF, is_complete: bool = True, url: str = ""

@@ -15,7 +15,7 @@ from statsig_otel.exporters.delivery.guarded import StartError
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.otlp.exporter import OtlpExporter
+from statsig_otel.exporters.otlp.exporter import RenewableExporter
 from statsig_otel.exporters.paths import directory_option
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.errors import QueueError
@@ -256,7 +256,7 @@ class Outbound:
         return Applied(list(_changes(current, wanted, renewed=renewed, started=started)), failures)
 
     def renew_certificates(self, configuration: Configuration) -> Applied:
-        """Let OTLP exporters use the content of their PEM files that has changed, and try at once."""
+        """Let exporters use the content of their PEM files that has changed, and try at once."""
         configured = configured_exporters(configuration)
         renewed, failures = self._renew(configured, configured)
         for name in renewed & set(self._senders):
@@ -379,9 +379,11 @@ def _values(one: ConfiguredExporter) -> dict[str, Any]:
     return {**dict(one.settings), **{key: getattr(one, key) for key in one.shared_keys()}}
 
 
-def _renewable(exporter: Exporter, one: ConfiguredExporter) -> OtlpExporter[Any] | None:
+def _renewable(exporter: Exporter, one: ConfiguredExporter) -> RenewableExporter[Any] | None:
     """The exporter if it renews its certificates and secrets itself. One that was made in code belongs to the user."""
-    return exporter if isinstance(exporter, OtlpExporter) and not isinstance(one.settings, ExporterObject) else None
+    return (
+        exporter if isinstance(exporter, RenewableExporter) and not isinstance(one.settings, ExporterObject) else None
+    )
 
 
 def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float = 0.0) -> None:
