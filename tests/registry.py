@@ -34,6 +34,9 @@ _TAGS: Final = {
     ("macOS", "arm64"): r"macosx\w*_(?:arm64|universal2)",
 }
 
+FOR_USERS: Final = ("kafka",)
+"""The extras that users install, and not only developers."""
+
 Package: TypeAlias = Mapping[str, Any]
 
 
@@ -43,9 +46,17 @@ def normal(name: str) -> str:
 
 
 def required() -> list[str]:
-    """The names of the dependencies of pyproject.toml, as written there."""
+    """The names of the dependencies of pyproject.toml and of the extras for users, as written there."""
+    return [name for line in requirements() if (name := re.split(r"[^\w.-]", line)[0])]
+
+
+def requirements() -> list[str]:
+    """What an installation with all extras for users requires."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [name for line in project["dependencies"] if (name := re.split(r"[^\w.-]", line)[0])]
+    return [
+        *project["dependencies"],
+        *(line for extra in FOR_USERS for line in project["optional-dependencies"][extra]),
+    ]
 
 
 def resolve(uv: str) -> dict[str, Package]:
@@ -53,7 +64,7 @@ def resolve(uv: str) -> dict[str, Package]:
     with tempfile.TemporaryDirectory() as directory:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         text = f'[project]\nname = "page"\nversion = "0"\nrequires-python = "{project["requires-python"]}"\n'
-        Path(directory, "pyproject.toml").write_text(f"{text}dependencies = {project['dependencies']!r}\n")
+        Path(directory, "pyproject.toml").write_text(f"{text}dependencies = {requirements()!r}\n")
         subprocess.run([uv, "lock", "--quiet"], cwd=directory, check=True)
         found = tomllib.loads(Path(directory, "uv.lock").read_text())["package"]
     return {package["name"]: package for package in found if package["name"] != "page"}

@@ -26,6 +26,7 @@ ROOMS: Final = (
     "exporters.queue.recovery",
     "exporters.delivery",
     "exporters.otlp",
+    "exporters.kafka",
     "exporters.local",
     "plugin.webhook",
     "plugin.server",

@@ -80,7 +80,7 @@ def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
     loaded = set(ran.stdout.split())
     assert {"grpc", "statsig_otel.exporters.otlp.grpc"} <= loaded
     assert not loaded & {
-        "difflib", "html", "opentelemetry.exporter", "opentelemetry.sdk", "requests", "urllib3",
+        "confluent_kafka", "difflib", "html", "opentelemetry.exporter", "opentelemetry.sdk", "requests", "urllib3",
         "prometheus_client", "statsig_otel.exporters.otlp.http", "statsig_otel.plugin.demo",
         "statsig_otel.plugin.doctor.diagnosis", "statsig_otel.plugin.watch.readers",
     }  # fmt: skip
@@ -117,8 +117,9 @@ MAY_LOAD = {
     "exporters": {
         "": "Batch Blocked Change Consumer Delivered Exporter Invalid Outcome PartiallyRejected "
         "QueueError Receipt RefusedError Rejected RetryLater",
-        MODEL: "ClientTlsSettings DirectoryInUseError ExporterType GrpcTlsSettings KeepaliveSettings OtlpGrpcSettings "
-        "OtlpHttpSettings",
+        MODEL: "ClientTlsSettings DirectoryInUseError ExporterType GrpcTlsSettings KafkaAuthSettings "
+        "KafkaLogsSettings KafkaProducerSettings KafkaSaslSettings KafkaSettings KafkaTlsSettings KeepaliveSettings "
+        "OtlpGrpcSettings OtlpHttpSettings",
         "opentelemetry.proto": "log_records",
         "opentelemetry._logs opentelemetry.proto": "LoggerProviderConsumer",
         RECORD_MODEL: "DebugSettings FileSettings",
@@ -141,6 +142,7 @@ MAY_LOAD = {
 """For each public name the packages that its import may load. What is not here is not looked at."""
 
 WATCHED = {package for table in MAY_LOAD.values() for packages in table for package in packages.split()} | {
+    "confluent_kafka",
     "opentelemetry.exporter",
     "opentelemetry.sdk",
 }

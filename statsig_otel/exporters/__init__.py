@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.exporter import Rejected as Rejected
     from statsig_otel.exporters.exporter import RetryLater as RetryLater
     from statsig_otel.exporters.exporter_type import ExporterType as ExporterType
+    from statsig_otel.exporters.kafka.settings import KafkaAuthSettings as KafkaAuthSettings
+    from statsig_otel.exporters.kafka.settings import KafkaLogsSettings as KafkaLogsSettings
+    from statsig_otel.exporters.kafka.settings import KafkaProducerSettings as KafkaProducerSettings
+    from statsig_otel.exporters.kafka.settings import KafkaSaslSettings as KafkaSaslSettings
+    from statsig_otel.exporters.kafka.settings import KafkaSettings as KafkaSettings
+    from statsig_otel.exporters.kafka.settings import KafkaTlsSettings as KafkaTlsSettings
     from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
     from statsig_otel.exporters.local.file import FileSettings as FileSettings
     from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
@@ -49,6 +55,8 @@ else:  # type checkers would accept any name of a module with __getattr__
             "consumer": "Batch Change Consumer Invalid Receipt RefusedError",
             "exporter": "Blocked Delivered Exporter Outcome PartiallyRejected Rejected RetryLater",
             "exporter_type": "ExporterType",
+            "kafka.settings": "KafkaAuthSettings KafkaLogsSettings KafkaProducerSettings KafkaSaslSettings "
+            "KafkaSettings KafkaTlsSettings",
             "local.debug": "DebugSettings",
             "local.file": "FileSettings",
             "local.logger_provider": "LoggerProviderConsumer",

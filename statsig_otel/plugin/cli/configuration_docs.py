@@ -14,6 +14,7 @@ from typing import Any, Final, get_args
 from statsig_otel.config.model import Composed, Settings
 from statsig_otel.config.reference import Key, json_schema, keys
 from statsig_otel.config.validation import in_words
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.local.debug import DebugSettings
 from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
@@ -29,6 +30,7 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
     "statsig": StatsigReceiverSettings,
     "otlp_grpc": OtlpGrpcSettings,
     "otlp_http": OtlpHttpSettings,
+    "kafka": KafkaSettings,
     "file": FileSettings,
     "debug": DebugSettings,
     "every exporter": ConfiguredExporter,

@@ -11,11 +11,13 @@ from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.otlp.protocols import SEE_ITS_LOG, Spoken, spoken, spoken_by_error, wrong_port
 from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import is_client_certificate_alert, server_time
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.plugin.doctor.brokers import BrokersProbe
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
 TIMEOUT: Final = 5.0
@@ -52,7 +54,10 @@ def check_backends(exporters: Mapping[str, Settings]) -> tuple[list[Finding], li
         The findings; and for each server that tells its time, its exporter and by how many seconds it is ahead of us.
     """
     otlp = (OtlpGrpcSettings, OtlpHttpSettings)
-    probes = [_Probe(name, settings) for name, settings in exporters.items() if isinstance(settings, otlp)]
+    probes: list[_Probe | BrokersProbe] = [
+        _Probe(name, settings) for name, settings in exporters.items() if isinstance(settings, otlp)
+    ]
+    probes += [BrokersProbe(name, one, TIMEOUT) for name, one in exporters.items() if isinstance(one, KafkaSettings)]
     for probe in probes:
         probe.start()
     deadline = time.monotonic() + _ALL_OF_IT

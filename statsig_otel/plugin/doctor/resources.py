@@ -15,6 +15,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError, Fault, Path, Problem
 from statsig_otel.config.files import read_pem
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
@@ -219,14 +220,13 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
     files: dict[object, str] = {}
     for name, settings in exporter_settings(configuration).items():
         path: Path = ("exporters", name)
-        if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):
-            if settings.uses_tls:
-                yield from _tls(settings.tls, settings.tls.read, (*path, "tls"), document)
-            if isinstance(settings, OtlpHttpSettings):
-                try:
-                    proxy_for(settings.url)
-                except ValueError as error:
-                    yield document.problem(path, f"can't be used here: {error}")
+        if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings | KafkaSettings) and settings.uses_tls:
+            yield from _tls(settings.tls, settings.tls.read, (*path, "tls"), document)
+        if isinstance(settings, OtlpHttpSettings):
+            try:
+                proxy_for(settings.url)
+            except ValueError as error:
+                yield document.problem(path, f"can't be used here: {error}")
         elif isinstance(settings, FileSettings):
             first = files.setdefault(_identity(settings.path), name)
             if first != name:

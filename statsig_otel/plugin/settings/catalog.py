@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from statsig_otel.config.configuration import Components
+from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.otlp.settings import AUTHENTICATORS, OtlpGrpcSettings, OtlpHttpSettings
@@ -47,7 +49,6 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
                 "datadog",
                 "elasticsearch",
                 "googlecloud",
-                "kafka",
                 "loadbalancing",
                 "opensearch",
                 "pulsar",
@@ -93,9 +94,24 @@ def _otlp_http(name: str, settings: OtlpHttpSettings) -> Exporter:
     return OtlpHttpExporter(name, settings)
 
 
+def _kafka(name: str, settings: KafkaSettings) -> Exporter:
+    try:
+        from statsig_otel.exporters.kafka.exporter import KafkaExporter  # noqa: PLC0415 - likewise, and it is optional
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != "confluent_kafka":
+            raise
+        message = f"needs the package confluent-kafka, which can't be imported: {error}"
+        raise ConfigError([Problem(("exporters", name), message, KAFKA_EXTRA)]) from None
+    return KafkaExporter(name, settings)
+
+
+KAFKA_EXTRA: Final = "pip install 'statsig-otel[kafka]'"
+"""What installs the library of the Kafka exporter."""
+
 _BUILT_IN: Final[Mapping[str, ExporterType[Any]]] = {
     "otlp_grpc": ExporterType(OtlpGrpcSettings, _otlp_grpc),
     "otlp_http": ExporterType(OtlpHttpSettings, _otlp_http),
+    "kafka": ExporterType(KafkaSettings, _kafka),
     "file": ExporterType(FileSettings, FileExporter),
     "debug": ExporterType(DebugSettings, DebugExporter),
 }

@@ -15,6 +15,7 @@ from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import SIZE, Duration, format_duration, parse_size
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.otlp.hints import doubt
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
@@ -231,6 +232,11 @@ class ConfiguredExporter(Composed):
         )
 
 
+def _is_plain(settings: KafkaSettings) -> bool:
+    """Whether the password itself is sent. With SCRAM it is not."""
+    return settings.auth.sasl is not None and settings.auth.sasl.mechanism == "PLAIN"
+
+
 def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
     """Warnings of valid settings that are probably wrong, such as keys without an effect: each with its place."""
     for name, exporter in exporters.items():
@@ -240,6 +246,8 @@ def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
                 yield f"exporters::{name}: {why}"
             if not settings.uses_tls and settings.tls.insecure_skip_verify:
                 yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
+        if isinstance(settings, KafkaSettings) and not settings.uses_tls and _is_plain(settings):
+            yield f"exporters::{name}::auth::sasl: without TLS the password is sent in the clear: write tls: {{}}"
         if not queue.enabled:
             written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
             written += ["retry_on_failure"] if "retry_on_failure" in exporter.model_fields_set else []

@@ -114,7 +114,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (
         lambda: made(exporters={"own": {"url": "https://h"}}),
         (
-            "exporters::own: there is no exporter of the type 'own'\n  hint: there are: debug, file, otlp_grpc, "
+            "exporters::own: there is no exporter of the type 'own'\n  hint: there are: debug, file, kafka, otlp_grpc, "
             "otlp_http; give an object that has start, send and shutdown as an exporter of your own, or send OTLP"
         ),
     ),

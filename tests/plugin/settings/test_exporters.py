@@ -201,7 +201,7 @@ def test_only_what_a_configuration_names_is_imported(site: Site) -> None:
     assert call("validate", "tape: {key: a}").exit_code == 0
     assert errors("tapee: {key: a}", "tapee") == (
         "exporters::tapee: there is no exporter of the type 'tapee' (config.yaml:4)\n"
-        "  hint: did you mean tape? there are: debug, file, other, otlp_grpc, otlp_http, tape"
+        "  hint: did you mean tape? there are: debug, file, kafka, other, otlp_grpc, otlp_http, tape"
     )
     assert {used, unused} & set(sys.modules) == {used}
 

@@ -1,0 +1,53 @@
+"""How the doctor checks whether a Kafka exporter's brokers answer, and have its topic."""
+
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from statsig_otel.exporters import KafkaSettings
+from statsig_otel.plugin.doctor.endpoints import check_backends
+from statsig_otel.plugin.doctor.finding import Finding
+from tests.peers.kafka_cluster import KafkaCluster
+from tests.peers.otlp_servers import free_port
+
+
+def look(brokers: list[str], **keys: Any) -> Finding:
+    settings = KafkaSettings.model_validate({"brokers": brokers, **keys})
+    (found,), offsets = check_backends({"kafka": settings})
+    assert found.check == "exporters::kafka"
+    assert offsets == []
+    return found
+
+
+def test_the_topic_is_looked_at() -> None:
+    with KafkaCluster(brokers=2) as cluster:
+        found = look(cluster.brokers)
+        assert (found.status, found.detail) == ("ok", "2 brokers; the topic otlp_logs has 4 partitions")
+        cluster.deny_topic(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        found = look(cluster.brokers)
+        assert found.status == "failed"
+        assert found.detail.startswith("TOPIC_AUTHORIZATION_FAILED from the topic otlp_logs at 127.0.0.1:")
+        assert "grant the user the right to write to the topic" in found.detail
+        cluster.deny_topic(0)
+        assert cluster.read(0) == []
+
+
+def test_a_single_replica_is_a_warning() -> None:
+    with KafkaCluster() as cluster:
+        found = look(cluster.brokers)
+        assert found.status == "warning"
+        assert found.detail.endswith("and has one replica only: what a broker loses is lost")
+
+
+@pytest.mark.slow
+def test_brokers_that_do_not_answer_are_a_failure() -> None:
+    found = look([f"127.0.0.1:{free_port()}"])
+    assert found.status == "failed"
+    assert "Connection refused" in found.detail
+    assert found.hint == "check brokers, and the firewalls"
+
+
+def test_files_of_tls_that_can_not_be_used_are_said() -> None:
+    found = look(["127.0.0.1:9"], tls={"ca_file": "/nothing.pem"})
+    assert (found.status, "ca_file can't be read" in found.detail) == ("failed", True)
