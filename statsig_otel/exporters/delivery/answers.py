@@ -1,7 +1,10 @@
-"""Tells whether a backend refuses records in another way than before, though its words may differ each time."""
+"""Tells whether a backend has taken anything, and whether it refuses records in another way than before."""
 
 import sys
 from typing import Final
+
+from statsig_otel.exporters.exporter import Delivered, Outcome, PartiallyRejected
+from statsig_otel.exporters.queue.records import Records
 
 _MOST_WORDINGS: Final = 10
 """The most wordings of refusals that are told apart. If there are more, the kinds of answers are."""
@@ -37,3 +40,8 @@ def words_of(reason: str) -> str:
     kind, colon, said = reason.partition(": ")
     words = " ".join(word for word in (said or kind).split() if not any(map(str.isdigit, word)))
     return sys.intern(f"{kind}{colon}{words}" if colon else words)
+
+
+def is_taken(part: Records, outcome: Outcome) -> bool:
+    """Whether the backend has taken something: a partial success can refuse all."""
+    return isinstance(outcome, Delivered) or (isinstance(outcome, PartiallyRejected) and outcome.count < len(part))

@@ -20,8 +20,9 @@ queue into dead letters, and one bad record must not hold up the others. These a
    limit on the rate of requests can be the cause. So while a refused record waits, `Pace` finds the pause that two
    sends need between them.
 8. A failure that may be about the data (HTTP 500) is a fault. A record that gets one alone keeps its place too, and
-   counts as tried. Ten minutes after its first one, its faults count as refusals. The ten minutes run for all records
-   at once, and stand still while the exporter fails in any other way.
+   counts as tried. Ten minutes after its first one, its faults count as refusals, unless the backend fails at random:
+   then a record needs more of them than others that were taken after all. Only what was taken since the first one is
+   evidence. The ten minutes run for all records at once, and stand still while the exporter fails in any other way.
 9. A fault is followed by a wait, and after each wait the head or another record is sent, in turn. But if anything
    was taken since the last wait, or if the head was refused, the sender goes on with rule 3. So a backend that is away
    gets one request at a time, and one that takes other records gets them.
@@ -34,7 +35,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
-from statsig_otel.exporters.delivery.answers import SeenAnswers, words_of
+from statsig_otel.exporters.delivery.answers import SeenAnswers, is_taken, words_of
+from statsig_otel.exporters.delivery.evidence import Evidence
 from statsig_otel.exporters.delivery.pace import Pace
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
@@ -56,9 +58,6 @@ SKIPPED: Final = "skipped by command"
 
 _LONGEST_GAP: Final = 60.0
 """The most seconds that count between two sends for a row of faults: two far apart show nothing of the time between."""
-
-_MOST_SETTLED: Final = 10
-"""The most records that one behind them settles, if nothing else is taken: the backend may have broken meanwhile."""
 
 
 class Waiting(Protocol):
@@ -131,9 +130,7 @@ class Decisions:
         self._waited_at = 0  # the number of the last send before the last wait, or before the first failure
         self._clock = 0.0  # of faults: seconds in which the exporter did not fail in any other way
         self._runs = False  # this clock
-        self._last_taken = 0  # the number of the last send from which something was taken
-        self._taken_up_to = 0  # the last seq that was taken
-        self._settled = 0  # how many records became dead letters since then, only because that one stands behind them
+        self._evidence = Evidence()
         self._failing_since = math.inf  # the first temporary failure since another outcome, or since a record was done
         self._trying = Records()  # the batch that is halved now: at the head, or a probe
         self._tried_up_to = 0  # each record up to this seq was tried
@@ -188,6 +185,11 @@ class Decisions:
             part = batch[:1]
         return part
 
+    @property
+    def answers(self) -> bool:
+        """Whether the backend has answered several sends in a row, though it may have refused them."""
+        return self._pace.answers
+
     def probe_pause(self, now: float) -> float:
         """Seconds until the next probe may begin; 0 or less if it may begin now."""
         return self._probed_at + self._settings.between_probes - now
@@ -201,7 +203,7 @@ class Decisions:
         failed = self._of(seq)
         if failed.refusal is None or self._may_pass(seq):
             return failed.refusal is not None
-        return failed.refused_by > self._last_taken and seq > self._taken_up_to
+        return not self._evidence.is_against(seq, failed.refused_by, is_fault=failed.is_fault)
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
@@ -273,7 +275,7 @@ class Decisions:
 
     def forget_evidence(self) -> None:
         """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
-        self._last_taken = self._taken_up_to = 0
+        self._evidence.forget()
 
     def skip(self, batch: Records) -> Decided:
         """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
@@ -292,6 +294,7 @@ class Decisions:
             for seq in records.seqs:
                 self._failed.pop(seq, None)
             if not self._failed:
+                self._evidence.needed = 0
                 self._pace.reset()
                 self._answers.clear()
         verdict = self._verdicts.pop(records.seqs[0], None)
@@ -362,10 +365,14 @@ class Decisions:
                 begin = end
 
     def _take(self, records: Records, kind: DeadLetterKind | None = None, reason: str = "") -> None:
-        if self._failed and any(map(self._was_refused, records.seqs)):
-            self._try_all()
-        self._last_taken, self._settled = self._sends, 0
-        self._taken_up_to = max(self._taken_up_to, records.seqs[-1])
+        if self._failed:
+            taken = [self._of(seq) for seq in records.seqs]
+            for failed in taken:
+                if failed.faulty_since < math.inf:
+                    self._evidence.passed(failed.attempts)
+            if any(failed.refusal is not None for failed in taken):
+                self._try_all()
+        self._evidence.take(self._sends, records.seqs[-1])
         self._decide(records, kind, reason)
 
     def _decide(self, records: Records, kind: DeadLetterKind | None, reason: str) -> None:
@@ -386,19 +393,12 @@ class Decisions:
         failed.limit, failed.refusal, failed.is_fault = 1, failed.reason, is_fault
         if not self.is_held_back(seq):
             self._decide(part, "record", reason)
-            self._count_settled(failed)
+            self._evidence.settle(failed.refused_by)
 
     def _begin_evidence(self, part: Records) -> None:
         """Only what is taken from now on says that these records are at fault."""
         for seq in part.seqs:
             self._failed[seq].refused_by = self._sends
-
-    def _count_settled(self, failed: _Failed) -> None:
-        """End the evidence of a record that stands behind the others once it has settled so many: it gets old."""
-        if failed.refused_by > self._last_taken:
-            self._settled += 1
-            if self._settled == _MOST_SETTLED:
-                self._taken_up_to = 0
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
@@ -466,14 +466,15 @@ class Decisions:
             failed.reason = reason
 
     def _may_pass(self, seq: int) -> bool:
-        """Whether a record had a fault alone, and its faults did not last long enough to count as a refusal."""
+        """Whether a record had a fault alone, and its faults do not count as a refusal yet."""
         failed = self._of(seq)
         lasts = self._clock - failed.faulty_since
-        return failed.refusal is not None and failed.is_fault and lasts < self._settings.refused_after
+        is_early = lasts < self._settings.refused_after or failed.attempts < self._evidence.needed
+        return failed.refusal is not None and failed.is_fault and is_early
 
     def _works(self) -> bool:
         """Whether anything was taken since the last wait."""
-        return self._last_taken > self._waited_at
+        return self._evidence.taken_by > self._waited_at
 
     def _was_refused(self, seq: int) -> bool:
         return self._of(seq).refusal is not None
@@ -489,8 +490,3 @@ class Decisions:
         uid = records.uids[0] if len(records) == 1 else None
         attempts = self._of(records.seqs[0]).attempts
         return DeadLetter(kind, self._exporter, reason, records.content, uid, attempts, len(records))
-
-
-def is_taken(part: Records, outcome: Outcome) -> bool:
-    """Whether the backend has taken something: a partial success can refuse all."""
-    return isinstance(outcome, Delivered) or (isinstance(outcome, PartiallyRejected) and outcome.count < len(part))

@@ -65,6 +65,11 @@ class Pace:
             is_likely = self._ended_early >= _LIKELY
             self.pause = min(self._longer(), _LONGEST_PAUSE) if is_likely else max(self._step, self.pause)
 
+    @property
+    def answers(self) -> bool:
+        """Whether so many requests in a row were answered that no limit ended the row, and the backend is not away."""
+        return self._answered >= _ROW
+
     def reset(self) -> None:
         """Nothing waits that was refused."""
         self.pause, self._answered, self._ended_early = 0.0, 0, 0

@@ -19,13 +19,14 @@ from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import exporters
 from statsig_otel._times import HANGING_SEND
 from statsig_otel._tracing import links_of
+from statsig_otel.exporters.delivery.answers import is_taken
 from statsig_otel.exporters.delivery.calls import AbandonedCall, ExporterCalls
-from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState, is_taken
+from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.retry import Backoff
 from statsig_otel.exporters.delivery.settings import DeliverySettings
-from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, RetryLater
+from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
@@ -342,10 +343,14 @@ class QueueSender:
         if self._closed and not isinstance(outcome, Delivered | PartiallyRejected):
             return False  # said by an exporter that was shut down in the middle
         failure = self._decisions.record_outcome(part, outcome, time.monotonic())
+        taken = is_taken(part, outcome)
+        if taken or (isinstance(outcome, Rejected) and self._decisions.answers):
+            self._backoff.reset()  # it is there: what fails now and then does not make the waits longer and longer
         if failure is not None:
             self._failed(*failure)
-        elif is_taken(part, outcome) and not self._decisions.is_held_back(head):
-            self._answers_again()
+        elif taken and not self._decisions.is_held_back(head):
+            self._end_outage("answers again")
+            self.state, self._refused_until = "sending", 0.0
         elif isinstance(outcome, RetryLater):
             self.last_error = outcome.reason
         return failure is None
@@ -463,10 +468,6 @@ class QueueSender:
         resumed = self._resumed.wait(seconds)
         self._resumed.clear()
         return resumed
-
-    def _answers_again(self) -> None:
-        self._end_outage("answers again")
-        self.state, self._refused_until = "sending", 0.0
 
     def _end_outage(self, message: str) -> None:
         outage, self.outage = self.outage, None

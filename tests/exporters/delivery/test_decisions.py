@@ -53,6 +53,7 @@ class Delivery(RuleBasedStateMachine):
         self.answers: set[str] = set()  # the words of all refusals alone since one of them failed
         self.settled = 0  # dead letters since something was taken, only because that stands behind them
         self.used_up_at = 0  # the length of the history when there were ten
+        self.needed = 0  # attempts, for a record with faults: more than one of another that was taken after all
         self.waited_at = 0  # the length of the history at the last wait, or before the first failure
         self.begin_anew()
 
@@ -164,6 +165,7 @@ class Delivery(RuleBasedStateMachine):
         self.failed.difference_update(done.seqs)
         if not self.failed:
             self.answers.clear()
+            self.needed = 0
 
     def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
         intact = [seq for seq in self.waiting if seq <= up_to and self.quality[seq] != "damaged"]
@@ -259,6 +261,8 @@ class Delivery(RuleBasedStateMachine):
         self.history.append(Sent(seqs, "taken", self.now))
         self.taken += seqs
         self.settled = 0
+        needed = [3 * self.attempts(seq) for seq in seqs if self.faults(seq)]
+        self.needed = min(max([self.needed, *needed]), 60)
         if self.refusals.keys() & {*seqs}:
             self.begin_anew()
 
@@ -285,7 +289,9 @@ class Delivery(RuleBasedStateMachine):
 
     def is_data(self, seq: int) -> bool:
         """The rule, from the history: whether a refusal of this record alone is its own fault."""
-        behind = any(index >= self.used_up_at and max(seqs) > seq for index, seqs in self.taken_lately())
+        behind = not self.is_fault(seq) and any(
+            index >= self.used_up_at and max(seqs) > seq for index, seqs in self.taken_lately()
+        )
         return behind or self.was_taken_since(seq)
 
     def was_taken_since(self, seq: int) -> bool:
@@ -309,11 +315,22 @@ class Delivery(RuleBasedStateMachine):
 
     def may_pass(self, seq: int) -> bool:
         """Whether the last answer to this record alone is a fault, and its faults do not last long enough."""
-        if seq not in self.refusals:
+        if seq not in self.refusals or not self.is_fault(seq):
             return False
-        alone = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and sent.seqs == (seq,)]
-        first = next((index for index in alone if self.history[index].kind == "fault"), None)
-        return self.history[alone[-1]].kind == "fault" and self.lasts(first or 0) < SETTINGS.refused_after
+        lasts = self.lasts(self.faults(seq)[0])
+        return lasts < SETTINGS.refused_after or self.attempts(seq) < self.needed
+
+    def attempts(self, seq: int) -> int:
+        return sum(seq in sent.seqs and sent.kind != "taken" for sent in self.history)
+
+    def is_fault(self, seq: int) -> bool:
+        """Whether the last answer to this record alone is a fault."""
+        alone = [sent.kind for sent in self.history if self.is_refusal(sent) and sent.seqs == (seq,)]
+        return alone[-1:] == ["fault"]
+
+    def faults(self, seq: int) -> list[int]:
+        """The places of this record's faults alone in the history."""
+        return [index for index, sent in enumerate(self.history) if sent.kind == "fault" and sent.seqs == (seq,)]
 
     def lasts(self, first: int) -> float:
         """Seconds since a send in which the exporter did not fail otherwise, up to the last send."""
@@ -351,7 +368,7 @@ class Delivery(RuleBasedStateMachine):
         """Let time pass until nothing is left to do."""
         before = None
         while self.waiting and before != (before := (len(self.waiting), len(self.taken), len(self.tried))):
-            for _ in range(12 + len(self.waiting)):
+            for _ in range(18 + len(self.waiting)):
                 self.now += 60.0
                 self.end_wait()
                 for _ in range(3):

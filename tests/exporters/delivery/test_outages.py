@@ -17,6 +17,7 @@ from tests.exporters.delivery.helpers import (
     exporter_to,
     lines,
     named,
+    refusing,
     rig,
     settings,
 )
@@ -58,6 +59,17 @@ def test_a_backend_that_hangs_is_given_up_and_tried_again(tmp_path: Path, backen
         made.start()
         made.drained()
         assert backend.taken == ["a"]
+
+
+def test_failures_among_many_refusals_do_not_make_the_waits_longer(tmp_path: Path, http: Backend) -> None:
+    """The third of them would take nine seconds, and each one after it minutes."""
+    growing = RetrySettings(initial_interval=0.01, multiplier=30.0, max_interval=600.0)
+    http.rule = lambda names: "later" if len(http.calls) % 5 == 4 else refusing([*named(40), *named(20, "last")])(names)
+    with rig(tmp_path, http.exporter(), settings(retry=growing, max_records=8)) as made:
+        made.put(*named(40), "good", *named(20, "last"))
+        made.start()
+        wait_until(lambda: http.taken == ["good"])
+        assert http.count("later") > 4
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])

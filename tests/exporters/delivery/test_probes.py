@@ -258,3 +258,33 @@ def test_500_to_all_after_a_part_of_a_batch_was_taken_buries_no_good_record(limi
     made.run(3600.0, *range(1, 65)).run(600.0, 65)
     assert made.dead_letters == [20]
     assert sorted(made.taken) == [seq for seq in range(1, 66) if seq != 20]
+
+
+def test_500_to_all_for_longer_than_ten_minutes_buries_no_good_record() -> None:
+    """What was taken before its first such answer says nothing about a record, even if it stands behind it."""
+    made = Simulation(refusing(lambda seq: seq == 1))
+    made.run(2.0, 1)
+    made.answer = lambda seqs: Delivered() if seqs == (40,) else faulty(lambda seq: True)(seqs)
+    made.run(1500.0, *range(2, 41))
+    assert made.taken == [40]
+    made.answer = refusing(lambda seq: seq == 1)
+    made.run(600.0, 41)
+    assert made.dead_letters == [1]
+    assert sorted(made.taken) == [*range(2, 42)]
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.8, 0), (0.9, 10)])
+def test_500_at_random_buries_hardly_a_good_record(share: float, most: int) -> None:
+    """An overloaded backend may answer so to nearly all, for an hour. What is taken late shows that."""
+    chance = random.Random(0)
+
+    def answer(seqs: tuple[int, ...]) -> Outcome:
+        return faulty(lambda seq: seq == 3 or (made.now < 3000.0 and chance.random() < share))(seqs)
+
+    made = Simulation(answer)
+    for seq in range(1, 360):
+        made.run(10.0, seq)
+    good = {*range(1, 360)} - {3}
+    assert 3 in made.dead_letters
+    assert len(good.intersection(made.dead_letters)) <= most
+    assert good <= {*made.taken, *made.dead_letters}
