@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
@@ -35,10 +36,23 @@ settings.register_profile("ci", settings.get_profile("default"), max_examples=20
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+HAS_KAFKA = find_spec("confluent_kafka") is not None
+collect_ignore = [] if HAS_KAFKA else ["exporters/kafka", "plugin/doctor/test_brokers.py"]
+"""What needs a library that is an extra of the product. `make test` installs it."""
+
 MEMORY = Path("/dev/shm")
 GRACE = 30.0
 """Seconds between a test's timeout and the end of its process, if it still hangs."""
 WATCHDOG = pytest.StashKey["Watchdog"]()
+
+
+def pytest_report_header() -> str | None:
+    """Say loudly what does not run."""
+    return (
+        None
+        if HAS_KAFKA
+        else "!! THERE IS NO confluent-kafka IN THIS ENVIRONMENT: THE TESTS OF THE KAFKA EXPORTER DO NOT RUN"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
