@@ -1,4 +1,4 @@
-"""Runs many small cases within one test."""
+"""Cases of a test: many small ones within one test, and those that the quick tests leave out."""
 
 import functools
 import inspect
@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+
+
+def slow_except(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """The cases for `pytest.mark.parametrize`: those that are not named are slow, since they prove nearly the same."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def looped(names: str | Sequence[str], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

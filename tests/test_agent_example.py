@@ -35,6 +35,7 @@ def agent(sink: HttpSink, directory: Path, listen: str = "127.0.0.1:0") -> Proce
     return Process([sys.executable, str(AGENT), *options], env)
 
 
+@pytest.mark.slow
 def test_the_agent_sends_metrics_and_a_change_to_one_endpoint(tmp_path: Path) -> None:
     with HttpSink() as sink, agent(sink, tmp_path) as process:
         url = process.wait_for(r"^Webhook URL: (\S+)$")[1]

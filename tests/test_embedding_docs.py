@@ -303,6 +303,7 @@ def test_the_smallest_program_sends_what_it_takes(tmp_path: Path) -> None:
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]
 
 
+@pytest.mark.slow
 def test_the_metrics_and_spans_are_told(tmp_path: Path) -> None:
     """By the providers of the program, at its end at the latest."""
     with (

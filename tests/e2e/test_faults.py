@@ -105,6 +105,7 @@ def test_a_disk_that_fails_refuses_every_webhook_and_the_next_one_after_it_is_ta
     assert (len(said), len(over)) == (2, 2), service.log
 
 
+@pytest.mark.slow
 def test_what_is_delivered_and_cannot_be_ticked_off_is_not_sent_again(tmp_path: Path, machine: FaultyMachine) -> None:
     with GrpcSink() as sink:
         sink.answer = GrpcAnswer(hang=True)

@@ -11,10 +11,10 @@ from tests.exporters.delivery.helpers import (
 
 
 def test_a_batch_over_the_backend_s_limit_is_halved_until_it_passes(tmp_path: Path, backend: Backend) -> None:
-    """2 MiB in whole; one record is larger by itself."""
-    sizes = {**dict.fromkeys(named(16), 200 << 10), "giant": 2200 << 10, **dict.fromkeys(named(4, "s"), 1000)}
-    backend.rule = lambda sent: "too large" if sum(sizes[name] for name in sent) > 2 << 20 else "delivered"
-    with rig(tmp_path, backend.exporter(), settings(max_bytes=8 << 20)) as made:
+    """200 KiB in whole; one record is larger by itself."""
+    sizes = {**dict.fromkeys(named(16), 20 << 10), "giant": 220 << 10, **dict.fromkeys(named(4, "s"), 1000)}
+    backend.rule = lambda sent: "too large" if sum(sizes[name] for name in sent) > 200 << 10 else "delivered"
+    with rig(tmp_path, backend.exporter(), settings(max_bytes=800 << 10)) as made:
         for name, size in sizes.items():
             made.put(name, size=size)
         made.start()

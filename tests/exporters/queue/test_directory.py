@@ -13,6 +13,7 @@ import pytest
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
 from tests.exporters.queue.child import NOBODY
 from tests.exporters.queue.helpers import PATIENCE, child, copy_of, delivered, line_of, put, running
+from tests.looped import slow_except
 
 
 def mode(path: Path) -> int:
@@ -192,7 +193,7 @@ def share(directory: Path, mode: int) -> None:
 
 
 @as_root
-@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize("killed", slow_except([False, True], True), ids=["stopped", "killed"])
 def test_a_queue_of_another_user_with_the_same_group_is_used_and_said(public: Path, *, killed: bool) -> None:
     directory = public / "queue"
     with running(directory) as queue:
@@ -212,7 +213,7 @@ def test_a_queue_of_another_user_with_the_same_group_is_used_and_said(public: Pa
 
 
 @as_root
-@pytest.mark.parametrize("name", ["queue.db", "lock", "state.json"])
+@pytest.mark.parametrize("name", slow_except(["queue.db", "lock", "state.json"], "queue.db"))
 def test_a_file_that_this_user_can_not_open_is_named_with_its_owner(public: Path, name: str) -> None:
     directory = public / "queue"
     with running(directory) as queue:

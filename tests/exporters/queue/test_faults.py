@@ -49,7 +49,7 @@ def check_kills(directory: Path, kills: int) -> None:
 
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    check_kills(tmp_path, 3)
+    check_kills(tmp_path, 2)
     assert not errors(caplog)
 
 
@@ -76,7 +76,7 @@ def check_kills_while_delivering(directory: Path, kills: int) -> None:
 
 
 def test_a_kill_between_a_delivery_and_its_tick_repeats_that_one_only(tmp_path: Path) -> None:
-    check_kills_while_delivering(tmp_path, 3)
+    check_kills_while_delivering(tmp_path, 2)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from tests.exporters.queue.helpers import (
     running,
     tidied,
 )
+from tests.looped import slow_except
 from tests.waiting import wait_until
 
 UNTIDY = {
@@ -127,7 +128,9 @@ def leave(directory: Path, *, killed: bool) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
-@pytest.mark.parametrize("exporters", [("otlp",), ("otlp", "new")], ids=["same", "new exporter"])
+@pytest.mark.parametrize(
+    "exporters", slow_except([("otlp",), ("otlp", "new")], ("otlp", "new")), ids=["same", "new exporter"]
+)
 def test_a_queue_on_a_full_disk_starts_refuses_delivers_and_recovers(
     disk: Path, caplog: pytest.LogCaptureFixture, exporters: tuple[str, ...], *, killed: bool
 ) -> None:
@@ -152,7 +155,9 @@ def test_a_queue_on_a_full_disk_starts_refuses_delivers_and_recovers(
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
-@pytest.mark.parametrize("exporters", [("otlp",), ("otlp", "new")], ids=["same", "new exporter"])
+@pytest.mark.parametrize(
+    "exporters", slow_except([("otlp",), ("otlp", "new")], ("otlp",)), ids=["same", "new exporter"]
+)
 def test_a_queue_without_a_reserve_on_a_full_disk_starts_and_waits_for_space(
     disk: Path, caplog: pytest.LogCaptureFixture, exporters: tuple[str, ...], *, killed: bool
 ) -> None:

@@ -185,7 +185,7 @@ def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_a_start_with_many_waiting_records_takes_no_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"few": 100, "many": 200_000}
+    sizes = {"few": 100, "many": 50_000}
     steps = {}
     for name, size in sizes.items():
         with running(tmp_path / name) as queue:
