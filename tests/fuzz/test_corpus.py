@@ -181,4 +181,5 @@ def test_runs_on_the_same_code_count_together(tmp_path: Path, monkeypatch: pytes
     assert not replace(last, all_executions=9_999_999).is_enough
     assert not replace(last, quiet_seconds=1799).is_enough
     (tmp_path / "payload.json").write_text(json.dumps(asdict(replace(last, code="of another version"))))
-    assert run.begin("payload").all_executions == run.begin("payload").quiet_seconds == 0
+    anew = run.begin("payload")
+    assert (anew.all_executions, anew.quiet_seconds) == (0, 0)

@@ -23,6 +23,7 @@ from tests.exporters.delivery.helpers import (
     rig,
     settings,
 )
+from tests.looped import slow_except
 from tests.waiting import wait_until
 
 
@@ -74,7 +75,7 @@ def test_two_bad_records_beside_each_other_wait_for_the_next_that_is_taken(tmp_p
         assert made.dead_letter_names() == ["bad", "bad too"]
 
 
-@pytest.mark.parametrize("names", [["bad", "good"], ["good", "too", "bad", "last"]])
+@pytest.mark.parametrize("names", slow_except([["bad", "good"], ["good", "too", "bad", "last"]], ["bad", "good"]))
 @pytest.mark.parametrize("kind", ["later", "blocked"])
 def test_a_limit_on_the_rate_of_requests_holds_up_nothing(
     tmp_path: Path, http: Backend, names: list[str], kind: Kind

@@ -18,7 +18,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def schema() -> Any:
     """A validator with the schema that the command prints."""
     jsonschema = pytest.importorskip("jsonschema")
