@@ -50,6 +50,9 @@ MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Aw
 _SENT: Final = "statsig_otel.sent"
 """The key of the server's `headers` and `receive` in a request's scope."""
 
+_TINY_BODY: Final = 16 << 10
+"""Bytes. A webhook of a few config changes has fewer, and a batch of exposures more."""
+
 _HEADERS_ONLY: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
 
 
@@ -213,8 +216,8 @@ class StatsigReceiver:
 class _LoopWaits:
     """The waits of all requests in one event loop: for their bodies, for their turn, and for the consumer's answers.
 
-    Bodies that have arrived in the same turn of the loop are finished together, step by step: all are verified, then
-    all are mapped. A processor that does the same several times in a row needs less time for it.
+    Tiny bodies that have arrived in the same turn of the loop are finished together, step by step: all are verified,
+    then all are mapped. A processor that does the same several times in a row needs less time for it.
 
     Answers that come together wake the loop once. One commit of the queue answers many requests from another thread;
     `asyncio.wrap_future` would wake the loop for each of them, and the two threads would compete for the interpreter.
@@ -238,7 +241,9 @@ class _LoopWaits:
                 reading.reschedule(min(latest, reading.when() or latest))
 
     async def finish(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
-        """Finish a request together with all others of this turn. Called in the loop's thread."""
+        """Finish a request, a tiny one together with all others of this turn. Called in the loop's thread."""
+        if request.size > _TINY_BODY:  # it gains nothing, and would have to wait while others are read
+            return request.finish(complete=complete)
         loop = asyncio.get_running_loop()
         arrived = _Arrived(partial(request.verify, complete=complete), request.map, loop.create_future())
         self._arrived.append(arrived)

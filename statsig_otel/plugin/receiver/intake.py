@@ -266,6 +266,11 @@ class Request:
         intake.count(1)
 
     @property
+    def size(self) -> int:
+        """The bytes of the body that were read."""
+        return self._body.size
+
+    @property
     def is_large(self) -> bool:
         """Whether the body is over 256 KiB: the declared size, or the part that was read."""
         return self._body.is_large()

@@ -21,7 +21,7 @@ import falcon.testing
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.asgi import _TINY_BODY, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
@@ -325,7 +325,10 @@ def test_an_answer_that_its_consumer_cancels_is_an_error_and_others_are_not() ->
 
 
 def test_requests_of_the_same_turn_are_finished_together_and_none_of_them_disturbs_another() -> None:
-    """One has an error that nobody expects, one a wrong signature, and one is cancelled before its turn comes."""
+    """One has an error that nobody expects, one a wrong signature, and one is cancelled before its turn comes.
+
+    One is not tiny, and does not wait for the others.
+    """
     steps: list[str] = []
 
     class Noting(Mapper):
@@ -352,8 +355,8 @@ def test_requests_of_the_same_turn_are_finished_together_and_none_of_them_distur
     sink = Sink()
     app = create_app({"/hook": StatsigReceiver(Intake(verifier=NotingVerifier([SECRET]), mapper=Noting()), sink)})
 
-    async def status(name: str, secret: str = SECRET) -> int:
-        body = body_of({**CHANGE, "metadata": {"type": "Gate", "name": name}})
+    async def status(name: str, *, secret: str = SECRET, size: int = 0) -> int:
+        body = body_of({**CHANGE, "metadata": {"type": "Gate", "name": name}}).ljust(size)
         headers = [(key.lower().encode(), value.encode()) for key, value in signed(body, secret=secret).items()]
         scope = {"type": "http", "method": "POST", "path": "/hook", "headers": headers}
         sent: list[Any] = []
@@ -371,14 +374,20 @@ def test_requests_of_the_same_turn_are_finished_together_and_none_of_them_distur
         calls = [
             asyncio.create_task(call)
             for call in (
-                status("first"), status("failing"), status("forged", secret="wrong"), status("left"), status("last")
+                status("first"),
+                status("failing"),
+                status("forged", secret="wrong"),
+                status("left"),
+                status("long", size=_TINY_BODY + 1),
+                status("last"),
             )
-        ]  # fmt: skip
+        ]
         asyncio.get_running_loop().call_soon(calls[3].cancel)  # once all have begun, and before their turn
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    first, failing, forged, left, last = asyncio.run(main())
-    assert (first, failing, forged, last) == (200, 500, 401, 200)
+    first, failing, forged, left, long, last = asyncio.run(main())
+    assert (first, failing, forged, long, last) == (200, 500, 401, 200, 200)
     assert isinstance(left, asyncio.CancelledError)
-    assert steps == ["verify"] * 4 + ["map first", "map failing", "map last"]
-    assert len(sink.batches) == 2
+    together = ["verify"] * 4 + ["map first", "map failing", "map last"]  # without the one that was cancelled
+    assert steps == ["verify", "map long", *together]
+    assert len(sink.batches) == 3
