@@ -19,8 +19,8 @@ from tests.peers.audit_log import KEY, AuditLogServer, audit_entry, failing
 from tests.plugin.http_client import exchange
 from tests.plugin.services import SECRET, address_of, signed_request
 
-SOON = int(time.time()) + 100
-"""When the changes of these tests are made: after the service has begun to remember."""
+SOON = int(time.time()) + 1800
+"""When the changes of these tests are made: after the service has begun to remember, also on a slow machine."""
 
 UNTIL = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
 
