@@ -58,6 +58,8 @@ class ReceiverCounts:
         last_verified_ns: When the last verified webhook arrived, in nanoseconds since the epoch; 0 if none did.
         last_change_ns: When the last accepted change arrived, likewise.
         ahead_ms: The timestamp of the last verified webhook, less the time when it arrived.
+        missed: The changes of the audit log that no webhook brought; None if it was not read.
+        compared: Up to when the audit log was compared with what came, in seconds since the epoch; 0 for never.
     """
 
     def __init__(self) -> None:
@@ -75,6 +77,8 @@ class ReceiverCounts:
         self.last_verified_ns: int = 0
         self.last_change_ns: int = 0
         self.ahead_ms: int = 0
+        self.missed: int | None = None
+        self.compared: int = 0
 
     def ignore(self, names: Mapping[str, int]) -> None:
         """Count ignored items by the names of their events, which come from outside. The lock has to be held."""
@@ -280,6 +284,22 @@ Metric(
     "The timestamp of the last webhook with a valid signature, less this machine's time when it arrived.",
     ("receiver",),
     read=_of_receivers(lambda one: {(): one.ahead_ms / 1000} if one.last_verified_ns else {}),
+)
+Metric(
+    "statsig_otel_receiver_missed_changes",
+    "gauge",
+    "{changes}",
+    "Changes of the last audit_log::keep in Statsig's audit log that no webhook brought.",
+    ("receiver",),
+    read=_of_receivers(lambda one: {} if one.missed is None else {(): one.missed}),
+)
+Metric(
+    "statsig_otel_receiver_audit_log_compared_timestamp",
+    "gauge",
+    "s",
+    "Up to when Statsig's audit log was compared with what came, in seconds since the epoch.",
+    ("receiver",),
+    read=_of_receivers(lambda one: {(): one.compared} if one.compared else {}),
 )
 request_duration: Final = Distribution(
     "statsig_otel_receiver_request_duration",

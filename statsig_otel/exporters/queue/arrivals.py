@@ -1,4 +1,6 @@
-"""Remembers which changes came, where that is configured: written in the commit that stores them.
+"""Remembers which changes came, where that is configured, and which ones are missed.
+
+What came is written in the commit that stores it.
 
 Each function is called inside a transaction. Where nothing is remembered the file has no tables for it, so an older
 version of this package can open it. A redelivery is not a second arrival.
@@ -20,11 +22,27 @@ class Remembered(NamedTuple):
 
     Attributes:
         since: The second from which on everything that came is remembered.
+        compared: The second up to which the audit log was compared with it.
         arrivals: What came.
     """
 
     since: int
+    compared: int
     arrivals: list[Arrival]
+
+
+class Noted(NamedTuple):
+    """What a comparison has changed.
+
+    Attributes:
+        new: The ids of the entries that were not known to be missed.
+        found: The ids of those whose change has come after all.
+        missed: How many are missed now, those of earlier comparisons included.
+    """
+
+    new: set[str]
+    found: set[str]
+    missed: int
 
 
 def begin(connection: sqlite3.Connection, receivers: Iterable[str], *, now_ms: int) -> None:
@@ -37,9 +55,10 @@ def begin(connection: sqlite3.Connection, receivers: Iterable[str], *, now_ms: i
     for receiver in {str(row[0]) for row in connection.execute("SELECT receiver FROM remembered")} - wanted:
         connection.execute("DELETE FROM remembered WHERE receiver = ?", (receiver,))
         connection.execute("DELETE FROM arrivals WHERE receiver = ?", (receiver,))
+        connection.execute("DELETE FROM missed WHERE receiver = ?", (receiver,))
     now = now_ms // 1000
-    query = "INSERT INTO remembered (receiver, since) VALUES (?, ?) ON CONFLICT DO NOTHING"
-    connection.executemany(query, [(receiver, now) for receiver in wanted])
+    query = "INSERT INTO remembered (receiver, since, compared) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+    connection.executemany(query, [(receiver, now, now) for receiver in wanted])
 
 
 def are_kept(connection: sqlite3.Connection) -> bool:
@@ -77,8 +96,39 @@ def forget(connection: sqlite3.Connection, kept: Mapping[str, float], *, now_ms:
         "DELETE FROM arrivals WHERE (receiver, uid) IN "
         "(SELECT receiver, uid FROM arrivals WHERE at < ? AND receiver = ? LIMIT ?)"
     )
-    rows = [(now_ms // 1000 - int(seconds), receiver, _DELETED_AT_ONCE) for receiver, seconds in kept.items()]
-    return sum(connection.execute(query, row).rowcount for row in rows)
+    deleted = 0
+    for receiver, seconds in kept.items():
+        before = now_ms // 1000 - int(seconds)
+        deleted += connection.execute(query, (before, receiver, _DELETED_AT_ONCE)).rowcount
+    return deleted
+
+
+def note(
+    connection: sqlite3.Connection, receiver: str, missed: Mapping[str, int], *, begin: int, end: int, kept: int
+) -> Noted:
+    """Note which entries of a period are missed, and that it was compared.
+
+    Args:
+        connection: The writing one.
+        receiver: The receiver's id.
+        missed: The seconds of the missed entries, by their id.
+        begin: The first second of the period.
+        end: The last one.
+        kept: What was missed before this second is forgotten.
+    """
+    connection.execute("DELETE FROM missed WHERE receiver = ? AND second < ?", (receiver, kept))
+    known = {
+        str(row[0])
+        for row in connection.execute(
+            "SELECT entry FROM missed WHERE receiver = ? AND second BETWEEN ? AND ?", (receiver, begin, end)
+        )
+    }
+    new, found = missed.keys() - known, known - missed.keys()
+    connection.executemany("DELETE FROM missed WHERE receiver = ? AND entry = ?", [(receiver, one) for one in found])
+    connection.executemany("INSERT INTO missed VALUES (?, ?, ?)", [(receiver, one, missed[one]) for one in new])
+    connection.execute("UPDATE remembered SET compared = max(compared, ?) WHERE receiver = ?", (end, receiver))
+    total = connection.execute("SELECT count(*) FROM missed WHERE receiver = ?", (receiver,)).fetchone()[0]
+    return Noted(new, found, int(total))
 
 
 def read(connection: sqlite3.Connection, receiver: str, first: float, last: float) -> Remembered | None:
@@ -92,8 +142,8 @@ def read(connection: sqlite3.Connection, receiver: str, first: float, last: floa
     """
     if not are_kept(connection):
         return None
-    since = connection.execute("SELECT since FROM remembered WHERE receiver = ?", (receiver,)).fetchone()
-    if since is None:
+    state = connection.execute("SELECT since, compared FROM remembered WHERE receiver = ?", (receiver,)).fetchone()
+    if state is None:
         return None
     rows: Iterable[list[Any]] = connection.execute(
         "SELECT uid, second, name, user_id, user_name, user_email, type, action, text, filtered FROM arrivals "
@@ -101,4 +151,4 @@ def read(connection: sqlite3.Connection, receiver: str, first: float, last: floa
         (receiver, first, last),
     )
     found = [Arrival(*(uid.hex(), *columns, bool(filtered))) for uid, *columns, filtered in rows]
-    return Remembered(int(since[0]), found)
+    return Remembered(int(state[0]), int(state[1]), found)

@@ -74,7 +74,14 @@ CREATE TABLE salvage (
 _VERSION_2: Final = """
 CREATE TABLE remembered (
     receiver TEXT PRIMARY KEY,  -- whose changes are remembered
-    since    INTEGER NOT NULL   -- from this second on
+    since    INTEGER NOT NULL,  -- from this second on
+    compared INTEGER NOT NULL   -- the audit log up to this second was compared with what came
+) WITHOUT ROWID;
+CREATE TABLE missed (
+    receiver TEXT NOT NULL,
+    entry    TEXT NOT NULL,     -- the id in the audit log
+    second   INTEGER NOT NULL,
+    PRIMARY KEY (receiver, entry)
 ) WITHOUT ROWID;
 CREATE TABLE arrivals (
     receiver   TEXT NOT NULL,

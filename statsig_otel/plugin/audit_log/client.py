@@ -30,8 +30,10 @@ _PAGE_SIZE: Final = 50
 """Entries of a page. No maximum is documented; other clients ask for as many."""
 
 _WIDER: Final = timedelta(days=2)
+_BEFORE: Final = 3600
 _FAR_BEFORE: Final = 3 * 86_400
-"""Seconds before the period. If a whole page is older, the server ignores the dates."""
+"""Seconds before the period. Behind a page that is older by so much nothing of the period follows: by an hour if all
+entries so far came in order, and otherwise by three days, since then the server ignores the dates too."""
 
 _MOST_ALIKE: Final = 3
 """Pages in a row without a new entry, after which the server is believed to ignore the page's number."""
@@ -125,6 +127,7 @@ class AuditLogClient:
         newest = self._page({**period, "limit": 1, "page": 1}, save)
         anchor = {"latestID": newest.entries[0].id} if newest.entries else {}
         page, number, alike = newest, 0, 0
+        previous, is_sorted = end + _FAR_BEFORE, True
         while page.entries or page.unreadable:
             is_known = not page.unreadable and all(entry.id in entries for entry in page.entries)
             alike = alike + 1 if is_known else 0
@@ -132,8 +135,11 @@ class AuditLogClient:
                 raise AuditLogError(f"{self._place} gives the same entries again and again, whatever page is asked for")
             entries.update((entry.id, entry) for entry in page.entries)
             unreadable.update(dict.fromkeys(page.unreadable))
-            if page.entries and all(entry.second < begin - _FAR_BEFORE for entry in page.entries):
-                break
+            if seconds := [entry.second for entry in page.entries]:
+                is_sorted = is_sorted and seconds[0] <= previous and seconds == sorted(seconds, reverse=True)
+                previous = seconds[0]
+                if max(seconds) < begin - (_BEFORE if is_sorted else _FAR_BEFORE):
+                    break
             number += 1
             page = self._page({**period, "limit": _PAGE_SIZE, "page": number, **anchor}, save)
         newest_first = sorted(entries.values(), key=lambda entry: entry.second, reverse=True)

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 _MISSED: Final = 1
 _CAN_NOT_TELL: Final = 3
 
-_UNDER_WAY: Final = 900.0
-"""Seconds: a younger change may still be on its way, in the log too."""
-
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _WORDS: Final[dict[Verdict, str]] = {
     "received": "received",
@@ -77,7 +74,7 @@ def _told() -> Iterator[None]:
 @click.option(
     "--until",
     type=Moment(),
-    help="End so long ago, or at this date and time; by default 15 minutes ago.",
+    help="End so long ago, or at this date and time; by default `audit_log::grace` ago.",
     metavar="MOMENT",
 )
 @click.option("--receiver", help="Only this receiver; by default all that have `audit_log`.")
@@ -111,9 +108,6 @@ def command(
       2  an option is wrong
       3  it can't be told: the configuration, the queue or the log can't be read
     """
-    end = time.time() - _UNDER_WAY if until is None else until
-    if since >= end:
-        raise click.UsageError("--since must be before --until, which is 15 minutes ago if it is not given")
     with _told():
         access = QueueAccess(directory=None, locations=locations, environ=os.environ)
         settings = {name: one for name, one in access.audit_logs.items() if receiver in (None, name)}
@@ -121,7 +115,12 @@ def command(
             which = "no receiver" if receiver is None else f"the receiver {receiver!r}, if there is one,"
             raise ControlError(f"{which} has `audit_log` in this configuration: docs/no-gaps.md says how to begin")
         pages = None if save is None else _Pages(save)
-        found = {name: _report(access, name, one, int(since), int(end), save=pages) for name, one in settings.items()}
+        found: dict[str, Report] = {}
+        for name, log in settings.items():
+            end = time.time() - log.grace if until is None else until
+            if since >= end:
+                raise click.UsageError("--since must be before --until, which is `audit_log::grace` ago by default")
+            found[name] = _report(access, name, log, int(since), int(end), save=pages)
     if as_json:
         click.echo(json.dumps({"receivers": {name: one.to_json() for name, one in found.items()}}, indent=2))
     else:

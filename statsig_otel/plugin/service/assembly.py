@@ -441,16 +441,17 @@ class Assembly:
         """Use other signing secrets from the next request on. Works before `open` too.
 
         Args:
-            changed: Returns the settings that a receiver shall have, which differ only in their signing secrets. What
-                it raises leaves everything unchanged.
+            changed: Returns the settings that a receiver shall have, which differ only in their signing secrets and in
+                the key for their audit log. What it raises leaves everything unchanged.
         """
         with self._reconfiguring:
             before = receiver_settings(self._configuration)
             after = {name: changed(name, settings) for name, settings in before.items()}
             self._configuration = replace(self._configuration, receivers=dict(after))
             for name, settings in after.items():
-                if settings != before[name]:
+                if settings.signing_secrets != before[name].signing_secrets:
                     self._intakes[name].verifier = settings.verifier()
+            self._outbound.use_audit_logs(self._configuration)
 
     def renew_certificates(self) -> Applied:
         """Use the content of PEM files that has changed, of servers and of exporters.

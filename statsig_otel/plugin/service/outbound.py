@@ -26,11 +26,12 @@ from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
-from statsig_otel.plugin.settings.reading import configured_exporters, routing
+from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings, routing
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.watch.health import Condition
 
@@ -78,6 +79,11 @@ class Outbound:
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
+        self._watches = [
+            AuditLogWatch(name, self._queue, settings.audit_log)
+            for name, settings in receiver_settings(configuration).items()
+            if self._queue and settings.audit_log
+        ]
 
     def _create_queue(self, configuration: Configuration, failed: Callable[[QueueError], None]) -> DurableQueue:
         storage = configuration.extension(FileStorageSettings)
@@ -173,6 +179,8 @@ class Outbound:
             self._synchronous.start()
             if self._queue is not None and self._recovery is not None:
                 self._recovery.start()
+                for watch in self._watches:
+                    watch.start()
                 waiting = sum(self._queue.cursor(name).waiting for name in self._senders)
                 _logger.info("The queue is in %s; waiting: %s", self._directory, counted(waiting, "record"))
                 self._warn_of_unused_cursors(self._queue)
@@ -237,6 +245,7 @@ class Outbound:
         else:
             self._routing.now = routing(wanted)
         coming = self._exchange(after, created)
+        self.use_audit_logs(wanted)
         applied()
         renewed, failures = self._renew(after, [name for name in after if name in same])
         leaving = self._leaving
@@ -254,6 +263,13 @@ class Outbound:
             self._warn_of_unused_cursors(self._queue)
         started = {name for name in unstarted & set(coming) if coming[name].is_started}
         return Applied(list(_changes(current, wanted, renewed=renewed, started=started)), failures)
+
+    def use_audit_logs(self, configuration: Configuration) -> None:
+        """Read the audit logs as a configuration says, from the next look on."""
+        receivers = receiver_settings(configuration)
+        for watch in self._watches:
+            if (settings := receivers[watch.receiver].audit_log) is not None:
+                watch.settings = settings
 
     def renew_certificates(self, configuration: Configuration) -> Applied:
         """Let exporters use the content of their PEM files that has changed, and try at once."""
@@ -325,6 +341,8 @@ class Outbound:
         ended = self._synchronous.shutdown(grace)
         if self._queue is None or self._recovery is None:
             return ended
+        for watch in self._watches:
+            watch.stop()
         self._recovery.stop()
         # Before the sizes are read: it finishes what was handed to it.
         self.has_lost = not self._queue.shutdown(until - time.monotonic())

@@ -22,6 +22,7 @@ from statsig_otel.plugin.server.tls import digest
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.outbound import Applied
 from statsig_otel.plugin.service.restart import RestartNeededError
+from statsig_otel.plugin.settings.audit_log import check_key
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
 from statsig_otel.plugin.settings.reading import configured_pem_files, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
@@ -29,6 +30,9 @@ from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.webhook.secret import doubt_of_secret
 
 _logger: Final = logging.getLogger(__name__)
+
+_WATCHED: Final = frozenset({"signing_secrets", "api_key", "headers"})
+"""The keys of strings whose files are looked at again and again."""
 
 _INTERVAL: Final = 1.0
 """Seconds between two looks at the files of signing secrets, certificates and exporters' headers."""
@@ -126,7 +130,7 @@ class Reloader:
             return applied.changes
 
     def use_changed_secrets(self) -> None:
-        """Use changed files of signing secrets and of exporters' headers. One that can't be used changes nothing.
+        """Use changed files of secrets, keys and exporters' headers. One that can't be used changes nothing.
 
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
@@ -135,9 +139,13 @@ class Reloader:
 
             def changed(name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
                 try:
-                    return self._with_secrets(name, settings)
+                    settings = self._with_secrets(name, settings)
                 except ValueError as error:
                     failures.append(f"{error}; the secrets of {name} stay as they were")
+                try:
+                    return self._with_audit_log_key(name, settings)
+                except ValueError as error:
+                    failures.append(f"{error}; the key for the audit log of {name} stays as it was")
                     return settings
 
             self._assembly.change_secrets(changed)
@@ -155,7 +163,7 @@ class Reloader:
             for change in [*changes, *headers.changes]:
                 _logger.info("%s", change)
             for path, secret in new.items():
-                if doubt := doubt_of_secret(secret):
+                if "audit_log" not in path and (doubt := doubt_of_secret(secret)):
                     _logger.warning("%s: %s", path, doubt)
 
     def use_changed_certificates(self) -> None:
@@ -185,7 +193,7 @@ class Reloader:
         said = ""
         while not ended.wait(_INTERVAL):
             try:
-                if any("signing_secrets" in path or "headers" in path for path in self._document.file_backed):
+                if any(_WATCHED.intersection(path) for path in self._document.file_backed):
                     self.use_changed_secrets()
                 self.use_changed_certificates()
             except Exception as error:  # too little memory, no thread, or a bug of ours: the next look may be better
@@ -263,7 +271,21 @@ class Reloader:
             raise ValueError(f"{render((*path, 0))}: is empty")
         return replaced(settings, signing_secrets=secrets)
 
-    def _secret(self, path: Path, before: str | Opaque) -> str | Opaque:
+    def _with_audit_log_key(self, name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
+        """The same with the key for its audit log.
+
+        Raises:
+            ValueError: The file can't be used.
+        """
+        log = settings.audit_log
+        if log is None:
+            return settings
+        key = self._secret(("receivers", name, "audit_log", "api_key"), log.api_key, check_key)
+        return replaced(settings, audit_log=replaced(log, api_key=key))
+
+    def _secret(
+        self, path: Path, before: str | Opaque, check: Callable[[Opaque], object] = check_secret
+    ) -> str | Opaque:
         string = self._document.file_backed.get(path)
         if string is None:
             return before
@@ -272,10 +294,12 @@ class Reloader:
             self._emptied.add(path)  # perhaps it is just being written: the next look decides
             return before
         self._emptied.discard(path)
+        secret = Opaque(text)
         try:
-            return check_secret(Opaque(text))
+            check(secret)
         except SettingError as error:
             raise ValueError(f"{render(path)}: {error.message}") from error
+        return secret
 
     def _text(self, path: Path, string: FileBacked) -> str:
         """A value with the present content of its files.
@@ -309,12 +333,14 @@ def _with_texts(values: Mapping[str, object], texts: Mapping[Path, str]) -> dict
 
 
 def _secrets(configuration: Configuration) -> dict[Path, str | Opaque]:
-    """The signing secrets by their path."""
-    return {
-        ("receivers", name, "signing_secrets", index): secret
-        for name, settings in receiver_settings(configuration).items()
-        for index, secret in enumerate(settings.signing_secrets)
-    }
+    """The signing secrets, and the keys for audit logs, by their path."""
+    found: dict[Path, str | Opaque] = {}
+    for name, settings in receiver_settings(configuration).items():
+        for index, secret in enumerate(settings.signing_secrets):
+            found["receivers", name, "signing_secrets", index] = secret
+        if settings.audit_log is not None:
+            found["receivers", name, "audit_log", "api_key"] = settings.audit_log.api_key
+    return found
 
 
 def check_with_files(document: Document) -> Configuration:

@@ -1,14 +1,14 @@
 """The settings of `audit_log` of a receiver: how Statsig's audit log is read, and how long what came is remembered."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
-from statsig_otel.config.opaque import Opaque, reveal
+from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import Secret
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
@@ -24,6 +24,25 @@ _OTHER_KEYS: Final = {
 }
 
 
+def check_key(key: Opaque) -> Opaque:
+    """Check a console key.
+
+    Raises:
+        SettingError: No key looks like this.
+    """
+    text = key.reveal()
+    if not text:
+        raise SettingError("is empty", _KEY)
+    if is_in_quotes(text):
+        raise SettingError("begins or ends with a quotation mark", NO_QUOTES)
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise SettingError("contains a space, a control character or one outside ASCII", "write the key alone")
+    for prefix, kind in _OTHER_KEYS.items():
+        if text.startswith(prefix):
+            raise SettingError(f"is {kind}, which can't read the audit log", _KEY)
+    return key
+
+
 class AuditLogSettings(Settings):
     """`audit_log` of a receiver.
 
@@ -36,13 +55,24 @@ class AuditLogSettings(Settings):
     needed: ClassVar[Mapping[str, str]] = {"api_key": _KEY}
     meant: ClassVar[Mapping[str, str]] = {"key": "api_key", "retention": "keep", "url": "endpoint"}
 
-    api_key: Secret = Field(description="A console key of the project, of a role that may only read.")
+    api_key: Annotated[Secret, AfterValidator(check_key)] = Field(
+        description="A console key of the project, of a role that may only read."
+    )
     keep: Duration = Field(default=30 * 86_400.0, gt=0, description="For how long what came is remembered.")
     tolerance: Duration = Field(
         default=2.0,
         ge=0,
         le=3600,
         description="How far the times of a change in the log, in whole seconds, and in its webhook may be apart.",
+    )
+    interval: Duration = Field(
+        default=300.0,
+        ge=0,
+        description="How often the running service compares the log with what came; 0 is never, and then only "
+        "`statsig-otel reconcile` does.",
+    )
+    grace: Duration = Field(
+        default=900.0, ge=0, description="How old a change has to be to be missed: the log and the webhook may be late."
     )
     ignore: list[str] = Field(
         default_factory=list,
@@ -52,21 +82,6 @@ class AuditLogSettings(Settings):
     endpoint: str = Field(default=URL, description="The URL of the log.")
     timeout: Duration = Field(default=30.0, gt=0, description="The time for one request.")
     tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings, description="The client's side of TLS.")
-
-    @field_validator("api_key")
-    @classmethod
-    def _check_key(cls, key: str | Opaque) -> str | Opaque:
-        text = reveal(key)
-        if not text:
-            raise SettingError("is empty", _KEY)
-        if is_in_quotes(text):
-            raise SettingError("begins or ends with a quotation mark", NO_QUOTES)
-        if not text.isascii() or not text.isprintable() or " " in text:
-            raise SettingError("contains a space, a control character or one outside ASCII", "write the key alone")
-        for prefix, kind in _OTHER_KEYS.items():
-            if text.startswith(prefix):
-                raise SettingError(f"is {kind}, which can't read the audit log", _KEY)
-        return key
 
     @field_validator("endpoint")
     @classmethod

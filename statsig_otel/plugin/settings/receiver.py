@@ -259,8 +259,8 @@ class StatsigReceiverSettings(Settings):
 
     audit_log: AuditLogSettings | None = Field(
         default=None,
-        description="Beta. Remember what comes, so that `statsig-otel reconcile` can find what did not come. Without "
-        "it nothing is remembered.",
+        description="Beta. Remember what comes, and find in Statsig's audit log what did not come. Without it nothing "
+        "is remembered.",
     )
 
     @field_validator("path")

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from statsig_otel._telemetry import ReceiverCounts, counts_of
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.cli import reconcile
 from statsig_otel.plugin.record.record import uid
 from tests.peers.audit_log import KEY, AuditLogServer, audit_entry, failing
 from tests.plugin.http_client import exchange
 from tests.plugin.services import SECRET, address_of, signed_request
+from tests.waiting import wait_until
 
 SOON = int(time.time()) + 1800
 """When the changes of these tests are made: after the service has begun to remember, also on a slow machine."""
@@ -70,6 +72,13 @@ def item(name: str, second: int, **others: Any) -> dict[str, Any]:
         "user": {"name": "Ada", "email": "ada@example.com", "userID": "u1"},
         "metadata": {**metadata, **others},
     }
+
+
+def forgotten() -> ReceiverCounts:
+    """The numbers of the receiver, as if the log was never read."""
+    counts = counts_of("statsig")
+    counts.missed, counts.compared = None, 0
+    return counts
 
 
 def post(service: Service, *items: dict[str, Any], secret: str = SECRET) -> int:
@@ -140,6 +149,41 @@ def test_changes_that_are_lost_in_five_ways_are_found_and_no_others(tmp_path: Pa
     for words in ("6  missed", "5  received", "1  filtered here", "while the service is down", "signing secret was"):
         assert words in shown.stdout
     assert KEY not in shown.output + found.output
+
+
+@pytest.mark.slow
+def test_the_running_service_finds_the_same_and_counts_it(
+    tmp_path: Path, log: AuditLogServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The five ways once more, at times that pass meanwhile."""
+    config = configured(tmp_path, log, audit_log={"interval": "1s", "grace": "1s"})
+    counts = forgotten()
+    with running(config) as service:
+        begin = int(time.time()) + 4
+        names = ["while down", "another secret", "dropped by the console", "cut", "refused"]
+        log.entries = [
+            audit_entry(1, begin, "came"),
+            audit_entry(2, begin + 1, "twins"),
+            audit_entry(3, begin + 5, "twins"),
+            *(audit_entry(10 + number, begin + 3, name) for number, name in enumerate(names)),
+        ]
+        assert post(service, item("came", begin), item("twins", begin + 1), item("twins", begin + 5)) == 200
+        assert post(service, item("another secret", begin + 3), secret="webhook-that-was-made-anew") == 401
+        with socket.create_connection(address_of(service)) as client:
+            client.sendall(signed_request(json.dumps([item("cut", begin + 3)]).encode())[:-20])
+        assert post(service, item("fills the queue", begin + 300), item("and more", begin + 300)) == 200
+        assert post(service, item("refused", begin + 3)) == 503
+        wait_until(lambda: counts.compared > begin + 5)
+        assert counts.missed == 5
+    forgotten()  # again after a restart, without another warning
+    with running(config):
+        wait_until(lambda: counts.compared > begin + 5)
+        assert counts.missed == 5
+        now = datetime.now(UTC).isoformat()
+        found = CliRunner().invoke(reconcile.command, ["--config", config, "--since", "1h", "--until", now, "--json"])
+    assert json.loads(found.stdout)["receivers"]["statsig"]["missed"] == 5
+    told = [one.getMessage() for one in caplog.records if "no webhook brought" in one.getMessage()]
+    assert sorted(message.split("brought ")[1].split(" (")[0] for message in told) == sorted(names)
 
 
 def test_what_can_not_be_told_apart_is_said_to_be_so(tmp_path: Path, log: AuditLogServer) -> None:
