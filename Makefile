@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz browser test-browser dependencies sbom clean
+.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz browser test-browser stores dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
 	@echo "make test-browser   open the live page in Chromium; SCREENSHOTS=docs/images takes the pictures of the docs anew"
 	@echo "make check      check lint, format and types"
+	@echo "make stores     install ClickHouse's engine, which a slow test of the dashboards needs; it has half a gigabyte"
 	@echo "make fuzz       run the fuzzer for SECONDS=20 on each of TARGETS; findings are in .fuzz/findings"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
 	@echo "make bench-webhook   measure only what one durable webhook costs, in ten minutes"
@@ -85,6 +86,14 @@ browser: $(VENV)/.browser build/tools/node_modules/axe-core/axe.min.js
 
 test-browser: browser
 	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m slow $(ARGS) tests/plugin/watch/test_browser.py
+
+# ClickHouse's engine, for the dashboards' queries. It is apart, since it is large and brings numpy and pandas.
+build/stores/.made: | $(VENV)/.dev
+	$(BIN)/python -m venv build/stores
+	build/stores/bin/pip install --quiet chdb-core==26.9.0
+	@touch $@
+
+stores: build/stores/.made
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ def build(manifest_file: Path = _MANIFEST) -> Path:
     binary = folder / dist["name"]
     built_from = folder / manifest_file.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         if not (binary.exists() and built_from.exists() and built_from.read_bytes() == manifest):
             built_from.unlink(missing_ok=True)
             with TemporaryDirectory(prefix="build-", dir=folder) as name:
@@ -68,19 +68,25 @@ def _build(manifest_file: Path, folder: Path, *, version: str) -> None:
         raise UnavailableError("go is not on the PATH")
     builder = [go, "run", f"go.opentelemetry.io/collector/cmd/builder@v{version}", "--config", str(manifest_file)]
     deadline = time.monotonic() + _BUILD_TIMEOUT
-    ok, output = _run([*builder, "--skip-compilation"], folder, deadline)
+    ok, output = run_until([*builder, "--skip-compilation"], folder, deadline)
     if not ok:
         raise UnavailableError(f"the Go modules can't be had:\n{output}")
-    ok, output = _run([*builder, "--skip-generate", "--skip-get-modules"], folder, deadline)
+    ok, output = run_until([*builder, "--skip-generate", "--skip-get-modules"], folder, deadline)
     assert ok, f"the Collector can't be built:\n{output}"
 
 
-def _run(arguments: list[str], folder: Path, deadline: float) -> tuple[bool, str]:
+def run_until(arguments: list[str], folder: Path, deadline: float, **variables: str) -> tuple[bool, str]:
     """Whether a command succeeds before the deadline, and its last lines. What it started ends with it."""
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
+            arguments,
+            cwd=folder,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
         how = ""
         try:
@@ -96,7 +102,7 @@ def _run(arguments: list[str], folder: Path, deadline: float) -> tuple[bool, str
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
