@@ -8,7 +8,7 @@ from statsig_otel import __version__
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.proxy import grpc_proxy_for
+from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure
 
@@ -44,6 +44,7 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
         self._channel: grpc.Channel | None = None
+        self._proxy: Proxy | None = None
         self._deadlines_exceeded = 0
 
     def start(self) -> None:
@@ -51,14 +52,16 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
 
         Raises:
             OSError: A file of `tls` can't be read.
-            ValueError: A file of `tls` does not contain what its key requires.
+            ValueError: A file of `tls` does not contain what its key requires, or the environment names a proxy that
+                can't be used.
         """
         self._read_material()
+        self._proxy = grpc_proxy_for(self._settings.target)
         channel = self._open()
         with self._lock:
             self._channel = channel
-        proxy = grpc_proxy_for(self._settings.target)
-        self._say_where(f"{self._settings.target} over gRPC{f' through the proxy {proxy}' if proxy else ''}")
+        through = f" through the proxy {self._proxy}" if self._proxy else ""
+        self._say_where(f"{self._settings.target} over gRPC{through}")
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Export one batch. For the parameters and outcomes see `Exporter.send`."""
@@ -89,6 +92,12 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         self._metadata = tuple((key, reveal(value)) for key, value in settings.headers.items())
         self._hide = tuple(value for _, value in self._metadata)
         options = list(_OPTIONS)
+        if self._proxy is not None:
+            options.append(("grpc.http_proxy", self._proxy.url))
+            self._hide += (self._proxy.authorization, self._proxy.password)
+        else:
+            # The library sends even what is for this machine through a proxy.
+            options.append(("grpc.enable_http_proxy", 0))
         if settings.authority or settings.target.startswith("unix"):
             # gRPC would send the path of a Unix socket, which is not an authority (RFC 3986, section 3.2).
             options.append(("grpc.default_authority", settings.authority or "localhost"))

@@ -1,4 +1,4 @@
-"""Which proxy of the environment an HTTP request goes through: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."""
+"""Which proxy of the environment a request goes through: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."""
 
 import os
 import re
@@ -24,15 +24,22 @@ class Proxy:
         port: Its port.
         authorization: The header Proxy-Authorization, which is a secret; empty for none.
         password: The password in it.
+        credentials: The user and the password, as the URL has them.
     """
 
     host: str
     port: int
     authorization: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
+    credentials: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Its URL, which is a secret if it has credentials."""
+        return f"http://{self.credentials}@{self}" if self.credentials else f"http://{self}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -48,55 +55,52 @@ def proxy_for(url: SplitResult) -> Proxy | None:
     """
     proxies = getproxies_environment()
     key = url.scheme if proxies.get(url.scheme) else "all"
-    given = proxies.get(key)
-    host = (url.hostname or "").rstrip(".")
-    port = url.port or _PORTS[url.scheme]
-    if not given or _is_loopback(host) or _bypasses(host, port, proxies.get("no", "")):
-        return None
     name = f"{key}_proxy"
     name = name if os.environ.get(name) else name.upper()
+    return _proxy(name, proxies.get(key, ""), url, proxies.get("no", ""))
+
+
+def grpc_proxy_for(target: str) -> Proxy | None:
+    """The proxy for a gRPC target; None for none. Only targets with names and ports (`dns:`) have one, as in grpcio.
+
+    The first variable that is set counts, be it empty. These are grpcio's, and in upper case too those that a Collector
+    reads.
+
+    Raises:
+        ValueError: As in `proxy_for`.
+    """
+    if not target.startswith("dns:"):
+        return None
+    name = _first_set("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
+    no_proxy = _first_set("no_grpc_proxy", "no_proxy", "NO_PROXY")
+    url = urlsplit(f"https://{target.rpartition('/')[2]}")
+    return _proxy(name, os.environ.get(name, ""), url, os.environ.get(no_proxy, ""))
+
+
+def _first_set(*names: str) -> str:
+    """The name of the first environment variable that is set; empty for none."""
+    return next((name for name in names if name in os.environ), "")
+
+
+def _proxy(name: str, given: str, url: SplitResult, no_proxy: str) -> Proxy | None:
+    """The proxy that a variable names, if this URL needs one."""
+    host = (url.hostname or "").rstrip(".")
+    if not given or _is_loopback(host) or _bypasses(host, url.port or _PORTS[url.scheme], no_proxy):
+        return None
     hint = f"such as http://proxy:3128; or write {host} into NO_PROXY, to send without a proxy"
     try:
         parts = urlsplit(given if "://" in given else f"http://{given}")
-        proxy_port = parts.port or _PORTS["http"]
+        port = parts.port or _PORTS["http"]
     except ValueError:
         raise ValueError(f"the environment variable {name} is not a URL: write one, {hint}") from None
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError(f"the environment variable {name} must be the URL of an HTTP proxy, {hint}")
-    if parts.username is None:
-        return Proxy(parts.hostname, proxy_port)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    if not at:
+        return Proxy(parts.hostname, port)
     password = unquote(parts.password or "")
-    credentials = f"{unquote(parts.username)}:{password}"
-    return Proxy(parts.hostname, proxy_port, f"Basic {b64encode(credentials.encode()).decode()}", password)
-
-
-def grpc_proxy_for(target: str) -> Proxy | None:
-    """The proxy that grpcio connects to a target through, for messages only; None for none.
-
-    grpcio reads the first of its three variables that is set, and nothing else of the environment: see its document
-    "gRPC environment variables". It connects to Unix sockets and to addresses (`ipv4:`, `ipv6:`) without a proxy.
-    """
-    given = _first_set("grpc_proxy", "https_proxy", "http_proxy")
-    if not given or not target.startswith("dns:"):
-        return None
-    try:
-        proxy, host = urlsplit(given), (urlsplit(f"//{target.rpartition('/')[2]}").hostname or "")
-        port = proxy.port or _PORTS["http"]
-    except ValueError:
-        return None
-    address = _address(host)
-    for entry in map(str.strip, _first_set("no_grpc_proxy", "no_proxy").lower().split(",")):
-        if entry and f".{host}".endswith(f".{entry.removeprefix('.')}"):
-            return None
-        with suppress(ValueError):  # it is not a network
-            if address is not None and address in ip_network(entry, strict=False):
-                return None
-    return Proxy(proxy.hostname, port) if proxy.scheme == "http" and proxy.hostname else None
-
-
-def _first_set(*names: str) -> str:
-    """The first of some environment variables that is set, be it empty; otherwise an empty string."""
-    return next((os.environ[name] for name in names if name in os.environ), "")
+    basic = b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
+    return Proxy(parts.hostname, port, f"Basic {basic}", password, credentials)
 
 
 def _is_loopback(host: str) -> bool:

@@ -36,7 +36,11 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"HTTPS_PROXY": "http://proxy:3128"}, "http://backend", None),
         ({"HTTP_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
         ({"ALL_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
-        ({"HTTPS_PROXY": "http://u:p%40@proxy:3128"}, "https://backend", Proxy("proxy", 3128, "Basic dTpwQA==", "p@")),
+        (
+            {"HTTPS_PROXY": "http://u:p%40@proxy:3128"},
+            "https://backend",
+            Proxy("proxy", 3128, "Basic dTpwQA==", "p@", "u:p%40"),
+        ),
         *(
             ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": no_proxy}, url, expected)
             for no_proxy, url, expected in [
@@ -176,17 +180,18 @@ def test_no_secret_of_a_proxy_is_told(monkeypatch: pytest.MonkeyPatch, caplog: p
     ("variables", "host", "is_used"),
     [
         ({"http_proxy": "PROXY"}, "backend.example", True),
+        ({"HTTPS_PROXY": "PROXY"}, "backend.example", True),
+        ({"HTTP_PROXY": "PROXY", "NO_PROXY": "*.other.example"}, "backend.example", True),
         ({"https_proxy": "PROXY", "http_proxy": "http://127.0.0.1:1"}, "backend.example", True),
         ({"grpc_proxy": "PROXY", "https_proxy": "http://127.0.0.1:1"}, "backend.example", True),
         ({"http_proxy": "PROXY", "no_proxy": "other.example"}, "backend.example", True),
-        ({"http_proxy": "PROXY"}, "localhost", True),
-        ({"http_proxy": "PROXY", "no_grpc_proxy": "example, localhost"}, "localhost", False),
-        ({"http_proxy": "PROXY", "no_proxy": "*,*.example"}, "backend.example", True),
-        ({"http_proxy": "PROXY", "no_proxy": ".0.0.1"}, "127.0.0.1", False),
-        ({"http_proxy": "PROXY", "no_grpc_proxy": "", "no_proxy": "localhost"}, "localhost", True),
-        ({"http_proxy": "PROXY", "no_proxy": "127.0.0.0/8"}, "127.0.0.1", False),
-        ({"http_proxy": "PROXY", "grpc_proxy": ""}, "localhost", False),
-        ({"HTTP_PROXY": "PROXY"}, "localhost", False),
+        ({"http_proxy": "PROXY", "no_grpc_proxy": "", "no_proxy": "example"}, "backend.example", True),
+        ({"https_proxy": "PROXY"}, "localhost", False),
+        ({"HTTPS_PROXY": "PROXY"}, "127.0.0.1", False),
+        ({"http_proxy": "PROXY", "grpc_proxy": ""}, "backend.example", False),
+        ({"http_proxy": "PROXY", "no_grpc_proxy": "other, example"}, "backend.example", False),
+        ({"http_proxy": "PROXY", "no_proxy": "*"}, "backend.example", False),
+        ({"HTTPS_PROXY": "PROXY", "NO_PROXY": "*.example:1, *.example"}, "backend.example", False),
     ],
 )
 def test_the_proxy_of_grpc_is_the_one_that_it_uses(
@@ -207,9 +212,34 @@ def test_the_proxy_of_grpc_is_the_one_that_it_uses(
         exporter = OtlpGrpcExporter("otlp", settings)
         exporter.start()
         try:
-            assert exporter.send(encoded(), 1, LONG) == Delivered()
+            if is_used or host != "backend.example":  # no name service knows it
+                assert exporter.send(encoded(), 1, LONG) == Delivered()
         finally:
             exporter.shutdown()
         assert bool(proxy.asked) == is_used
         assert grpc_proxy_for(settings.target) == (Proxy("127.0.0.1", proxy.port) if is_used else None)
         assert (f"through the proxy 127.0.0.1:{proxy.port}" in caplog.text) == is_used
+
+
+def test_grpc_gives_a_proxy_its_credentials_and_tells_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with HttpProxy("Basic dXNlcjpzM2NyQHQtMDEyMw==") as proxy, GrpcSink() as sink:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cr%40t-0123@127.0.0.1:{proxy.port}")
+        settings = OtlpGrpcSettings.model_validate({"endpoint": f"http://backend.example:{sink.port}"})
+        exporter = OtlpGrpcExporter("otlp", settings)
+        exporter.start()
+        try:
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+        finally:
+            exporter.shutdown()
+    assert "s3cr" not in caplog.text
+
+
+def test_a_proxy_that_grpc_can_not_use_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
+    settings = OtlpGrpcSettings.model_validate({"endpoint": "http://backend.example:4317"})
+    exporter = OtlpGrpcExporter("otlp", settings)
+    with pytest.raises(ValueError, match="the environment variable HTTPS_PROXY must be the URL of an HTTP proxy"):
+        exporter.start()
