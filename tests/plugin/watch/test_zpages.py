@@ -211,7 +211,8 @@ def events(address: Address, **headers: str) -> Generator[dict[str, str], None, 
                 yield json.loads(line.removeprefix(b"data: "))
 
 
-def test_changes_are_told_as_they_come(tmp_path: Path) -> None:
+def test_changes_are_told_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_PING", 0.1)  # by which a reader that left is noticed
     flag = f"flag_{uuid.uuid4().hex}"
     with running(tmp_path) as (service, address):
         told = events(address)
