@@ -23,7 +23,7 @@ from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, connect, exchange, request
-from tests.plugin.services import SECRET, Keeper, address_of, body_of, post, signed_request
+from tests.plugin.services import SECRET, Keeper, address_of, body_of, page_config, post, signed_request
 from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[1]
@@ -128,25 +128,12 @@ def scene(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.
     @contextmanager
     def made(exporters: Any = None, receivers: Any = None, **options: Any) -> Iterator[Scene]:
         chosen = exporters or {"file": {"path": str(tmp_path / "records")}}
-        accepting = receivers or {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}}
-        configuration = {
-            "receivers": accepting,
-            "exporters": chosen,
-            "extensions": {
-                "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0, **options},
-                "zpages": {"endpoint": "127.0.0.1:0"},
-            },
-            "service": {
-                "extensions": ["file_storage", "zpages"],
-                "pipelines": {"logs": {"receivers": [*accepting], "exporters": [*chosen]}},
-            },
-        }
-        location = f"yaml:{json.dumps(configuration)}"
+        config = page_config(tmp_path, chosen, receivers=receivers, storage=options)
         with (
             fresh_process(),
             collected() as metrics,
             caplog.at_level("INFO"),
-            Service.from_file(location, environ={}) as service,
+            Service.from_file(config, environ={}) as service,
         ):
             yield Scene(service, tmp_path / "queue", caplog, metrics)
 

@@ -18,7 +18,7 @@ from statsig_otel.plugin import sign
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.http_client import Address, exchange, request
-from tests.plugin.services import SECRET, body_of
+from tests.plugin.services import SECRET, body_of, page_config
 from tests.waiting import wait_until
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "zpages.md"
@@ -73,20 +73,7 @@ def test_the_page_alone_says_why_no_change_arrives(name: str, tmp_path: Path) ->
     with HttpSink() as sink:
         if name == "backend refuses":
             sink.answer = HttpAnswer(status=401)
-        configuration = {
-            "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
-            "exporters": {"otlp_http": {"endpoint": sink.url}},
-            "extensions": {
-                "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0},
-                "zpages": {"endpoint": "127.0.0.1:0"},
-            },
-            "service": {
-                "extensions": ["file_storage", "zpages"],
-                "pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["otlp_http"]}},
-            },
-        }
-        config = tmp_path / "config.yaml"
-        config.write_text(json.dumps(configuration))
+        config = page_config(tmp_path, {"otlp_http": {"endpoint": sink.url}})
         with ServiceProcess(config) as service:
             (url,) = (line.partition("Live page: ")[2] for line in service.log if "Live page: " in line)
             page = Client(url)

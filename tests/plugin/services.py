@@ -1,8 +1,9 @@
-"""Services that are built in code, for the tests of their life."""
+"""Services for the tests of their life and of their live page."""
 
 import json
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,41 @@ from statsig_otel.plugin import DEFAULT_PATH, Service, StatsigReceiverSettings, 
 from tests.plugin.http_client import Address, Response, exchange, request
 
 SECRET = "webhook-0123456789abcdef"
+
+
+def page_config(
+    folder: Path,
+    exporters: Mapping[str, object],
+    *,
+    receivers: Mapping[str, object] | None = None,
+    storage: Mapping[str, object] | None = None,
+    **zpages: object,
+) -> Path:
+    """The file of a service with a queue and a live page. All of its servers have free ports, unless others are given.
+
+    Args:
+        folder: Where to write it; the queue is there too.
+        exporters: The settings of the exporters, by id.
+        receivers: Those of the receivers; by default there is one.
+        storage: More settings of the queue.
+        zpages: Settings of the page.
+    """
+    accepting = receivers or {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}}
+    configuration = {
+        "receivers": accepting,
+        "exporters": exporters,
+        "extensions": {
+            "file_storage": {"directory": str(folder / "queue"), "min_free_bytes": 0, **(storage or {})},
+            "zpages": {"endpoint": "127.0.0.1:0", **zpages},
+        },
+        "service": {
+            "extensions": ["file_storage", "zpages"],
+            "pipelines": {"logs": {"receivers": [*accepting], "exporters": [*exporters]}},
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(configuration))
+    return path
 
 
 class Keeper:

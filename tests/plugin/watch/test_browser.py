@@ -21,7 +21,7 @@ from tests.e2e.service_process import ServiceProcess
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
-from tests.plugin.services import SECRET, address_of, body_of, names_in, post, signed_request
+from tests.plugin.services import SECRET, address_of, body_of, names_in, page_config, post, signed_request
 from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[3]
@@ -86,20 +86,8 @@ def shown(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
 @contextmanager
 def running(tmp_path: Path, endpoint: str, *, port: int = 0, **others: Any) -> Iterator[Service]:
     """A service that sends to an endpoint, and shows its page on a port, by default a free one."""
-    configuration = {
-        "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
-        "exporters": {"otlp_http": {"endpoint": endpoint, "compression": "none", **others}},
-        "extensions": {
-            "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0},
-            "zpages": {"endpoint": f"127.0.0.1:{port}"},
-        },
-        "service": {
-            "extensions": ["file_storage", "zpages"],
-            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["otlp_http"]}},
-        },
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(json.dumps(configuration))
+    exporters = {"otlp_http": {"endpoint": endpoint, "compression": "none", **others}}
+    path = page_config(tmp_path, exporters, endpoint=f"127.0.0.1:{port}")
     with Service.from_file(path, environ={}) as service:
         yield service
 
@@ -339,18 +327,7 @@ def test_a_service_that_starts_again_is_shown_again(browser: Any, tmp_path: Path
 
 def test_a_service_that_hangs_is_said_to_although_no_connection_ends(browser: Any, tmp_path: Path) -> None:
     """As after a laptop's sleep, or behind a tunnel that is gone."""
-    configuration = {
-        "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
-        "exporters": {"debug": {}},
-        "extensions": {"file_storage": {"directory": str(tmp_path)}, "zpages": {"endpoint": "127.0.0.1:0"}},
-        "service": {
-            "extensions": ["file_storage", "zpages"],
-            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["debug"]}},
-        },
-    }
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(configuration))
-    with ServiceProcess(config) as service:
+    with ServiceProcess(page_config(tmp_path, {"debug": {}})) as service:
         (url,) = (line.partition("Live page: ")[2].strip() for line in service.log if "Live page: " in line)
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)

@@ -22,7 +22,7 @@ from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, Response, connect, exchange
-from tests.plugin.services import SECRET, address_of, post, signed_request
+from tests.plugin.services import SECRET, address_of, page_config, post, signed_request
 from tests.waiting import wait_until
 
 TOKEN = "a-token-of-a-page-0123456789"
@@ -52,20 +52,7 @@ def running(
 ) -> Iterator[tuple[Service, Address]]:
     """A service with a page on a free port, which writes to a file unless another exporter is given."""
     exporters = {"file": {"path": str(tmp_path / "records")}} if exporter is None else {"otlp_http": exporter}
-    configuration = {
-        "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
-        "exporters": exporters,
-        "extensions": {
-            "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0},
-            "zpages": {"endpoint": "127.0.0.1:0", **zpages},
-        },
-        "service": {
-            "extensions": ["file_storage", "zpages"],
-            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
-        },
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(json.dumps(configuration))
+    path = page_config(tmp_path, exporters, **zpages)
     with Service.from_file(path, environ={}) as service:
         found = service._assembly.zpages
         assert found is not None
