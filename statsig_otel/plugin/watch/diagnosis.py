@@ -31,6 +31,7 @@ class ReceiverFacts:
         ignored: The ignored items, by the name of their event.
         duplicates: The changes that had been accepted before.
         invalid: The changes that no record could be made of.
+        missed: The changes of Statsig's audit log that no webhook brought; None if the log is not read.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ReceiverFacts:
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     invalid: int = 0
+    missed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,9 @@ _URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integr
 _FILTERS: Final = (
     "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes."
 )
+_LOG: Final = (
+    "`statsig-otel reconcile` shows them, and what the audit log says about the webhook, such as a new signing secret."
+)
 _OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
     "Set tls of the receiver, or put a proxy with a certificate in front of this port. To try it without TLS, begin "
@@ -212,6 +217,9 @@ def sentences(facts: Facts) -> Iterator[str]:
     for one in facts.exporters:
         if one.state in ("refused", "blocked"):
             yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
+    for receiver in facts.receivers:
+        if receiver.missed:
+            yield f"{_missed(receiver.missed, receiver.name)}."
     if not facts.reasons:
         yield from _last(facts, is_refusing=refused is not None)
     for one in facts.exporters:
@@ -263,6 +271,10 @@ def _refused(entry: RequestEntry, when: str = "") -> str:
     else:
         said = f"{entry.count} requests were refused{f', the last {when}' if when else ''}"
     return f"{said}: {why(entry.reason, entry.detail)}"
+
+
+def _missed(missed: int, receiver: str) -> str:
+    return f"{counted(missed, 'change')} of Statsig's audit log never came to {receiver}"
 
 
 def _waiting(exporter: ExporterFacts) -> str:
@@ -321,6 +333,7 @@ def troubles(facts: Facts) -> list[Trouble]:
     found = [Trouble("Webhooks are refused", f"{reason}.", facts.now) for reason in facts.reasons.values()]
     found += [trouble for one in facts.exporters if (trouble := _of_exporter(one, facts.now)) is not None]
     found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
+    found += [Trouble(_missed(one.missed, one.name), _LOG, facts.now) for one in facts.receivers if one.missed]
     for entry in _refusals(facts):
         if entry.at > facts.now - _HOUR:
             found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, is_past=True))

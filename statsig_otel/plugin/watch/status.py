@@ -6,13 +6,15 @@ The command `status` of the control socket answers with it:
      "pid": 4711, "version": "0.1.0", "since": "2026-11-28T14:00:00.000Z", "reasons": {},
      "receivers": {"statsig": {"has_secret": true, "last_verified_at": "2026-11-28T14:04:00.000Z",
                                "last_change_at": null, "clock_difference_seconds": -0.2,
-                               "answers": {"accepted": 3}, "ignored": {"statsig::gate_exposure": 17}}},
+                               "answers": {"accepted": 3}, "ignored": {"statsig::gate_exposure": 17},
+                               "missed_changes": null}},
      "exporters": {"otlp_grpc": {"state": "retrying", "waiting": 12, "oldest_age_seconds": 240.5, "attempts": 7,
                                  "last_error": "UNAVAILABLE: ...", "delivered": 120, "delivered_last_minute": 0}},
      "dead_letters": 0}
 
 `words` is what `watch/diagnosis.py` says. `reasons` has a sentence for each reason why webhooks are refused. `answers`
-and `ignored` are counts since the process began, and so is `delivered`. An exporter without a queue has only its state
+and `ignored` are counts since the process began, and so is `delivered`. `missed_changes` is null while no audit log is
+read. An exporter without a queue has only its state
 and what it has delivered. Strings are as they came from outside.
 """
 
@@ -98,6 +100,7 @@ def status(facts: Facts) -> dict[str, Any]:
                 "clock_difference_seconds": one.clock_difference if one.last_verified else None,
                 "answers": dict(one.answers),
                 "ignored": dict(one.ignored),
+                "missed_changes": one.missed,
             }
             for one in facts.receivers
         },
@@ -134,4 +137,5 @@ def _receiver(name: str, intake: Intake, path: str) -> ReceiverFacts:
             ignored={event: number for event, number in counts.ignored.items() if number},
             duplicates=counts.duplicates,
             invalid=counts.invalid,
+            missed=counts.missed,
         )

@@ -185,3 +185,14 @@ def test_each_reason_of_ours_has_a_sentence() -> None:
         assert clause[0].islower() or clause.startswith("Statsig")
         assert not clause.endswith(".")
         assert advice.endswith(".")
+
+
+def test_changes_that_never_came_are_told_with_what_to_do() -> None:
+    missing = facts(replace(RECEIVING, missed=2))
+    assert sentence(missing) == (
+        "2 changes of Statsig's audit log never came to statsig. Receiving. Last config change 4 minutes ago."
+    )
+    (trouble,) = troubles(missing)
+    assert trouble.title == "2 changes of Statsig's audit log never came to statsig"
+    assert trouble.check.startswith("`statsig-otel reconcile` shows them")
+    assert not troubles(facts(replace(RECEIVING, missed=0)))
