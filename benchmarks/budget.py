@@ -57,7 +57,12 @@ _TIMEOUT: Final = 600.0
 _COUNTED: Final = {stages.INSTRUCTIONS: (1280, CLIENTS), stages.BLOCKS: (24, 8)}
 """The webhooks that are counted, and from how many clients. To count blocks takes a second for each."""
 
-_JOURNAL: Final = "_journal.py"
+_PARTS: Final = {
+    "the journal of the live page and `top`": ("_journal.py",),
+    "metrics that nobody reads": ("_telemetry.py", "_instruments.py", "counting.py", "opentelemetry"),
+}
+"""What a webhook pays for watching, by the files that do it."""
+
 _ARRIVALS: Final = ("arrival.py", "arrivals.py", "_arrival ")
 _AUDIT_LOG: Final = {"audit_log": {"api_key": "console-0123456789"}}
 _TIDY: Final = 2.5
@@ -141,18 +146,19 @@ def running(
         yield counting, backend
 
 
-def counted(given: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
-    """Instructions and blocks of one webhook, by kind and stage, and the journal's share of the instructions."""
+def counted(given: argparse.Namespace) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Instructions and blocks of one webhook, by kind and stage, and the share of what watches, in words."""
     found: dict[str, dict[str, float]] = {}
-    journal = 0.0
+    watching = dict.fromkeys(_PARTS, 0.0)
     for kind in _COUNTED:
         costs: dict[str, float] = defaultdict(float)
         for (stage, function), cost in counts(kind, given).items():
             costs[stage] += cost
-            if kind == stages.INSTRUCTIONS and _JOURNAL in function:
-                journal += cost
+            for part, files in _PARTS.items() if kind == stages.INSTRUCTIONS else ():
+                watching[part] += cost if any(name in function for name in files) else 0.0
         found[kind] = costs
-    return found, journal / sum(found[stages.INSTRUCTIONS].values())
+    whole = sum(found[stages.INSTRUCTIONS].values())
+    return found, [f"{part}, {cost / whole:.2%}" for part, cost in watching.items()]
 
 
 def counts(
@@ -208,7 +214,7 @@ def compare(given: argparse.Namespace) -> None:
             raise RuntimeError(f"{python}: {printed.stderr}")
         rounds[python].append(json.loads(printed.stdout))
     versions = {python: measure.version_of(python) for python in pythons}
-    counts, journal = counted(given)
+    counts, watching = counted(given)
     measure.publish(
         "budget",
         "Processor time of one durable webhook with one change, from one of 64 clients. Share: of all of it; median of "
@@ -217,7 +223,7 @@ def compare(given: argparse.Namespace) -> None:
         f"{measure.machine()}.",
         measure.arguments(given, ("rounds", "seconds")),
         stage_table(rounds, versions, counts),
-        f"The journal of the live page and `top` takes {journal:.1%} of the instructions.",
+        f"Shares of the instructions: {'; '.join(watching)}.",
         remembering(given),
         measure.table(["thread", "share", "waits for each webhook"], threads(given)),
     )

@@ -171,7 +171,7 @@ class Journal:
             self._taken.resize(entries)
             self._refused.resize(entries)
             self._attempts.resize(entries)
-            self._shorten(self._bytes)
+            self.add_changes("", 0, ())  # which forgets what is too much now
 
     def add_request(
         self,
@@ -209,27 +209,22 @@ class Journal:
         """
         if not self.is_kept:
             return
-        entries = self._changes
+        entries, most, most_bytes = self._changes, self._most, self._most_bytes
         with self._lock:
             total = self._bytes
-            for change in changes[-self._most :]:
+            for change in changes[-most:]:
                 records = change.records
                 size = sum(map(len, records))
-                if size <= self._most_bytes:
+                if size <= most_bytes:
                     total += size
                 else:
                     records = ()
                 entries.append((at_ns, receiver, change.uid, records, size))
-            self._shorten(total)
-
-    def _shorten(self, total: int) -> None:
-        """Forget the oldest changes, whose records have so many bytes, until the rest is within the bounds."""
-        entries = self._changes
-        while len(entries) > self._most or total > self._most_bytes:
-            oldest = entries.popleft()
-            if oldest[3]:
-                total -= oldest[4]
-        self._bytes = total
+            while len(entries) > most or total > most_bytes:
+                oldest = entries.popleft()
+                if oldest[3]:
+                    total -= oldest[4]
+            self._bytes = total
 
     def add_attempt(
         self, exporter: str, outcome: str, reason: str, *, records: int, delivered: int, seconds: float
