@@ -46,27 +46,31 @@ RETRY_LATER: Final = frozenset({
     KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, KafkaError.PRODUCER_FENCED, KafkaError.UNKNOWN_PRODUCER_ID,
 })  # fmt: skip
 
-_DENIED: Final = "grant the user the right to write to the topic (ACL operations WRITE and DESCRIBE)"
+_DENIED: Final = "grant the user WRITE and DESCRIBE on the topic"
 _LOGIN: Final = "check auth::sasl: mechanism, username and password"
 _MAKE_IT: Final = "create the topic, or correct logs::topic"
 HINTS: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: _DENIED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant the user the right IDEMPOTENT_WRITE on the cluster",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: f"{_DENIED}, and before Kafka 2.8 IDEMPOTENT_WRITE on the cluster",
     KafkaError.UNKNOWN_TOPIC_OR_PART: _MAKE_IT,
     KafkaError._UNKNOWN_TOPIC: _MAKE_IT,
     KafkaError.TOPIC_EXCEPTION: _MAKE_IT,
     KafkaError._AUTHENTICATION: _LOGIN,
     KafkaError.SASL_AUTHENTICATION_FAILED: _LOGIN,
     KafkaError.UNSUPPORTED_SASL_MECHANISM: _LOGIN,
-    KafkaError._SSL: "check tls, and whether the port is one for TLS",
+    KafkaError._SSL: "check tls",
     KafkaError.UNSUPPORTED_COMPRESSION_TYPE: "choose another producer::compression",
 }
 """What to do, for the errors that somebody has to repair."""
 
-_WRONG_PORT: Final = "security.protocol"
-"""The key of librdkafka that its message names if a server ends new connections."""
-
-_LISTENER: Final = "check whether this port wants TLS (tls: {}) or a password (auth::sasl)"
+_LISTENER: Final = "check brokers, and whether their port wants TLS (tls: {}) or a password (auth::sasl)"
+_WORDS: Final = {
+    "PLAINTEXT broker listener": "this port seems to speak without TLS: leave tls out, or name the port for TLS",
+    "certificate verify failed": "the broker's certificate is not trusted: name its CA in tls::ca_file",
+    "brokers are down": _LISTENER,  # all that is said if a port ends connections
+    "security.protocol": _LISTENER,
+}
+"""What to do, by words of librdkafka, whose own advice names its own keys."""
 
 UNANSWERED: Final = frozenset({
     KafkaError._FATAL, KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE,
@@ -86,7 +90,7 @@ def outcome_of(error: KafkaError, place: str) -> RetryLater | Rejected | Blocked
     said = one_line(error.str())
     if code in REJECTED:
         return Rejected(f"{name} from {place}: {said}")
-    hint = HINTS.get(code) or (_LISTENER if _WRONG_PORT in said else "")
+    hint = next((hint for words, hint in _WORDS.items() if words in said), HINTS.get(code))
     reason = f"{name} from {place}: {hint}: {said}" if hint else f"{name} from {place}: {said}"
     if code in RETRY_LATER:
         return RetryLater(reason, may_be_data=code == KafkaError.UNKNOWN)
@@ -104,4 +108,5 @@ def decisive(errors: Iterable[KafkaError]) -> KafkaError:
 
 def _rank(error: KafkaError) -> tuple[bool, ...]:
     code = error.code()
-    return code in REJECTED, code == KafkaError.UNKNOWN, code in UNANSWERED, code in RETRY_LATER
+    says_little = code in UNANSWERED, code == KafkaError._ALL_BROKERS_DOWN
+    return code in REJECTED, code == KafkaError.UNKNOWN, *says_little, code in RETRY_LATER

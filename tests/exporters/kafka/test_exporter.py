@@ -181,7 +181,7 @@ def test_a_user_who_may_not_write_idempotently_blocks(cluster: KafkaCluster) -> 
     made.start()
     outcome = send(made, ["first"])
     assert isinstance(outcome, Blocked)
-    assert "grant the user the right IDEMPOTENT_WRITE" in outcome.reason
+    assert "grant the user WRITE and DESCRIBE on the topic, and before Kafka 2.8 IDEMPOTENT_WRITE" in outcome.reason
     made.shutdown()
 
 

@@ -60,10 +60,9 @@ def test_only_an_unknown_error_of_the_broker_may_be_about_the_data() -> None:
 
 def test_a_port_that_ends_connections_gets_a_hint() -> None:
     words = "Disconnected: might be caused by incorrect security.protocol configuration"
+    hint = "check brokers, and whether their port wants TLS (tls: {}) or a password (auth::sasl)"
     outcome = outcome_of(KafkaError(KafkaError._TRANSPORT, words), "t")
-    assert outcome == RetryLater(
-        f"TRANSPORT from t: check whether this port wants TLS (tls: {{}}) or a password (auth::sasl): {words}"
-    )
+    assert outcome == RetryLater(f"TRANSPORT from t: {hint}: {words}")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +75,7 @@ def test_a_port_that_ends_connections_gets_a_hint() -> None:
         ("MSG_SIZE_TOO_LARGE _PURGE_QUEUE UNKNOWN NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS"),
         ("MSG_SIZE_TOO_LARGE UNKNOWN _PURGE_QUEUE", "_PURGE_QUEUE"),
         ("MSG_SIZE_TOO_LARGE UNKNOWN", "UNKNOWN"),
+        ("_ALL_BROKERS_DOWN _TRANSPORT", "_TRANSPORT"),
     ],
 )
 def test_what_decides_about_messages_that_failed_in_different_ways(names: str, expected: str) -> None:

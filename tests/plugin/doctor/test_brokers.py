@@ -28,7 +28,7 @@ def test_the_topic_is_looked_at() -> None:
         found = look(cluster.brokers)
         assert found.status == "failed"
         assert found.detail.startswith("TOPIC_AUTHORIZATION_FAILED from the topic otlp_logs at 127.0.0.1:")
-        assert "grant the user the right to write to the topic" in found.detail
+        assert "grant the user WRITE and DESCRIBE on the topic" in found.detail
         cluster.deny_topic(0)
         assert cluster.read(0) == []
 

@@ -1,0 +1,108 @@
+"""The exporter against a real Apache Kafka: listeners, users, rights, sizes, and what is said of each mistake."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.exporters import KafkaSettings
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
+from statsig_otel.exporters.kafka.connection import check_brokers
+from tests.exporters.delivery.helpers import rig, settings
+from tests.exporters.kafka.records import exporter, record, uids_of
+from tests.exporters.kafka.test_delivery import uid_of, webhook
+from tests.peers.apache_kafka import TEST_TIMEOUT, ApacheKafka, UnavailableError, running, sasl
+from tests.peers.kafka_cluster import read
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_TIMEOUT), pytest.mark.xdist_group("apache_kafka")]
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    try:
+        with running(tmp_path_factory.mktemp("kafka") / "cluster") as cluster:
+            yield cluster
+    except UnavailableError as error:
+        pytest.skip(f"!! THERE IS NO APACHE KAFKA: THE TESTS WITH A REAL BROKER DO NOT RUN: {error}")
+
+
+def send(brokers: list[str], *uids: str, timeout: float = 60.0, size: int = 0, **keys: Any) -> Outcome:
+    made = exporter(brokers, **keys)
+    made.start()
+    try:
+        return made.send(b"".join(record(uid, size=size) for uid in uids), len(uids), timeout)
+    finally:
+        made.shutdown()
+
+
+def reason_of(outcome: Outcome, kind: type[Blocked | RetryLater | Rejected]) -> str:
+    assert isinstance(outcome, kind)
+    return outcome.reason
+
+
+def test_each_way_to_connect_and_each_form_arrives(kafka: ApacheKafka, tmp_path: Path) -> None:
+    kafka.create_topic("forms")
+    logs = {"topic": "forms"}
+    ca = kafka.authority.write(tmp_path)
+    plain, password, tls = (kafka.addresses(listener) for listener in ("PLAINTEXT", "SASL", "SSL"))
+    for name in ("none", "gzip", "snappy", "lz4", "zstd"):
+        assert send(plain, f"{name}1", f"{name}2", logs=logs, producer={"compression": name}) == Delivered()
+    for name in ("PLAIN", "SCRAM-SHA-512"):
+        assert send(password, name, logs=logs, auth=sasl("writer", mechanism=name)) == Delivered()
+    assert send(tls, "tls", logs=logs, tls={"ca_file": ca}) == Delivered()
+    assert send(tls, "unverified", logs=logs, tls={"insecure_skip_verify": True}) == Delivered()
+    found = read(plain, 14, "forms", range(3))
+    compressed = [f"{name}{number}" for name in ("none", "gzip", "snappy", "lz4", "zstd") for number in (1, 2)]
+    assert sorted(uids_of(one.value() for one in found)) == sorted(
+        [*compressed, "PLAIN", "SCRAM-SHA-512", "tls", "unverified"]
+    )
+    settings = KafkaSettings.model_validate({"brokers": password, "logs": logs, "auth": sasl("writer")})
+    detail, fault = check_brokers(settings, 30)
+    assert detail == "1 broker; the topic forms has 3 partitions"
+    assert fault is not None
+    assert fault.message == "has one replica only: what a broker loses is lost"
+
+
+def test_a_user_without_the_right_or_the_password_blocks(kafka: ApacheKafka) -> None:
+    brokers = kafka.addresses("SASL")
+    denied = send(brokers, "a", auth=sasl("stranger"))
+    assert "grant the user WRITE and DESCRIBE on the topic" in reason_of(denied, Blocked)
+    unknown = send(brokers, "a", timeout=8, auth=sasl("writer", password="wrong"))
+    assert "check auth::sasl: mechanism, username and password" in reason_of(unknown, Blocked)
+    assert "wrong" not in reason_of(unknown, Blocked)
+
+
+def test_the_wrong_listener_is_named(kafka: ApacheKafka, tmp_path: Path) -> None:
+    ca = kafka.authority.write(tmp_path)
+    plain, password, tls = (kafka.addresses(listener) for listener in ("PLAINTEXT", "SASL", "SSL"))
+    hint = "check brokers, and whether their port wants TLS (tls: {}) or a password (auth::sasl)"
+    assert hint in reason_of(send(tls, "a", timeout=8), RetryLater)
+    assert hint in reason_of(send(password, "a", timeout=8), RetryLater)
+    without = send(plain, "a", timeout=8, tls={"ca_file": ca})
+    assert "this port seems to speak without TLS: leave tls out" in reason_of(without, RetryLater)
+    untrusted = send(tls, "a", timeout=8, tls={})
+    assert "certificate is not trusted: name its CA in tls::ca_file" in reason_of(untrusted, Blocked)
+
+
+def test_a_topic_that_is_not_there_blocks(kafka: ApacheKafka) -> None:
+    outcome = send(kafka.addresses(), "a", timeout=15, logs={"topic": "nothing"})
+    assert "create the topic, or correct logs::topic" in reason_of(outcome, Blocked)
+
+
+def test_a_topic_with_a_smaller_limit_takes_all_but_what_is_too_large_by_itself(
+    kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    """A request with many messages is over the limit too, although each of them fits."""
+    kafka.create_topic("small", settings={"max.message.bytes": "2000"})
+    made = exporter(kafka.addresses(), logs={"topic": "small"})
+    with rig(tmp_path, made, settings()) as queued:
+        route = queued.queue.routing.route("statsig")
+        for number in range(40):
+            queued.queue.consume(webhook(number, size=5000 if number == 7 else 200), route).result(30)
+        queued.start()
+        queued.drained()
+        (dead_letter,) = queued.dead_letters()
+        assert dead_letter.uid == bytes.fromhex(uid_of(7))
+    written = uids_of(one.value() for one in read(kafka.addresses(), 39, "small", range(3)))
+    assert sorted(written) == sorted(uid_of(number) for number in range(40) if number != 7)

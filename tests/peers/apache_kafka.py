@@ -1,0 +1,273 @@
+"""A real Apache Kafka: fetched with Maven, kept between runs, and started as one broker or several.
+
+The jars lie in the user's cache directory ($XDG_CACHE_HOME, else ~/.cache), under statsig-otel-tests/kafka-VERSION.
+They need Maven to be fetched (44 MB), and Java 17 or newer to run. A broker takes 330 MB.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Final, Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from tests.e2e.processes import Process, clean_environment
+from tests.peers.certs import Authority
+from tests.peers.otlp_servers import free_port
+
+_POM: Final = Path(__file__).with_suffix(".pom.xml")
+_VERSION: Final = "4.3.1"
+_FETCH_TIMEOUT: Final = 10 * 60.0
+_CLUSTER_ID: Final = "c3RhdHNpZy1vdGVsLXRlcw"
+_PASSWORDS: Final = {"writer": "w-secret", "stranger": "s-secret"}
+"""The users of the SASL listeners. Only the writer may write."""
+
+TEST_TIMEOUT: Final = 15 * 60.0
+"""Seconds for a test that may have to fetch the jars first, or to wait for another worker that does."""
+
+
+class UnavailableError(Exception):
+    """This machine has no Java, or can't get the jars."""
+
+
+@cache
+def fetch() -> Path:
+    """The folder with the jars. Several processes may ask at a time.
+
+    Raises:
+        UnavailableError: There is no Java or no Maven, or the jars can't be had.
+    """
+    java, maven = shutil.which("java"), shutil.which("mvn")
+    if java is None:
+        raise UnavailableError("java is not on the PATH")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+    version = re.search(r'version "(\d+)', said)
+    if version is None or int(version[1]) < 17:
+        raise UnavailableError(f"Java 17 or newer is needed: {said.splitlines()[0]}")
+    cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache_folder / "statsig-otel-tests" / f"kafka-{_VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        jars, pom = folder / "jars", folder / "pom.xml"
+        if not (jars.is_dir() and pom.exists() and pom.read_bytes() == _POM.read_bytes()):
+            if maven is None:
+                raise UnavailableError("mvn is not on the PATH")
+            pom.unlink(missing_ok=True)
+            goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
+            try:
+                ran = subprocess.run(
+                    [maven, "--batch-mode", "--quiet", "--file", str(_POM), *goal],
+                    capture_output=True, text=True, check=False, timeout=_FETCH_TIMEOUT,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise UnavailableError(f"Maven took more than {_FETCH_TIMEOUT / 60:.0f} minutes") from error
+            if ran.returncode:
+                raise UnavailableError(f"the jars can't be had:\n{(ran.stdout + ran.stderr)[-2000:]}")
+            pom.write_bytes(_POM.read_bytes())
+    return jars
+
+
+class Broker:
+    """One broker, which is also a controller. A context manager: it ends with the block.
+
+    Attributes:
+        ports: Its ports on 127.0.0.1 by listener: PLAINTEXT, SASL, SSL and CONTROLLER.
+    """
+
+    def __init__(self, jars: Path, folder: Path, number: int, ports: Mapping[str, int]) -> None:
+        self.ports = ports
+        self._jars = jars
+        self._folder = folder
+        self._number = number
+        self._process: Process | None = None
+
+    def configure(self, authority: Authority, controllers: str, size: int) -> None:
+        """Write the broker's files and prepare its storage."""
+        self._folder.mkdir(parents=True)
+        certificate = authority.issue("127.0.0.1", "localhost")
+        key = load_pem_private_key(certificate.key, None)  # Java reads one form only
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (self._folder / "server.pem").write_bytes(pem + certificate.chain)
+        scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        plain = "org.apache.kafka.common.security.plain.PlainLoginModule required " + " ".join(
+            f'user_{user}="{password}"' for user, password in _PASSWORDS.items()
+        )
+        listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in self.ports.items())
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": self._number,
+            "controller.quorum.voters": controllers,
+            "controller.listener.names": "CONTROLLER",
+            "listeners": listeners,
+            "advertised.listeners": ",".join(one for one in listeners.split(",") if "CONTROLLER" not in one),
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,SSL:SSL",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+            "listener.name.sasl.scram-sha-512.sasl.jaas.config": scram,
+            "listener.name.sasl.plain.sasl.jaas.config": f"{plain};",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": self._folder / "server.pem",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+            "log.dirs": self._folder / "data",
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": size,
+            "transaction.state.log.replication.factor": size,
+            "transaction.state.log.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "controlled.shutdown.enable": "false",
+        }  # fmt: skip
+        text = "".join(f"{key}={value}\n" for key, value in settings.items())
+        (self._folder / "server.properties").write_text(text)
+        users = [
+            argument
+            for user, password in _PASSWORDS.items()
+            for argument in ("--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]")
+        ]
+        subprocess.run(
+            self._java("kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID, *users,
+                       "--config", str(self._folder / "server.properties")),
+            env=clean_environment(), check=True, capture_output=True,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Start it. It takes requests once the cluster is complete."""
+        command = self._java("kafka.Kafka", str(self._folder / "server.properties"))
+        self._process = Process(command, clean_environment()).__enter__()
+
+    def kill(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            os.kill(process.pid, signal.SIGKILL)
+            process.__exit__(None, None, None)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.is_running
+
+    @property
+    def output(self) -> str:
+        """What it has said since its last start."""
+        return "" if self._process is None else self._process.output
+
+    def _java(self, *arguments: str) -> list[str]:
+        return [
+            "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+            "-cp", f"{self._jars}/*", *arguments,
+        ]  # fmt: skip
+
+
+class ApacheKafka:
+    """A cluster of brokers on this machine, with the topic `otlp_logs`. A context manager.
+
+    Args:
+        jars: Of `fetch`.
+        folder: A folder for its files.
+        size: How many brokers.
+
+    Attributes:
+        brokers: The brokers.
+        authority: Who has issued their certificates.
+    """
+
+    def __init__(self, jars: Path, folder: Path, size: int = 1) -> None:
+        self.authority = Authority()
+        names = ("PLAINTEXT", "SASL", "SSL", "CONTROLLER")
+        self.brokers = [
+            Broker(jars, folder / f"broker-{number}", number, {name: free_port() for name in names})
+            for number in range(1, size + 1)
+        ]
+        self._size = size
+
+    def __enter__(self) -> Self:
+        voters = ",".join(f"{number}@127.0.0.1:{one.ports['CONTROLLER']}" for number, one in enumerate(self.brokers, 1))
+        for broker in self.brokers:
+            broker.configure(self.authority, voters, self._size)
+        try:
+            for broker in self.brokers:
+                broker.start()
+            self._wait()
+            self.create_topic("otlp_logs")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for broker in self.brokers:
+            broker.kill()
+
+    def addresses(self, listener: str = "PLAINTEXT") -> list[str]:
+        """Where the brokers listen."""
+        return [f"127.0.0.1:{broker.ports[listener]}" for broker in self.brokers]
+
+    def create_topic(self, name: str, partitions: int = 3, settings: Mapping[str, str] | None = None) -> None:
+        """Create a topic that has a replica on each broker, and that the user `writer` may write to."""
+        topic = NewTopic(name, partitions, self._size, config=dict(settings or {}))
+        acls = [
+            AclBinding(
+                ResourceType.TOPIC, name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation,
+                AclPermissionType.ALLOW,
+            )
+            for user, operation in (
+                ("writer", AclOperation.WRITE), ("writer", AclOperation.DESCRIBE), ("stranger", AclOperation.DESCRIBE),
+            )
+        ]  # fmt: skip
+        admin = self._admin()  # it has to last until the answers are there
+        for future in [*admin.create_topics([topic]).values(), *admin.create_acls(acls).values()]:
+            future.result(60)
+
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": ",".join(self.addresses()), "log_level": 0})
+
+    def _wait(self, within: float = 180.0) -> None:
+        """Wait until all brokers have joined."""
+        latest = time.monotonic() + within
+        while True:
+            try:
+                if len(self._admin().list_topics(timeout=2).brokers) == self._size:
+                    return
+            except KafkaException:
+                pass
+            if time.monotonic() > latest or not all(broker.is_running for broker in self.brokers):
+                lines = [line for broker in self.brokers for line in broker.output.splitlines()]
+                faults = [line for line in lines if "ERROR" in line or line.startswith("Caused by")]
+                raise AssertionError("the brokers do not start:\n" + "\n".join(faults or lines[-30:]))
+            time.sleep(0.2)
+
+
+def sasl(user: str, *, mechanism: str = "SCRAM-SHA-512", password: str | None = None) -> dict[str, object]:
+    """The key `auth` of an exporter, with the user's password or another one."""
+    secret = _PASSWORDS[user] if password is None else password
+    return {"sasl": {"mechanism": mechanism, "username": user, "password": secret}}
+
+
+@contextmanager
+def running(folder: Path, size: int = 1) -> Iterator[ApacheKafka]:
+    """A running cluster.
+
+    Raises:
+        UnavailableError: This machine can't run it.
+    """
+    with ApacheKafka(fetch(), folder, size) as cluster:
+        yield cluster
