@@ -19,6 +19,7 @@ import pytest
 
 from statsig_otel.plugin.webhook import DEFAULT_PATH
 from tests.e2e.processes import Process, wait_until_listening
+from tests.looped import looped
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, free_port
 from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed
 from tests.plugin.http_client import Address, exchange, request
@@ -419,7 +420,7 @@ def test_the_pure_part_prints_what_it_mapped(tmp_path: Path) -> None:
     assert (complained, status) == ("", 0)
 
 
-@pytest.mark.parametrize("heading", PROGRAMS)
+@looped("heading", PROGRAMS)
 def test_a_program_uses_public_names_only(heading: str) -> None:
     code = "\n".join(PROGRAMS[heading].files.values())
     imports = re.findall(r"(?m)^ *from (statsig_otel\S*) import", code)

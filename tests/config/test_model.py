@@ -242,10 +242,10 @@ def test_durations(written: object, seconds: float) -> None:
     assert math.isclose(DURATION.validate_python(written, context=AS_WRITTEN), seconds)
 
 
-@pytest.mark.parametrize(
+@looped(
     "written",
     ["", "5", "s", "-5s", "+5s", "5 s", " 5s", "5s ", "5S", "5d", "1e3s", "5s\n", "٥s", ".s", "9" * 400 + "h",
-     "9" * 5000 + "s", 5, 1.5, True, None, [], {}, math.inf, math.nan, pytest.param(10**5000, id="huge")],
+     "9" * 5000 + "s", 5, 1.5, True, None, [], {}, math.inf, math.nan, 10**5000],
 )  # fmt: skip
 def test_no_durations(written: object) -> None:
     with pytest.raises(ValidationError):

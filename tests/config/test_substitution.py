@@ -81,7 +81,7 @@ def test_what_a_file_would_resolve_or_refuse_is_refused_in_code(text: str) -> No
         assert read == re.sub(r"((?:\$\$)+)\{", lambda dollars: dollars[1][::2] + "{", text)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "value"),
     [("$", "$"), ("$$", "$$"), ("a$$b", "a$$b"), ("$5 {x}", "$5 {x}"), ("$X $(X)", "$X $(X)"), ("$ {", "$ {"),
      ("$${", "${"), ("$${x}", "${x}"), ("$$$${", "$${"), ("$$ $${", "$$ ${"), ("${", None), ("${}", None),
@@ -101,7 +101,7 @@ def test_names_the_variable_that_is_not_set() -> None:
     assert [fault.unset for fault in found] == ["NO", "NO2", None]
 
 
-@pytest.mark.parametrize(
+@looped(
     ("content", "value"),
     [(b"x", "x"), (b"x\n", "x"), (b"x\n\n", "x\n"), (b"x\r\n", "x"), (b"x\r", "x\r"), (b"\n", ""), (b"", ""),
      (b" ${A} $$ \n", " ${A} $$ "), (b"\xc3\xa9", "é")],

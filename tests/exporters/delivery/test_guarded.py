@@ -76,9 +76,8 @@ def test_a_mistake_blocks_the_exporter_and_nothing_leaves_the_queue(
     with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
         made.put(*named(3))
         made.start()
-        wait_until(lambda: made.sender.attempts)
+        wait_until(lambda: why in made.sender.last_error)  # which is set last
         assert made.sender.state == "blocked"
-        assert why in made.sender.last_error
         assert (made.waiting(), made.dead_letters()) == (3, [])
         exporter.answer = lambda names: Delivered()
         made.sender.resume()

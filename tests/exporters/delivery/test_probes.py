@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from tests.exporters.delivery.helpers import records
 from tests.exporters.delivery.simulation import Simulation
-from tests.looped import slow_except
+from tests.looped import looped, slow_except
 
 
 def refusing(is_bad: Callable[[int], bool], reason: str = "no") -> Callable[[tuple[int, ...]], Outcome]:
@@ -117,9 +118,14 @@ def test_records_that_were_refused_before_a_repair_are_sent_in_batches_after_it(
     assert made.sends[sends:] == [(1,), tuple(range(2, 66)), tuple(range(66, 121))]
 
 
-@pytest.mark.parametrize("too_soon", [RetryLater("503"), RetryLater("429", after=1.0), Blocked("403")])
-@pytest.mark.parametrize("spacing", [0.1, 1.0, 4.0])
-@pytest.mark.parametrize("bad", [(1,), (3,), (2, 5, 6), (9,), range(3, 9)])
+@looped(
+    ("too_soon", "spacing", "bad"),
+    product(
+        [RetryLater("503"), RetryLater("429", after=1.0), Blocked("403")],
+        [0.1, 1.0, 4.0],
+        [(1,), (3,), (2, 5, 6), (9,), range(3, 9)],
+    ),
+)
 def test_a_limit_on_the_rate_holds_up_no_record(too_soon: Outcome, spacing: float, bad: tuple[int, ...]) -> None:
     """nginx refuses what comes too soon after the last request, if its limit has no burst."""
     taken_at = -spacing

@@ -10,6 +10,7 @@ from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded
+from tests.looped import looped
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.http_proxy import HttpProxy
 from tests.peers.otlp_servers import GrpcSink, HttpAnswer, HttpSink, RawServer
@@ -25,7 +26,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("variables", "url", "expected"),
     [
         ({}, "https://backend", None),
@@ -81,12 +82,11 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_which_proxy(
-    variables: dict[str, str], url: str, expected: Proxy | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert proxy_for(urlsplit(url)) == expected
+def test_which_proxy(variables: dict[str, str], url: str, expected: Proxy | None) -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        assert proxy_for(urlsplit(url)) == expected
 
 
 @pytest.mark.parametrize("value", ["socks5://user:secret@proxy", "https://user:secret@proxy", "http://", "http://h:x"])

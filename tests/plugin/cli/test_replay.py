@@ -386,23 +386,19 @@ def replay_all(directory: Path) -> None:
         after, upto = page["next"], page["upto"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+@pytest.mark.parametrize("command", ["dead-letters replay", "dead-letters drop"])
+def test_arguments_that_are_not_understood_select_nothing(tmp_path: Path, command: str) -> None:
+    add_dead_letter(tmp_path, letter_of_record("x"))
+    wrong: list[dict[str, Any]] = [
         {},
         {"selection": {"exportr": "bad"}},
         {"selection": {"ids": ["x"]}},
         {"selection": {}, "limit": 7},
         {"selection": {"kind": "letter"}},
         {"selection": 7},
-    ],
-)
-@pytest.mark.parametrize("command", ["dead-letters replay", "dead-letters drop"])
-def test_arguments_that_are_not_understood_select_nothing(
-    tmp_path: Path, command: str, arguments: dict[str, Any]
-) -> None:
-    add_dead_letter(tmp_path, letter_of_record("x"))
+    ]
     with Served(tmp_path):
-        with pytest.raises(Exception, match="the arguments are wrong"):
-            call(tmp_path / CONTROL, command, **arguments)
+        for arguments in wrong:
+            with pytest.raises(Exception, match="the arguments are wrong"):
+                call(tmp_path / CONTROL, command, **arguments)
         assert len(as_json(tmp_path, "dead-letters", "list")) == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.looped import looped
 from tests.plugin.cli.configurations import call, config, wrong
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +26,7 @@ def test_the_examples_keep_to_the_schema(schema: Any, path: Path) -> None:
     assert wrong(schema, path.read_text()) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))])
+@looped("name", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))])
 def test_configurations_in_the_docs_keep_to_the_schema(schema: Any, name: str) -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
     for block in blocks:
@@ -52,7 +53,7 @@ RECEIVER = "receivers: {statsig: {signing_secrets: [], %s}}\n"
 REST = "exporters: {debug: }\nservice: {pipelines: {logs: {receivers: [statsig], exporters: [debug]}}}\n"
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         *(
@@ -76,7 +77,7 @@ def test_what_the_schema_allows(schema: Any, text: str) -> None:
     assert wrong(schema, text) == []
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "path"),
     [
         (RECEIVER % "" + "exporters: {debug: }\n", ""),
@@ -115,7 +116,7 @@ def test_what_the_schema_refuses(schema: Any, text: str, path: str) -> None:
     assert any(found.startswith(path) for found in wrong(schema, text))
 
 
-@pytest.mark.parametrize(
+@looped(
     # What needs two places to be seen, or a look into a text, is the reader's alone.
     "path",
     sorted(
@@ -123,7 +124,6 @@ def test_what_the_schema_refuses(schema: Any, text: str, path: str) -> None:
         for path in CASES.glob("*.yaml")
         if not path.stem.startswith(("storage", "intervals", "verification", "template_fields"))
     ),
-    ids=lambda path: path.stem,
 )
 def test_keys_and_words_that_the_reader_refuses_are_refused_by_the_schema(schema: Any, path: Path) -> None:
     assert wrong(schema, path.read_text())

@@ -25,6 +25,7 @@ from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook import body as webhook
 from statsig_otel.plugin.webhook.signature import verify
+from tests.looped import looped
 from tests.peers.certs import Authority
 
 SECRET = "webhook-0123456789abcdef"
@@ -407,7 +408,7 @@ def test_the_secret_is_no_argument_and_never_shown(receiver: Receiver) -> None:
     assert receiver.requests == []
 
 
-@pytest.mark.parametrize(
+@looped(
     ("arguments", "message"),
     [
         (("--sample", "nothing"), "There are: gate,"),

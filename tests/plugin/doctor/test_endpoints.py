@@ -15,6 +15,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin.control.socket import ControlServer
 from statsig_otel.plugin.doctor import endpoints, storage
 from statsig_otel.plugin.doctor.finding import Finding
+from tests.looped import looped
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, free_port, server_context
 
@@ -190,7 +191,7 @@ def test_what_does_not_answer_is_told() -> None:
     assert look("a", grpc("unix-abstract:x", insecure=True))[0].status == "unknown"
 
 
-@pytest.mark.parametrize(
+@looped(
     ("endpoint", "address"),
     [
         ("h:1", "h:1"), ("http://[::1]:1", "[::1]:1"), ("dns:///h", "h:443"), ("dns://8.8.8.8/h:1", "h:1"),

@@ -21,6 +21,7 @@ from statsig_otel.plugin import (
     parse,
 )
 from statsig_otel.plugin.receiver.handover import consume, run_in_thread
+from tests.looped import looped
 from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Adapter, assert_refused, body_of, post
 from tests.plugin.services import Keeper, service
 
@@ -177,7 +178,7 @@ class NoArgument:
 
 
 @pytest.mark.parametrize("make", [StatsigReceiver, StatsigWsgiReceiver])
-@pytest.mark.parametrize(
+@looped(
     ("arguments", "patience", "said"),
     [
         ((CONSUMER, INTAKE), None, "intake must be an Intake, not Consumer"),

@@ -15,6 +15,7 @@ from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.plugin.server import connection as connection_module
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
 from statsig_otel.plugin.server.tls import ServerTlsSettings
+from tests.looped import looped
 from tests.plugin.server.echo import (
     LONG,
     POST,
@@ -77,7 +78,7 @@ def test_headers_past_the_bound_are_431() -> None:
         assert read_answer(connection)[0] == 431
 
 
-@pytest.mark.parametrize(
+@looped(
     "request_",
     [
         b"hello\r\n\r\n",

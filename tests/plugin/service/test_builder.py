@@ -28,6 +28,7 @@ from statsig_otel.plugin import (
     StatsigReceiverSettings,
 )
 from statsig_otel.plugin.settings.remarks import remarks
+from tests.looped import looped
 from tests.plugin.services import SECRET, Keeper, names_in, post, service
 
 RECEIVER = StatsigReceiverSettings(signing_secrets=[Opaque(SECRET)])
@@ -61,7 +62,7 @@ def build(**arguments: Any) -> Service:
 BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
 
 
-@pytest.mark.parametrize(
+@looped(
     ("arguments", "problems"),
     [
         ({"receivers": {}}, ["receivers: is empty"]),

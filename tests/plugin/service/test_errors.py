@@ -287,7 +287,7 @@ def test_the_environment_is_a_mapping() -> None:
             make()
 
 
-@pytest.mark.parametrize("written", REFERENCES)
+@looped("written", REFERENCES)
 def test_settings_refuse_it_too(written: str) -> None:
     path = Path(written)
     makes: dict[str, Callable[[], object]] = {

@@ -15,6 +15,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, RestartNeededError, Service, StatsigReceiverSettings
 from statsig_otel.plugin.control.socket import call
 from statsig_otel.plugin.service import reload
+from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.services import SECRET, Keeper, address_of, post, service
@@ -326,7 +327,7 @@ def test_a_url_that_ends_with_the_path_of_a_receiver_is_named(make: Make, caplog
     assert f"the path of statsig, whose URL is then https://h{DEFAULT_PATH}{DEFAULT_PATH}" in caplog.text
 
 
-@pytest.mark.parametrize(
+@looped(
     "url",
     [
         "flags.example.com", "ftp://flags.example.com", "https://", "https://[", "https://a?b", "https://h/?", "https://h/p#",
