@@ -180,7 +180,7 @@ def _bars(series: int, name: str, minutes: Sequence[tuple[int, Sequence[float]]]
     )
     label = _text(f"{name} in the last hour: {total:.0f}{peak}")
     return (
-        f'<figure data-key="{series}"><figcaption>{_text(name)} <b>{total:.0f}</b></figcaption>'
+        f'<figure data-key="{series}"><figcaption>{_text(name)} <b>{total:,.0f}</b></figcaption>'
         f'<svg viewBox="0 0 {MINUTES * 5} {_BARS:.0f}" role="img" aria-label="{label}" class="series{series}" '
         f'preserveAspectRatio="none"><line x1="0" y1="{_BARS:.0f}" x2="{MINUTES * 5}" y2="{_BARS:.0f}"/>{bars}</svg>'
         '<div class="axis"><span>an hour ago</span><span>now</span></div></figure>'
