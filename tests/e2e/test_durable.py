@@ -40,7 +40,7 @@ def test_what_waits_at_the_end_is_delivered_after_the_next_start(tmp_path: Path)
         config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
         with ServiceProcess(config, env=ENV) as service:
             assert post(service.url, change(1), change(2)).status == 200
-        assert any("is blocked until somebody repairs it" in line for line in service.log)
+        wait_until(lambda: service.has_logged("is blocked until somebody repairs it"), "it is said")
         assert waiting(tmp_path) == {"otlp_grpc": 2}
         sink.requests.clear()
         sink.answer = GrpcAnswer()
@@ -134,7 +134,7 @@ def test_an_exporter_that_left_the_configuration_keeps_its_place(tmp_path: Path)
             pass
         with ServiceProcess(config, env=ENV) as service:
             pass
-        assert any("otlp_grpc/leaves is in no pipeline any more" in line for line in service.log)
+        wait_until(lambda: service.has_logged("otlp_grpc/leaves is in no pipeline any more"), "it is said")
         leaves.requests.clear()
         leaves.answer = GrpcAnswer()
         with ServiceProcess(write_config(tmp_path, both, queued=True), env=ENV):

@@ -219,7 +219,8 @@ def test_an_exporter_that_left_the_configuration_is_removed_by_command_alone(tmp
             assert [row["name"] for row in as_json(tmp_path, "queue")["exporters"]] == ["otlp_grpc/b"]
             assert post(service.url, [change(2)]) == 200
             wait_until(lambda: delivered(other) == ["gate_1", "gate_2"], "delivery goes on")
-        assert any("Command queue remove: otlp_grpc is forgotten, and 1 record of" in line for line in service.log)
+        forgotten = "Command queue remove: otlp_grpc is forgotten, and 1 record of"
+        wait_until(lambda: service.has_logged(forgotten), "it is said")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, free_port
+from tests.waiting import wait_until
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 SECRET_ENV = {"STATSIG_SIGNING_SECRET": SECRET}
@@ -65,7 +66,7 @@ def test_prometheus_and_a_backend_read_what_the_service_counts(tmp_path: Path) -
             assert post(service.url).status == 200
             text = http.request("GET", f"http://127.0.0.1:{port}/metrics").data.decode()
             assert not metrics.requests
-        assert any(f"Metrics for Prometheus: http://127.0.0.1:{port}/metrics" in line for line in service.log)
+        assert service.has_logged(f"Metrics for Prometheus: http://127.0.0.1:{port}/metrics")
         assert "s3cr3t-of-metrics" not in "\n".join(service.log)
         (report,) = metrics.requests
     lines = text.splitlines()
@@ -126,7 +127,7 @@ def test_the_set_up_in_its_true_order() -> None:
             assert (verified.status, verified.json()) == (200, {"verification_code": "abc123"})
             assert post(service.url).status == 401
         assert any("no signing secret yet" in line for line in service.output)
-        assert any("Copy its signing secret" in line for line in service.log)
+        wait_until(lambda: service.has_logged("Copy its signing secret"), "it is said")
         assert not backend.requests
         with ServiceProcess(env={**env, **SECRET_ENV}) as service:
             assert post(service.url).status == 200
@@ -156,7 +157,7 @@ def test_the_environment_alone_configures_the_exporter_and_the_resource(protocol
         resource = received.message.resource_logs[0].resource.attributes
         assert (received.headers["x-team"], received.headers["x-other"]) == ("a b", "c")
         assert {item.key: item.value.string_value for item in resource} == {"service.name": "flags", "team": "flags"}
-        assert any("OTEL_RESOURCE_ATTRIBUTES" in line for line in service.log)
+        wait_until(lambda: service.has_logged("OTEL_RESOURCE_ATTRIBUTES"), "it is said")
         if protocol != "grpc":
             assert received.path == "/v1/logs"
 
