@@ -25,6 +25,7 @@ ABOUT_WEBHOOK: Final[Mapping[str, str]] = {
     "integration_update_disabled_events": "the events that an integration sends were chosen anew",
     "integration_update_outgoing_config": "where an integration sends was changed",
     "integration_update_rate_limits": "an integration's rate limits were changed",
+    "update_precommit_hook": "a pre-commit webhook was changed",
 }
 """The types of entries that can explain why changes are missing, in words."""
 
@@ -74,7 +75,6 @@ class AuditEntry:
         user_id: The id of the user who did it.
         user_name: That user's name.
         user_email: That user's email address.
-        changes: The old and the new value of each field that changed, as Statsig sent them; may be empty.
     """
 
     id: str
@@ -85,7 +85,6 @@ class AuditEntry:
     user_id: str | None
     user_name: str | None
     user_email: str | None
-    changes: Mapping[str, object]
 
     @property
     def kind(self) -> Kind:
@@ -149,7 +148,6 @@ def _entry(item: object) -> AuditEntry | str:
     second = _second(_string(item, "date") or "", _string(item, "time") or "")
     if second is None:
         return f"the entry {identity} has no date and time that can be read"
-    changes = item.get("changes")
     entry = AuditEntry(
         id=identity,
         second=second,
@@ -159,7 +157,6 @@ def _entry(item: object) -> AuditEntry | str:
         user_id=_string(item, "updatedByUserID"),
         user_name=_string(item, "updatedBy"),
         user_email=_string(item, "modifierEmail"),
-        changes=changes if isinstance(changes, dict) else {},
     )
     if not entry.name and entry.kind in ("change", "unknown"):
         return f"the entry {identity} does not name what was changed"

@@ -6,7 +6,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from statsig_otel._telemetry import counts_of
@@ -30,6 +29,8 @@ _LATE: Final = 3600
 """Seconds by which an entry may be in the log later than its time says."""
 
 _JOIN: Final = 1.0
+_PASSING: Final = (AuditLogError, QueueError, sqlite3.Error, OSError, ValueError)
+"""Errors that are of the network, the disk or the settings."""
 
 
 class _StoppedError(Exception):
@@ -44,12 +45,11 @@ class AuditLogWatch:
     Args:
         receiver: The receiver's id.
         queue: Remembers what came, and how far the log was compared.
-        settings: How the log is read. They may be replaced at any time.
+        settings: How the log is read.
         clock: Seconds since the epoch.
 
     Attributes:
         receiver: The receiver's id.
-        settings: How the log is read.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AuditLogWatch:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.receiver: Final = receiver
-        self.settings: AuditLogSettings = settings
+        self._settings = settings
         self._queue = queue
         self._clock = clock
         self._entries: dict[str, AuditEntry] = {}
@@ -69,7 +69,19 @@ class AuditLogWatch:
         self._unclear: frozenset[str] = frozenset()  # entries of which too few came, and which is not known
         self._failure = ""  # what was logged last
         self._ended = threading.Event()
+        self._due = threading.Event()  # to look at once, or to end
         self._thread: threading.Thread | None = None
+
+    @property
+    def settings(self) -> AuditLogSettings:
+        """How the log is read. Others are used at once, since a wrong key may be what has changed."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: AuditLogSettings) -> None:
+        if settings != self._settings:
+            self._settings = settings
+            self._due.set()
 
     def start(self) -> None:
         """Begin to watch."""
@@ -80,25 +92,31 @@ class AuditLogWatch:
     def stop(self) -> None:
         """End. A request under way is left behind, in its daemon thread. Safe to call twice."""
         self._ended.set()
+        self._due.set()
         if self._thread is not None:
             self._thread.join(_JOIN)
             self._thread = None
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            if self.settings.interval:
+            if self._settings.interval:
                 with contextlib.suppress(_StoppedError):
                     self.look()
-            self._ended.wait(self.settings.interval or 1.0)
+            self._due.wait(self._settings.interval or None)
+            self._due.clear()
 
     def look(self) -> None:
         """Compare once, and say what has changed. An error is logged once, until it works again."""
         try:
-            self._compare(self.settings)
-        except (AuditLogError, QueueError, sqlite3.Error, OSError, ValueError) as error:
+            self._compare(self._settings)
+        except _StoppedError:
+            raise
+        except Exception as error:
             if not self._ended.is_set() and str(error) != self._failure:
                 self._failure = str(error)
-                _logger.error("%s: what is missed is not known now: %s", self.receiver, error)
+                is_known = isinstance(error, _PASSING)
+                message = "%s: what is missed is not known now: %s"
+                _logger.error(message, self.receiver, error, exc_info=None if is_known else error)
             return
         if self._failure:
             self._failure = ""
@@ -109,10 +127,13 @@ class AuditLogWatch:
         end = now - int(settings.grace)
         with contextlib.closing(schema.connect_reading(self._queue.database)) as connection:
             state = arrivals.read(connection, self.receiver, end, end)
-        if state is None or end <= state.since:
+        if state is None:
             return
         begin = max(state.since, min(state.compared, end - _AGAIN))
-        self._read(settings, begin if self._read_to is None else self._read_to - _LATE, now)
+        if self._read_to is None or end > state.since:  # at first also if it is too early: the key may be wrong
+            self._read(settings, begin if self._read_to is None else self._read_to - _LATE, now)
+        if end <= state.since:
+            return
         self._entries = {key: one for key, one in self._entries.items() if one.second >= begin - tolerance}
         with contextlib.closing(schema.connect_reading(self._queue.database)) as connection:
             came = arrivals.read(connection, self.receiver, begin - tolerance, end + tolerance)
@@ -139,7 +160,7 @@ class AuditLogWatch:
             page = client.read(begin, end)
         finally:
             client.close()
-        self._entries.update((one.id, replace(one, changes={})) for one in page.entries)
+        self._entries.update((one.id, one) for one in page.entries)
         self._read_to = end
 
     def _wait(self, seconds: float) -> None:

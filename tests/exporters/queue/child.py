@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import carry_over
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
-from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, put, running
+from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, put, running, uid
 
 NOBODY = 65534
 
@@ -232,6 +233,22 @@ def fork_and_use(directory: str) -> None:
     say("end")
 
 
+def remember(directory: str) -> None:
+    """Store changes one after the other, begin to remember them while that goes on, and say what was acknowledged."""
+    with running(Path(directory), clock=time.time) as queue:
+        for number in range(1_000_000):
+            if number == 20:
+                receivers = {"statsig": Route(("otlp",), remembered=3600.0)}
+                queue.reconfigure(Routing(receivers, {"otlp": QueuedExporter()}))
+            made = batch(number)
+            arrivals = (
+                Arrival(uid(number), number, "gate"),
+                Arrival(uid(number + (1 << 40)), number, "gate", filtered=True),
+            )
+            consume(queue, Batch("statsig", made.changes, arrivals=arrivals)).result(PATIENCE)
+            say(number)
+
+
 PROGRAMS: dict[str, Callable[..., None]] = {
     "hold": hold,
     "start": start,
@@ -243,6 +260,7 @@ PROGRAMS: dict[str, Callable[..., None]] = {
     "deliver": deliver,
     "limited": limited,
     "metrics": metrics,
+    "remember": remember,
     "fork and use": fork_and_use,
 }
 

@@ -1,8 +1,11 @@
 """What the queue remembers of the changes that came, and that it is nothing where that is not configured."""
 
 import contextlib
+import os
 import shutil
+import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,20 @@ from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedErro
 from statsig_otel.exporters.queue import arrivals, schema
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
-from tests.exporters.queue.helpers import PATIENCE, batch, consume, count, delivered, kept, put, reading, running, uid
+from tests.exporters.queue.helpers import (
+    PATIENCE,
+    batch,
+    child,
+    consume,
+    count,
+    delivered,
+    kept,
+    line_of,
+    put,
+    reading,
+    running,
+    uid,
+)
 from tests.exporters.queue.recovery.damage import PAGE
 from tests.exporters.queue.test_earlier_version import DIRECTORIES
 from tests.waiting import wait_until
@@ -200,3 +216,24 @@ def test_a_damaged_file_is_carried_over_and_remembering_begins_anew(tmp_path: Pa
         assert remembered(queue) == []
         assert count(queue.database, "remembered") == 1
     assert kept(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 19, 20, 21, 25, 60])
+def test_a_process_that_is_killed_remembers_exactly_what_it_stored(tmp_path: Path, after: int) -> None:
+    """Also while it begins to remember: the file is of the one version or of the other."""
+    with child("remember", tmp_path) as process:
+        while int(line_of(process)) < after:
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        rest = process.communicate()[0].split()
+    acknowledged = max(map(int, rest), default=after)
+    with remembering(tmp_path, clock=time.time) as queue, reading(queue.database) as connection:
+        stored = {int.from_bytes(row[0]) for row in connection.execute("SELECT uid FROM seen")}
+        assert stored >= {*range(acknowledged + 1)}
+        found = arrivals.read(connection, "statsig", 0, 1 << 40)
+        assert found is not None
+        assert {one.second for one in found.arrivals if not one.filtered} == {
+            number for number in stored if number >= 20
+        }
+        assert {one.second for one in found.arrivals if one.filtered} == {number for number in stored if number >= 20}

@@ -25,7 +25,7 @@ TOLERANCE = 2.0
 
 
 def entry(second: int, name: str = "gate", user: User = ADA, text: str = "Updated Gate", number: int = 0) -> AuditEntry:
-    return AuditEntry(f"id{number}", second, name, "gate_update", text, *user, {})
+    return AuditEntry(f"id{number}", second, name, "gate_update", text, *user)
 
 
 def arrival(

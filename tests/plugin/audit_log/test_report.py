@@ -10,7 +10,7 @@ BEGIN, END = 1000, 2000
 
 
 def entry(second: int, action_type: str = "gate_update", name: str = "gate") -> AuditEntry:
-    return AuditEntry(f"{action_type} {second}", second, name, action_type, "", None, None, None, {})
+    return AuditEntry(f"{action_type} {second}", second, name, action_type, "", None, None, None)
 
 
 def arrival(second: int, name: str = "gate") -> Arrival:

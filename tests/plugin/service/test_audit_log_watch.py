@@ -226,3 +226,16 @@ def test_a_key_in_a_file_is_renewed_without_a_reload_and_a_wrong_one_disturbs_no
         f"{place}: is a webhook's signing secret, which can't read the audit log; {stays}",
         "receivers::statsig::signing_secrets[0]: is a new secret, valid from now on",
     ]
+
+
+def test_a_wrong_key_is_said_at_the_start_and_another_one_is_tried_at_once(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watched(tmp_path, log, now, api_key="console-old", interval="1h") as one:
+        now.seconds += 1
+        one.watch.start()
+        wait_until(lambda: "what is missed is not known now: HTTP 401" in caplog.text)
+        log.entries = [audit_entry(1, SINCE + 100)]
+        now.seconds = SINCE + GRACE + 300
+        one.watch.settings = AuditLogSettings.model_validate({**one.watch.settings.model_dump(), "api_key": KEY})
+        wait_until(lambda: counts_of(RECEIVER).missed == 1)
