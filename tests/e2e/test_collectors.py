@@ -325,7 +325,8 @@ def test_every_field_arrives_behind_the_collector(
         assert record == {**expected, **CONTEXT}
 
 
-@pytest.mark.parametrize("protocol", ["grpc", pytest.param("http", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_webhook_is_refused_while_the_collector_is_down_and_taken_once_it_is_up(
     start_collector: StartCollector, protocol: Protocol, tmp_path: Path
 ) -> None:

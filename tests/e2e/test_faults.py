@@ -329,6 +329,7 @@ def test_a_disk_that_somebody_else_filled_costs_no_change_and_repeats_none(disk:
     assert len([line for line in service.log if "The queue can't be written; nothing is acknowledged" in line]) == 1
 
 
+@pytest.mark.slow
 def test_a_service_that_finds_a_full_disk_starts_refuses_delivers_and_recovers(disk: Path) -> None:
     with GrpcSink() as sink:
         sink.answer = DOWN

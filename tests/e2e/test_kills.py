@@ -173,6 +173,7 @@ def uids_of_lines(file: Path) -> set[str]:
     return set(re.findall(r'"log\.record\.uid","value":\{"stringValue":"([0-9a-f]{32})"', file.read_text()))
 
 
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_without_a_queue_over_a_few_kills(tmp_path: Path) -> None:
     kill_without_a_queue(tmp_path, 2, alone)
 

@@ -148,6 +148,7 @@ def test_a_running_service_lists_and_replays_dead_letters(tmp_path: Path) -> Non
         assert log.count(f"Command {line}") == 1, log
 
 
+@pytest.mark.slow
 def test_a_stopped_service_is_looked_at_and_replayed_for_its_next_start(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         sink.answer = EXPIRED

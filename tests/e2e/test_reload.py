@@ -127,6 +127,7 @@ def test_without_a_service_a_reload_says_so(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"Error: no service is running on {tmp_path / 'queue'}\nhint: ")
 
 
+@pytest.mark.slow
 def test_a_reload_reaches_the_service_from_an_environment_that_lacks_its_variables(tmp_path: Path) -> None:
     """As from a shell on the machine: only the service knows its secrets. What is wrong, the service says."""
     with GrpcSink() as sink:
