@@ -59,6 +59,7 @@ class ReceiverCounts:
         last_change_ns: When the last accepted change arrived, likewise.
         ahead_ms: The timestamp of the last verified webhook, less the time when it arrived.
         missed: The changes of the audit log that no webhook brought; None if it was not read.
+        last_missed: The names of those of the last day, newest first, with the second of each.
         compared: Up to when the audit log was compared with what came, in seconds since the epoch; 0 for never.
     """
 
@@ -78,6 +79,7 @@ class ReceiverCounts:
         self.last_change_ns: int = 0
         self.ahead_ms: int = 0
         self.missed: int | None = None
+        self.last_missed: tuple[tuple[str, int], ...] = ()
         self.compared: int = 0
 
     def ignore(self, names: Mapping[str, int]) -> None:

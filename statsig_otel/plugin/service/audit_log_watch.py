@@ -150,6 +150,8 @@ class AuditLogWatch:
         ).result()
         self._say(noted, missed, found)
         counts = counts_of(self.receiver)
+        last = sorted(missed.values(), key=lambda one: -one.second)
+        counts.last_missed = tuple((one.name, one.second) for one in last if one.second > end - _AGAIN)
         counts.missed, counts.compared = noted.missed + found.missed - len(missed), end
 
     def _read(self, settings: AuditLogSettings, begin: int, end: int) -> None:

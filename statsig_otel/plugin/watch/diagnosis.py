@@ -32,6 +32,7 @@ class ReceiverFacts:
         duplicates: The changes that had been accepted before.
         invalid: The changes that no record could be made of.
         missed: The changes of Statsig's audit log that no webhook brought; None if the log is not read.
+        last_missed: The names of those of the last day, newest first, with the time of each.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ReceiverFacts:
     duplicates: int = 0
     invalid: int = 0
     missed: int | None = None
+    last_missed: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,8 +220,9 @@ def sentences(facts: Facts) -> Iterator[str]:
         if one.state in ("refused", "blocked"):
             yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
     for receiver in facts.receivers:
-        if receiver.missed:
-            yield f"{_missed(receiver.missed, receiver.name)}."
+        if receiver.last_missed:
+            name, second = receiver.last_missed[0]
+            yield f"{_missed(receiver)}, the last one {name}, changed {ago(facts.now - second)}."
     if not facts.reasons:
         yield from _last(facts, is_refusing=refused is not None)
     for one in facts.exporters:
@@ -273,8 +276,9 @@ def _refused(entry: RequestEntry, when: str = "") -> str:
     return f"{said}: {why(entry.reason, entry.detail)}"
 
 
-def _missed(missed: int, receiver: str) -> str:
-    return f"{counted(missed, 'change')} of Statsig's audit log never came to {receiver}"
+def _missed(receiver: ReceiverFacts) -> str:
+    number = len(receiver.last_missed)
+    return f"{counted(number, 'change')} of the last day in Statsig's audit log never came to {receiver.name}"
 
 
 def _waiting(exporter: ExporterFacts) -> str:
@@ -333,7 +337,10 @@ def troubles(facts: Facts) -> list[Trouble]:
     found = [Trouble("Webhooks are refused", f"{reason}.", facts.now) for reason in facts.reasons.values()]
     found += [trouble for one in facts.exporters if (trouble := _of_exporter(one, facts.now)) is not None]
     found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
-    found += [Trouble(_missed(one.missed, one.name), _LOG, facts.now) for one in facts.receivers if one.missed]
+    for one in facts.receivers:
+        if one.last_missed:
+            named = [f"{name}, {ago(facts.now - second)}" for name, second in one.last_missed[:_MOST_NAMES]]
+            found.append(Trouble(_missed(one), f"The last ones: {'; '.join(named)}. {_LOG}", facts.now))
     for entry in _refusals(facts):
         if entry.at > facts.now - _HOUR:
             found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, is_past=True))

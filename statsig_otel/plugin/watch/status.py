@@ -7,14 +7,14 @@ The command `status` of the control socket answers with it:
      "receivers": {"statsig": {"has_secret": true, "last_verified_at": "2026-11-28T14:04:00.000Z",
                                "last_change_at": null, "clock_difference_seconds": -0.2,
                                "answers": {"accepted": 3}, "ignored": {"statsig::gate_exposure": 17},
-                               "missed_changes": null}},
+                               "missed_changes": null, "last_missed": []}},
      "exporters": {"otlp_grpc": {"state": "retrying", "waiting": 12, "oldest_age_seconds": 240.5, "attempts": 7,
                                  "last_error": "UNAVAILABLE: ...", "delivered": 120, "delivered_last_minute": 0}},
      "dead_letters": 0}
 
 `words` is what `watch/diagnosis.py` says. `reasons` has a sentence for each reason why webhooks are refused. `answers`
 and `ignored` are counts since the process began, and so is `delivered`. `missed_changes` is null while no audit log is
-read. An exporter without a queue has only its state
+read; `last_missed` names the last ones of a day. An exporter without a queue has only its state
 and what it has delivered. Strings are as they came from outside.
 """
 
@@ -32,6 +32,7 @@ from statsig_otel.plugin.watch.facts import rfc3339
 from statsig_otel.plugin.watch.health import Condition
 
 _MINUTE: Final = 60.0
+_SHOWN: Final = 5
 
 
 def facts_of(
@@ -101,6 +102,7 @@ def status(facts: Facts) -> dict[str, Any]:
                 "answers": dict(one.answers),
                 "ignored": dict(one.ignored),
                 "missed_changes": one.missed,
+                "last_missed": [{"name": name, "at": rfc3339(second)} for name, second in one.last_missed[:_SHOWN]],
             }
             for one in facts.receivers
         },
@@ -138,4 +140,5 @@ def _receiver(name: str, intake: Intake, path: str) -> ReceiverFacts:
             duplicates=counts.duplicates,
             invalid=counts.invalid,
             missed=counts.missed,
+            last_missed=counts.last_missed,
         )

@@ -92,6 +92,7 @@ def test_a_missed_change_is_warned_of_once_and_counted_also_after_a_restart(
         assert one.look(SINCE + GRACE + 150) == 0, "the second one may still come"
         assert one.look(SINCE + GRACE + 300) == 1
         assert one.look(SINCE + GRACE + 600) == 1
+        assert counts_of(RECEIVER).last_missed == (("other", SINCE + 200),)
         with collected() as metrics:
             missed = metrics.numbers("statsig_otel_receiver_missed_changes", receiver=RECEIVER)
             compared = metrics.numbers("statsig_otel_receiver_audit_log_compared_timestamp", receiver=RECEIVER)

@@ -187,12 +187,17 @@ def test_each_reason_of_ours_has_a_sentence() -> None:
         assert advice.endswith(".")
 
 
-def test_changes_that_never_came_are_told_with_what_to_do() -> None:
-    missing = facts(replace(RECEIVING, missed=2))
+def test_changes_that_never_came_are_told_for_a_day_with_what_to_do() -> None:
+    missing = facts(replace(RECEIVING, missed=3, last_missed=(("layout_v2", NOW - 720), ("banner", NOW - 7200))))
+    title = "2 changes of the last day in Statsig's audit log never came to statsig"
     assert sentence(missing) == (
-        "2 changes of Statsig's audit log never came to statsig. Receiving. Last config change 4 minutes ago."
+        f"{title}, the last one layout_v2, changed 12 minutes ago. Receiving. Last config change 4 minutes ago."
     )
     (trouble,) = troubles(missing)
-    assert trouble.title == "2 changes of Statsig's audit log never came to statsig"
-    assert trouble.check.startswith("`statsig-otel reconcile` shows them")
-    assert not troubles(facts(replace(RECEIVING, missed=0)))
+    assert trouble.title == title
+    assert trouble.check.startswith(
+        "The last ones: layout_v2, 12 minutes ago; banner, 2 hours ago. `statsig-otel reconcile` shows them"
+    )
+    earlier = facts(replace(RECEIVING, missed=1))
+    assert not troubles(earlier)
+    assert sentence(earlier) == "Receiving. Last config change 4 minutes ago."
