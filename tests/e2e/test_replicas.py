@@ -1,0 +1,83 @@
+"""Replicas without a disk, on Kafka: what each of them answers, and what is in the topic then."""
+
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.plugin.record.record import uid
+from tests.e2e.processes import write_config
+from tests.e2e.service_process import ServiceProcess
+from tests.e2e.statsig_client import ENV, Client, change, http, load, post
+from tests.exporters.kafka.records import uids_of
+from tests.peers.kafka_cluster import KafkaCluster
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster() -> Iterator[KafkaCluster]:
+    with KafkaCluster(brokers=3) as running:
+        yield running
+
+
+def replica(folder: Path, cluster: KafkaCluster, *, exit_code: int = 0) -> ServiceProcess:
+    """A service whose only exporter is synchronous. Its working directory is empty, and so is its state directory."""
+    folder.mkdir()
+    config = write_config(folder, {"kafka": {"brokers": cluster.brokers, "timeout": "2s"}})
+    return ServiceProcess(config, env={**ENV, "STATE_DIRECTORY": str(folder)}, folder=folder, exit_code=exit_code)
+
+
+def in_topic(cluster: KafkaCluster, count: int) -> Counter[str]:
+    return Counter(uids_of(one.value() for one in cluster.read(count)))
+
+
+def test_each_replica_answers_alike_and_none_writes_a_file(tmp_path: Path, cluster: KafkaCluster) -> None:
+    with replica(tmp_path / "a", cluster) as first, replica(tmp_path / "b", cluster) as second:
+        for one in (first, second):
+            body = json.dumps({"data": {"event": "url_verification", "verification_code": "abc"}}).encode()
+            answer = http.request("POST", one.url, body=body, headers={"Content-Type": "application/json"})
+            assert (answer.status, answer.json()) == (200, {"verification_code": "abc"})
+            answer = post(one.url, change(1), change(2))
+            assert (answer.status, answer.json()["accepted"]) == (200, 2)
+        cluster.stop()
+        refused = post(first.url, change(3))
+        assert refused.status == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        cluster.resume()
+        wait_until(lambda: post(second.url, change(4)).status == 200, "the brokers are back")
+    found = in_topic(cluster, 5)
+    assert found[uid(change(1))] == found[uid(change(2))] == 2, "the same uid from each"
+    assert found[uid(change(4))] >= 1
+    for name in ("a", "b"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["statsig-otel.yaml"]
+
+
+def test_nothing_acknowledged_is_lost_if_replicas_are_killed_and_brokers_are_away(
+    tmp_path: Path, cluster: KafkaCluster
+) -> None:
+    chance = random.Random(1)
+    clients = [Client(seed) for seed in range(4)]
+    with ExitStack() as stack, load(clients):
+        for number in range(6):
+            killed = stack.enter_context(replica(tmp_path / f"{number}", cluster, exit_code=-signal.SIGKILL))
+            before = sum(len(client.acknowledged) for client in clients)
+            for client in clients:
+                client.url = killed.url
+            wait_until(lambda: sum(len(client.acknowledged) for client in clients) > before, "there is load")  # noqa: B023 - at once
+            if number % 2:
+                cluster.stop(chance.choice([1, 2, 3]))
+            time.sleep(chance.uniform(0.0, 0.5))
+            killed.process.send_signal(signal.SIGKILL)
+            killed.process.wait(10)
+            cluster.resume()
+    acknowledged = set[str]().union(*(client.acknowledged for client in clients))
+    assert len(acknowledged) > 6
+    assert acknowledged <= in_topic(cluster, len(acknowledged)).keys()
