@@ -96,7 +96,7 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
         found = client.list_topics(topic, timeout)
     except KafkaException as error:
         client.poll(0)
-        raise OSError(outcome_of(decisive([*errors, error.args[0]]), place_of(settings)).reason) from error
+        raise OSError(outcome_of(decisive([*reversed(errors), error.args[0]]), place_of(settings)).reason) from error
     if found.topics[topic].error is not None:
         raise OSError(outcome_of(found.topics[topic].error, place_of(settings)).reason)
     partitions = found.topics[topic].partitions.values()

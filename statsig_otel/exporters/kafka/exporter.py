@@ -153,7 +153,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
                 return RetryLater("the exporter is shutting down")
             if not self._errors:
                 return RetryLater(f"no answer within {timeout:g} s from {place_of(self._settings)}")
-            error = decisive(self._errors)
+            error = decisive(reversed(self._errors))  # the last one, if they say the same
         return outcome_of(error, place_of(self._settings))
 
     def _current_producer(self) -> Producer | None:

@@ -32,7 +32,7 @@ RETRY_LATER: Final = frozenset({
     KafkaError._RESOLVE, KafkaError._RETRY, KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError._TRANSPORT,
     # The cluster: leaders, replicas, storage, load.
     KafkaError.BROKER_NOT_AVAILABLE, KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.INCONSISTENT_TOPIC_ID, KafkaError.INVALID_MSG, KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.INVALID_MSG, KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.LEADER_NOT_AVAILABLE, KafkaError.LOG_DIR_NOT_FOUND, KafkaError.NETWORK_EXCEPTION,
     KafkaError.NOT_CONTROLLER, KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
     KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.OPERATION_NOT_ATTEMPTED,

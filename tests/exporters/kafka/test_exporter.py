@@ -63,11 +63,9 @@ def test_an_error_of_the_broker_is_an_outcome_and_the_next_send_works(
     caplog.set_level(logging.DEBUG)
     cluster.fail(KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND)
     assert send(kafka, numbered(20)) == Delivered()  # the library has sent some of them again
-    errors: dict[int, type[Rejected | Blocked | RetryLater]] = {
+    errors: dict[int, type[Rejected | RetryLater]] = {
         KafkaError.MSG_SIZE_TOO_LARGE: Rejected,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED: Blocked,
         KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER: RetryLater,
-        KafkaError.UNKNOWN: RetryLater,
     }
     for code, kind in errors.items():
         cluster.fail(code)
@@ -75,7 +73,7 @@ def test_an_error_of_the_broker_is_an_outcome_and_the_next_send_works(
         assert isinstance(outcome, kind)
         assert "otlp_logs" in outcome.reason
         assert send(kafka, [f"after {code}"]) == Delivered()
-    assert sorted(uids_of(one.value() for one in cluster.read(24))) == sorted(
+    assert sorted(uids_of(one.value() for one in cluster.read(22))) == sorted(
         [*numbered(20), *(f"after {code}" for code in errors)]
     )
     assert capfd.readouterr().err == ""
@@ -124,7 +122,7 @@ def test_a_cluster_that_is_away_is_tried_again_and_nothing_is_written_later(
     for _ in range(2):
         outcome = send(kafka, ["second"], timeout=0.7)
         assert isinstance(outcome, RetryLater)
-        assert "Connection refused" in outcome.reason
+        assert outcome.reason.startswith(("TRANSPORT from the topic", "ALL_BROKERS_DOWN from the topic"))
     cluster.resume()
     assert send(kafka, ["third"]) == Delivered()
     assert sorted(uids_of(one.value() for one in cluster.read(2))) == ["first", "third"]
@@ -175,6 +173,7 @@ def test_a_topic_that_can_not_be_used_blocks(cluster: KafkaCluster, code: int, r
     made.shutdown()
 
 
+@pytest.mark.slow
 def test_a_user_who_may_not_write_idempotently_blocks(cluster: KafkaCluster) -> None:
     cluster.fail(*[KafkaError.CLUSTER_AUTHORIZATION_FAILED] * 3, request=INIT_PRODUCER_ID)
     made = exporter(cluster.brokers)
