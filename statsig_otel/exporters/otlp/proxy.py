@@ -71,15 +71,14 @@ def grpc_proxy_for(target: str) -> Proxy | None:
     """
     if not target.startswith("dns:"):
         return None
-    name = _first_set("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
-    no_proxy = _first_set("no_grpc_proxy", "no_proxy", "NO_PROXY")
-    url = urlsplit(f"https://{target.rpartition('/')[2]}")
-    return _proxy(name, os.environ.get(name, ""), url, os.environ.get(no_proxy, ""))
+    name, given = _first_set("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
+    _, no_proxy = _first_set("no_grpc_proxy", "no_proxy", "NO_PROXY")
+    return _proxy(name, given, urlsplit(f"https://{target.rpartition('/')[2]}"), no_proxy)
 
 
-def _first_set(*names: str) -> str:
-    """The name of the first environment variable that is set; empty for none."""
-    return next((name for name in names if name in os.environ), "")
+def _first_set(*names: str) -> tuple[str, str]:
+    """The name and the value of the first environment variable that is set; empty strings for none."""
+    return next(((name, os.environ[name]) for name in names if name in os.environ), ("", ""))
 
 
 def _proxy(name: str, given: str, url: SplitResult, no_proxy: str) -> Proxy | None:

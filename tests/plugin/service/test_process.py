@@ -67,7 +67,7 @@ def test_a_service_belongs_to_the_process_that_starts_it(tmp_path: Path) -> None
 def test_a_service_leaves_its_process_alone(tmp_path: Path) -> None:
     """No signal handler, no logging, no hook, no thread that keeps it alive, and no look at the environment.
 
-    But at the variables of gRPC's proxy: gRPC obeys them by itself, and the line of an exporter's start names it.
+    But at the variables of a proxy, which each program obeys. The line of an exporter's start names it.
     """
     with GrpcSink() as sink:
         said = json.loads(run("manners", sink, tmp_path))
@@ -78,7 +78,8 @@ def test_a_service_leaves_its_process_alone(tmp_path: Path) -> None:
     asked = {(module.partition(".")[0], name) for module, name in said["asked"]}
     assert asked, "the libraries look at theirs, so the watch works"
     ours = {name for module, name in asked if module == "statsig_otel"}
-    assert ours <= {"grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"}
+    names = {"grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"}
+    assert {name.lower() for name in ours} <= names
     # Of the libraries' own none is about what is sent, or where.
     names = {name for _, name in asked if name.startswith(("OTEL_", "STATSIG_", "STATE_", "XDG_", "*"))}
     assert names <= {"OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_METER_PROVIDER"}
