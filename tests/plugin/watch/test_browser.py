@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 from statsig_otel.plugin import Service
+from statsig_otel.plugin.watch import routes
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
@@ -342,6 +343,18 @@ def test_a_service_that_hangs_is_said_to_although_no_connection_ends(browser: An
             os.kill(service.process.pid, signal.SIGCONT)
         page.locator("#live", has_text="Live").wait_for()
         page.close()
+
+
+def test_a_service_to_which_nothing_happens_is_heard(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a page would take it for one that hangs."""
+    monkeypatch.setattr(routes, "_PING", 0.01)
+    monkeypatch.setattr(routes, "_BETWEEN_EVENTS", 0.01)
+    with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
+        page.locator("#live", has_text="Live").wait_for()
+        page.evaluate("events.addEventListener('ping', () => { window.pinged = true; })")
+        wait_until(lambda: page.evaluate("window.pinged") or page.wait_for_timeout(50))
 
 
 def test_a_page_that_nobody_sees_has_no_connection(browser: Any, tmp_path: Path) -> None:
