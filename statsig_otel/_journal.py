@@ -118,7 +118,7 @@ _E = TypeVar("_E", RequestEntry, AttemptEntry)
 
 
 class _Kind(Generic[_E]):
-    """The entries of one kind: the last ones, and of each verdict the last one."""
+    """The entries of one kind: the last ones, and the last one of each verdict."""
 
     def __init__(self) -> None:
         self.entries: deque[_E] = deque(maxlen=DEFAULT_ENTRIES)
@@ -171,7 +171,7 @@ class Journal:
             self._taken.resize(entries)
             self._refused.resize(entries)
             self._attempts.resize(entries)
-            self.add_changes("", 0, ())  # which forgets what is too much now
+            self.add_changes("", 0, ())  # removes those that are too many now
 
     def add_request(
         self,
@@ -244,7 +244,7 @@ class Journal:
             entry.delivered += delivered
 
     def _time(self) -> float:
-        """The time now. If the clock was put back, no entry stays in the future, as the newest one for long."""
+        """The time now. If the clock was put back, entries in the future are moved: they would stay the newest."""
         now = time()
         if now < self._now:
             for kind in (self._taken, self._refused, self._attempts):
@@ -258,10 +258,10 @@ class Journal:
         return self._copies(self._taken.entries, self._refused.entries)
 
     def last_requests(self, since: float = 0.0) -> list[RequestEntry]:
-        """Of each receiver and reason the last entry, newest first, however long ago that was.
+        """The last entry of each receiver and reason, newest first, however old it is.
 
         Args:
-            since: The count is that of all requests that are kept from this time on, in seconds since the epoch.
+            since: An entry counts all requests from this time on that are kept, in seconds since the epoch.
         """
         counts: dict[tuple[str, str], int] = {}
         for entry in self.requests():

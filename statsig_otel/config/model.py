@@ -33,8 +33,8 @@ class Settings(StrictModel):
 
     The constructor, `model_validate` with its forms for JSON and strings, and `model_copy` raise a `ConfigError` with
     all problems, as a file has them. References such as `${env:NAME}` are resolved in files only, so here `${` is a
-    problem, and `$${` is `${`. Any other `$` is itself. That is so in a model of yours that contains settings, too; its
-    errors are pydantic's. Only `model_construct` checks nothing.
+    problem, and `$${` is `${`. Any other `$` is itself. The same is true of a model of yours that contains settings,
+    but its errors are pydantic's. Only `model_construct` checks nothing.
 
     Attributes:
         unsupported: Keys that the Collector's component has and this one has not, each with what to do instead.
@@ -134,7 +134,7 @@ _are_resolved: Final = ContextVar("_are_resolved", default=False)
 
 @contextmanager
 def _resolved_strings() -> Iterator[None]:
-    """Settings that are made in this block have strings that went through `resolved`: once is enough."""
+    """In this block settings are made of strings that went through `resolved` already."""
     token = _are_resolved.set(True)
     try:
         yield
@@ -161,7 +161,7 @@ def _made(model: type[Settings], values: Any, read: Callable[[Any], _T]) -> _T:
 
 
 def resolved(value: _T, path: Path, problems: list[Problem]) -> _T:
-    """What a program gave for a setting, or for several, with its strings after `from_code`.
+    """Values that a program gave for settings, with each of their strings passed through `from_code`.
 
     Args:
         value: Strings, paths and secrets, also in mappings and lists. Anything else stays: settings are resolved.
@@ -194,7 +194,7 @@ def _resolved(value: object, path: Path, problems: list[Problem]) -> object:
 
 
 def _joined(references: list[Problem], problems: list[Problem]) -> list[Problem]:
-    """References, and what else is wrong: a value that refers to something is not wrong in any other way."""
+    """The problems of references, and those of all other values: each value has one problem."""
     told = {problem.path for problem in references}
     return [*references, *(problem for problem in problems if problem.path not in told)]
 

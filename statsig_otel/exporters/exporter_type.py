@@ -13,7 +13,7 @@ _S = TypeVar("_S", bound=Settings)
 IN_A_DESTINATION: Final = {
     key: f"Destination(..., {key}=...) around these settings" for key in ("sending_queue", "retry_on_failure")
 }
-"""What is meant by keys that only a file has in addition to an exporter's own: a part of `Settings.meant`."""
+"""Keys that an exporter has only in a file, each with what to write in code: a part of `Settings.meant`."""
 
 
 @dataclass(frozen=True, slots=True)

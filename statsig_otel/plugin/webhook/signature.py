@@ -1,7 +1,7 @@
 """Checks and makes the signatures of webhooks: is a request from Statsig?
 
-By Statsig's page "Webhook Signature Verification" the signature is the HMAC-SHA256 of `v0:{timestamp}:{raw body}`. The
-key is the whole secret, its `webhook-` prefix included.
+According to Statsig's page "Webhook Signature Verification", the signature is the HMAC-SHA256 of
+`v0:{timestamp}:{raw body}`. The key is the whole secret, including its prefix `webhook-`.
 """
 
 import hmac
@@ -43,7 +43,7 @@ class Verifier:
             documents none; five minutes is the usual one for signed webhooks.
 
     Attributes:
-        secret_count: How many secrets there are, with the empty ones.
+        secret_count: How many secrets there are, including empty ones.
 
     Raises:
         ValueError: All secrets are empty, one is a reference such as `${env:NAME}`, or the tolerance is negative,
@@ -134,7 +134,7 @@ def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
         message = f"{header} is missing: the client is not Statsig, or a proxy removes the header"
         raise UnauthorizedError(f"{name}_missing", message)
     if len(values) > 1:
-        raise UnauthorizedError(f"{name}_repeated", f"{header} is there several times: look at what a proxy adds")
+        raise UnauthorizedError(f"{name}_repeated", f"{header} was sent more than once: look at what a proxy adds")
     check_type(f"each of the {name}s", values[0], bytes, "bytes")
     return values[0]
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,19 +47,26 @@ def test_every_byte_was_synced_before_delivered(
     assert synced == []  # nothing is new: neither the file nor its name
 
 
-def test_a_failed_sync_is_never_delivered(
-    path: Path, opened: Callable[..., FileExporter], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def failing(*names: str) -> Iterator[None]:
+    """Calls of these functions of `os` fail, as on a broken disk."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(os, name, fail)
+        yield
+
+
+def test_a_failed_sync_is_never_delivered(path: Path, opened: Callable[..., FileExporter]) -> None:
     """Its lines are cut away and written anew: a later fsync says nothing about pages that the kernel gave up."""
     exporter = opened(path)
     exporter.send(payload("a"), 1, 5)
     before = path.read_bytes()
 
-    def failing(fd: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
+    with failing("fsync"):
         outcome = exporter.send(payload("b"), 1, 5)
     assert isinstance(outcome, RetryLater)
     assert "Input/output error" in outcome.reason
@@ -68,18 +76,13 @@ def test_a_failed_sync_is_never_delivered(
 
 
 def test_a_line_that_cannot_be_cut_away_at_once_is_cut_before_the_next(
-    path: Path, opened: Callable[..., FileExporter], monkeypatch: pytest.MonkeyPatch
+    path: Path, opened: Callable[..., FileExporter]
 ) -> None:
     """A disk that fails fsync and truncate alike: the exporter remembers, and repairs first."""
     exporter = opened(path)
     exporter.send(payload("a"), 1, 5)
 
-    def failing(fd: int, length: int = 0) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
-        patch.setattr(os, "ftruncate", failing)
+    with failing("fsync", "ftruncate"):
         for _ in range(3):
             assert isinstance(exporter.send(payload("b"), 1, 5), RetryLater)
     assert titles(path) == ["a", "b"]  # once, and not yet promised
@@ -87,19 +90,12 @@ def test_a_line_that_cannot_be_cut_away_at_once_is_cut_before_the_next(
     assert titles(path) == ["a", "c"]
 
 
-def test_repairing_never_lengthens_a_file_that_was_emptied(
-    path: Path, opened: Callable[..., FileExporter], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repairing_never_lengthens_a_file_that_was_emptied(path: Path, opened: Callable[..., FileExporter]) -> None:
     """logrotate's copytruncate between a failed write and the repair leaves no hole of NULs."""
     exporter = opened(path)
     exporter.send(payload("a"), 1, 5)
 
-    def failing(fd: int, length: int = 0) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
-        patch.setattr(os, "ftruncate", failing)
+    with failing("fsync", "ftruncate"):
         exporter.send(payload("b"), 1, 5)
     os.truncate(path, 0)
     assert exporter.send(payload("b"), 1, 5) == Delivered()
