@@ -91,7 +91,7 @@ class Compared:
             scale = (_LEAST, BARE) if clients == _SCALE_CLIENTS else (_LEAST,)
             yield from self._rows(label, CHANGE, clients, given, scale)
         label = f"{BATCH.exposures} exposures and 1 change; clients: {BATCH_CLIENTS}"
-        yield from self._rows(label, BATCH, BATCH_CLIENTS, given, (BARE,))
+        yield from self._rows(label, BATCH, BATCH_CLIENTS, given, (_LEAST, BARE))
 
     def _rows(
         self, label: str, shape: Shape, clients: int, given: argparse.Namespace, scale: Sequence[str]

@@ -5,9 +5,9 @@ deliver it to the same sink over OTLP/gRPC. The load generator is a separate pro
 that was acknowledged must reach the sink before the next one begins. B verifies no signatures.
 Target: A / B of at least 2 for single changes at 64 clients, and of at least 10 for batches of exposures with a change.
 
-For scale, single changes include the least program that keeps the promise (benchmarks/peers/least.py). Both cases
-include the `bare` server of benchmarks/bare_server.py, which hashes and validates a body and answers without storing or
-delivering anything.
+For scale, all cases include the least program that keeps the promise (benchmarks/peers/least.py). Some include the
+`bare` server of benchmarks/bare_server.py, which hashes and validates a body and answers without storing or delivering
+anything.
 
     python benchmarks/against_collector.py [--rounds N] [--seconds S] [--collector PATH] [--directory DIR] [--quick]
 """

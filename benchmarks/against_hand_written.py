@@ -7,9 +7,9 @@ same sink over OTLP/gRPC. Both are one process. What B has not delivered at the 
 it, before the next one begins.
 Target: A / B of at least 1 for single changes at 8 clients, 1.5 at 64 clients, and 2.5 for batches.
 
-For scale, single changes include the least program that keeps the promise (benchmarks/peers/least.py). Both cases
-include the `bare` server of benchmarks/bare_server.py, which hashes and validates a body and answers without storing or
-delivering anything.
+For scale, all cases include the least program that keeps the promise (benchmarks/peers/least.py). Some include the
+`bare` server of benchmarks/bare_server.py, which hashes and validates a body and answers without storing or delivering
+anything.
 
 In the end both get changes for a while and are then killed and started again: which of the changes that they answered
 with 200 are never delivered?

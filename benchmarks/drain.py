@@ -10,6 +10,9 @@ The clock of A runs from opening the queue until the last record is marked as de
 records are created and in its queue before the clock starts, so that it does not have to emit while it exports. Its
 clock ends with force_flush.
 
+For scale, bare gRPC calls send the same batches of encoded records, one after the other, from memory. Nothing is read
+from a disk, checked or marked as delivered.
+
     python benchmarks/drain.py [--rounds N] [--records N] [--directory DIR] [--quick]
 """
 
@@ -32,14 +35,15 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.util.types import AnyValue as Value
 
 from benchmarks import backlog, measure
-from benchmarks.sink import Sink, sink
+from benchmarks.sink import EXPORT, Sink, sink
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.plugin.settings.catalog import COMPONENTS, create_exporter
 from statsig_otel.plugin.settings.reading import configured_exporters
 
-QUEUE, SDK = "queue", "sdk"
+QUEUE, SDK, BARE = "queue", "sdk", "bare calls"
+_BATCH = 512
 COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
 TIMEOUT = 600.0
 """Seconds for one drain. Only a drain that hangs reaches this."""
@@ -97,6 +101,17 @@ def drain_sdk(count: int, backend: str, compression: str) -> float:
     return took
 
 
+def drain_bare(count: int, backend: str, compression: str) -> float:
+    records = [record for _, record in backlog.records(count)]
+    payloads = [b"".join(records[at : at + _BATCH]) for at in range(0, count, _BATCH)]
+    with grpc.insecure_channel(backend, [("grpc.http2.write_buffer_size", 1 << 20)]) as channel:
+        export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
+        began = time.perf_counter()
+        for payload in payloads:
+            export(payload, compression=COMPRESSIONS[compression])
+        return time.perf_counter() - began
+
+
 def sdk_record(encoded: bytes) -> LogRecord:
     """The same record as an object of the SDK."""
     record = ExportLogsServiceRequest.FromString(encoded).resource_logs[0].scope_logs[0].log_records[0]
@@ -126,6 +141,7 @@ def _value(value: AnyValue) -> Value:
 def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) -> float:
     """The records per second of one drain. A drains a copy of the backlog."""
     arguments = ["--backend", backend.address, "--compression", compression, "--records", str(count)]
+    arguments += ["--bare"] if name == BARE else []
     with measure.working_directory(filled.parent) as directory:
         if name == QUEUE:
             shutil.copytree(filled, directory, dirs_exist_ok=True)
@@ -144,15 +160,18 @@ def compare(given: argparse.Namespace) -> None:
         filled = directory / "filled"
         backlog.fill(filled, given.records)
         for compression in COMPRESSIONS:
-            rates: dict[str, list[float]] = {QUEUE: [], SDK: []}
-            for name in measure.alternating((QUEUE, SDK), given.rounds):
+            rates: dict[str, list[float]] = {QUEUE: [], SDK: [], BARE: []}
+            for name in measure.alternating(tuple(rates), given.rounds):
                 rates[name].append(drain(name, compression, filled, given.records, backend))
-            rows.append(measure.comparison(f"compression: {compression}", rates[QUEUE], rates[SDK]))
+            label = f"compression: {compression}"
+            rows.append(measure.comparison(label, rates[QUEUE], rates[SDK]))
+            rows.append(measure.comparison(f"{label}; A: bare calls, from memory", rates[BARE], rates[SDK]))
         file_system = measure.file_system(directory)
     measure.publish(
         "drain",
-        "Records per second from a backlog, over OTLP/gRPC. A: from the durable queue; B: from the SDK's batch "
-        "processor, which keeps them in memory. In every round the sink received every record once.",
+        "Records per second from a backlog, over OTLP/gRPC. A: from the durable queue, unless the row names bare "
+        "calls; B: from the SDK's batch processor, which keeps them in memory. In every round the sink received every "
+        "record once.",
         f"{measure.machine(('opentelemetry-sdk', 'grpcio'))}. On {file_system}.",
         measure.arguments(given, ("rounds", "records")),
         measure.table(measure.COMPARISON, rows),
@@ -166,9 +185,12 @@ def main() -> None:
     for hidden in ("--backend", "--compression"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--drain", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.drain is not None:
         print(drain_queue(given.drain, given.backend, given.compression))
+    elif given.bare:
+        print(drain_bare(given.records, given.backend, given.compression))
     elif given.backend is not None:
         print(drain_sdk(given.records, given.backend, given.compression))
     else:

@@ -24,6 +24,7 @@ import grpc
 import msgspec
 
 from benchmarks import backlog, stages, webhooks
+from benchmarks.sink import EXPORT
 from benchmarks.webhooks import CHANGE
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
@@ -42,7 +43,6 @@ from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HE
 
 Function: TypeAlias = Callable[[], object]
 
-_METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 _TIMEOUT: Final = 10.0
 _AT_ONCE: Final = 10
 """Calls between two looks at the clock."""
@@ -203,7 +203,7 @@ def sending(directory: Path, batch: int, backend: str) -> Pair:
     exporter = create_exporter(backlog.EXPORTER, configured.settings)
     exporter.start()
     payload = b"".join(record for _, record in backlog.records(batch))
-    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = grpc.insecure_channel(backend).unary_unary(_METHOD)
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = grpc.insecure_channel(backend).unary_unary(EXPORT)
 
     def ours() -> None:
         assert exporter.send(payload, batch, _TIMEOUT) == Delivered()

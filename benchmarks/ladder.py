@@ -2,10 +2,10 @@
 
 The least program that keeps the promise (benchmarks/peers/least.py) is built up in rungs, from a Falcon resource that
 discards the body to a durable and delivered record. Each rung is a server of its own. They take turns with servers that
-do the first stages as the service does them (benchmarks/prefixes.py), and with `statsig-otel run`. The webhook has one
-change of 1 KB. The unit is the Falcon resource that discards the body.
+do the first stages as the service does them (benchmarks/prefixes.py), and with `statsig-otel run`. The unit is the
+Falcon resource that discards the body. The webhook has one change of 1 KB, or with `--batch` 499 exposures too.
 
-    python benchmarks/ladder.py [--rounds N] [--seconds S] [--clients N ...] [--directory DIR] [--quick]
+    python benchmarks/ladder.py [--rounds N] [--seconds S] [--clients N ...] [--batch] [--directory DIR] [--quick]
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.load import post
 from benchmarks.peers import least
 from benchmarks.service import Running, service
 from benchmarks.sink import Sink, sink
-from benchmarks.webhooks import CHANGE
+from benchmarks.webhooks import BATCH, CHANGE, Shape
 
 _UNIT: Final = "unit"
 _SERVICE: Final = "service"
@@ -57,7 +57,7 @@ class Ladder:
         """The rungs, measured from so many clients."""
         costs: dict[str, list[float]] = defaultdict(list)
         for name in measure.alternating(tuple(self._servers), given.rounds):
-            costs[name].append(self._measure(name, clients, given.seconds))
+            costs[name].append(self._measure(name, BATCH if given.batch else CHANGE, clients, given.seconds))
         rows = []
         for rung in least.RUNGS:
             row = [rung, *_against(costs[rung], costs[_UNIT])]
@@ -67,11 +67,11 @@ class Ladder:
             rows.append(row + [""] * (len(HEAD) - len(row)))
         return rows
 
-    def _measure(self, name: str, clients: int, seconds: float) -> float:
+    def _measure(self, name: str, shape: Shape, clients: int, seconds: float) -> float:
         """The microseconds of processor time for each webhook."""
         server = self._servers[name]
         began = measure.processor_time(server.pid)
-        posted = post(server.port, CHANGE, clients=clients, seconds=seconds)
+        posted = post(server.port, shape, clients=clients, seconds=seconds)
         if name in _DELIVERING:
             self._backend.settle(posted.good)
         return (measure.processor_time(server.pid) - began) / posted.good * 1e6
@@ -99,8 +99,8 @@ def compare(given: argparse.Namespace) -> None:
         ]
     measure.publish(
         "ladder",
-        "Processor time of one webhook with one change, in microseconds (median), and divided by that of a Falcon "
-        "resource that discards the body (minimum / median / maximum).",
+        f"Processor time of one webhook with one change{' and 499 exposures' if given.batch else ''}, in microseconds "
+        "(median), and divided by that of a Falcon resource that discards the body (minimum / median / maximum).",
         f"{measure.machine()}. On {disk}.",
         measure.arguments(given, ("rounds", "seconds")),
         *tables,
@@ -111,6 +111,7 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=7, quick={"rounds": 2, "seconds": 0.5})
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of one measurement")
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 8, 64])
+    parser.add_argument("--batch", action="store_true", help="webhooks with 499 exposures and a change")
     measure.add_directory(parser)
     compare(parser.parse_args())
 

@@ -24,6 +24,9 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from benchmarks.measure import HOST, free_port, running
 
 _SERVICE = "opentelemetry.proto.collector.logs.v1.LogsService"
+EXPORT = f"/{_SERVICE}/Export"
+"""The method of an export."""
+
 _TAKE = "benchmark.Sink"
 _LARGEST = 256 << 20
 """The largest message in bytes."""

@@ -35,6 +35,7 @@ from benchmarks.backlog import SECRET
 from benchmarks.bare_server import ANSWER
 from benchmarks.peers.mapping import attributes_of, title_of, uid_of
 from benchmarks.service import Running
+from benchmarks.sink import EXPORT
 from benchmarks.webhooks import Wire
 from statsig_otel import __version__
 from statsig_otel.plugin import DEFAULT_PATH
@@ -53,7 +54,7 @@ STORE: Final = "store"
 DELIVER: Final = "deliver, delete"
 RUNGS: Final = (DROP, VERIFY, PARSE, MAP, HAND_OVER, STORE, DELIVER)
 
-_METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+_CHANGE: Final = b"statsig::config_change"
 _TOLERANCE: Final = 300.0
 _GATHERING: Final = 0.002
 """The most seconds for which a commit waits until as many wait as in the last one. The service does the same."""
@@ -63,7 +64,13 @@ _DENSE: Final = 0.05
 
 _BATCH: Final = 512
 
-_TABLE: Final = "CREATE TABLE records (seq INTEGER PRIMARY KEY AUTOINCREMENT, uid BLOB UNIQUE, payload BLOB)"
+_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, uid BLOB UNIQUE, payload BLOB)"
+)
+
+
+class _Envelope(msgspec.Struct):
+    data: list[msgspec.Raw]
 
 
 class Waiting(NamedTuple):
@@ -80,7 +87,9 @@ class Receiver:
     def __init__(self, rung: str, writer: "Writer | None") -> None:
         self._height = RUNGS.index(rung)
         self._key = hmac.new(SECRET.encode(), digestmod=sha256)
-        self._decoder = msgspec.json.Decoder()
+        self._items = msgspec.json.Decoder(list[msgspec.Raw])
+        self._envelope = msgspec.json.Decoder(_Envelope)
+        self._change: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder()
         scope = InstrumentationScope(name=SCOPE_NAME, version=__version__)
         self._serializer = LogSerializer(DEFAULT_RESOURCE, scope=scope, schema_url=SCHEMA_URL)
         self._writer = writer
@@ -90,9 +99,9 @@ class Receiver:
         if height >= RUNGS.index(VERIFY):
             self._verify(req, body)
         if height >= RUNGS.index(PARSE):
-            payload = self._decoder.decode(body)
-            items = payload["data"] if isinstance(payload, dict) else payload
-            changes = [item for item in items if item["eventName"] == "statsig::config_change"]
+            items = self._items.decode(body) if body.startswith(b"[") else self._envelope.decode(body).data
+            changes = [self._change.decode(item) for item in items if _CHANGE in bytes(item)]
+            changes = [change for change in changes if change["eventName"] == _CHANGE.decode()]
             if height >= RUNGS.index(MAP):
                 records = [self._record(change) for change in changes]
                 if self._writer is not None:
@@ -188,7 +197,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         connection, seq = connect(self._database), 0
         channel = grpc.insecure_channel(self._backend)
-        export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
+        export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
         query = "SELECT seq, payload FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
         while True:
             self._writer.stored.wait()
