@@ -252,7 +252,11 @@ class _Checker:
         signal = id_.partition("/")[0]
         body = None
         if signal in _SIGNALS:
-            self._say(path, "only logs pipelines are supported", "a change is a log record; name it logs or logs/NAME")
+            self._say(
+                path,
+                "only logs pipelines are supported",
+                "a change is a log record: leave it out, or name it logs or logs/NAME",
+            )
         elif signal != "logs":
             self._say(path, "is not the id of a pipeline", "name it logs or logs/NAME")
         else:

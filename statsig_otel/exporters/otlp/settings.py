@@ -36,8 +36,11 @@ _DNS: Final = re.compile(r"dns://([^/]*)/")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics)|/v1development/profiles)/*$", re.IGNORECASE)
 _LONGEST_SOCKET: Final = 107  # unix(7): sun_path, without its NUL
-PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
-"""What stands in documentation for something of the reader's own."""
+_PLACEHOLDERS: Final = {
+    "<...>": re.compile(r"<[^<>]*>"),
+    "{...}": re.compile(r"\{[^{}]*\}"),
+    "YOUR_...": re.compile(r"\bYOUR[_-][A-Z0-9]"),
+}
 SCHEMES: Final = ("http://", "https://")
 """The beginnings of an endpoint that decide about TLS."""
 _ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
@@ -385,9 +388,14 @@ class OtlpHttpSettings(_OtlpSettings):
         return urlsplit(self.logs_endpoint or self.endpoint.rstrip("/") + "/v1/logs")
 
 
+def placeholder(value: str) -> str:
+    """The form of what documentation shows in the place of something of the reader's own; empty if there is none."""
+    return next((form for form, pattern in _PLACEHOLDERS.items() if pattern.search(value)), "")
+
+
 def _check_placeholder(value: str) -> None:
-    if PLACEHOLDER.search(value):
-        raise SettingError("contains <...>, which stands for something of your own", "write that in its place")
+    if form := placeholder(value):
+        raise SettingError(f"contains {form}, which stands for something of your own", "write that in its place")
 
 
 def _split_url(value: str) -> SplitResult:

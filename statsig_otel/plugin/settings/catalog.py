@@ -63,6 +63,7 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "processors": {
         "attributes": "use the receiver's mapping",
         "batch": "leave it out: what waits is sent together, see sending_queue::batch",
+        **dict.fromkeys(("cumulativetodelta", "deltatocumulative"), "leave it out: it is for metrics"),
         "filter": "use the receiver's filter",
         "memory_limiter": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
         "resource": "use the receiver's resource",

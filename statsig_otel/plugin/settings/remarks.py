@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.opaque import reveal
-from statsig_otel.exporters.otlp.settings import PLACEHOLDER, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, placeholder
 from statsig_otel.plugin.settings.delivery import doubts
 from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings
 from statsig_otel.plugin.webhook.secret import doubt_of_secret, is_in_quotes
@@ -29,7 +29,7 @@ def _of_headers(name: str, exporter: OtlpGrpcSettings | OtlpHttpSettings, docume
         message = ""
         if is_in_quotes(reveal(value)):
             message = "is in quotation marks, which are sent too: leave them out"
-        elif PLACEHOLDER.search(reveal(value)):
-            message = "contains <...>, which mostly stands for something of your own: write that in its place"
+        elif form := placeholder(reveal(value)):
+            message = f"contains {form}, which mostly stands for something of your own: write that in its place"
         if message:
             yield str(document.problem(("exporters", name, "headers", key), message))

@@ -72,6 +72,8 @@ def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: boo
         ),
         ("http://collector/", "write http://collector:4317 for a Collector"),
         ("ingest.<region>.example.com:443", "contains <...>, which stands for something of your own"),
+        ("ingest.{region}.example.com:443", "contains {...}, which stands for something of your own"),
+        ("YOUR-COLLECTOR:4317", "contains YOUR_..., which stands for something of your own"),
         ("https://<secret>", "contains <...>"),
         ("unix:otlp.sock", "write it as unix:///run/otlp.sock"),
         ("unix://run/otlp.sock", "write it as unix:///run/otlp.sock"),
