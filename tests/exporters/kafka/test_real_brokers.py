@@ -73,6 +73,18 @@ def test_a_user_without_the_right_or_the_password_blocks(kafka: ApacheKafka) -> 
     assert "wrong" not in reason_of(unknown, Blocked)
 
 
+def test_a_new_password_is_used_for_the_next_batch(kafka: ApacheKafka) -> None:
+    brokers = kafka.addresses("SASL")
+    made = exporter(brokers, auth=sasl("writer", password="old"))
+    new = {"brokers": brokers, "auth": sasl("writer")}
+    made.start()
+    assert isinstance(made.send(record("a"), 1, 6.0), Blocked)
+    assert made.renew(KafkaSettings.model_validate(new))
+    assert not made.renew(KafkaSettings.model_validate(new))
+    assert made.send(record("a"), 1, 60.0) == Delivered()
+    made.shutdown()
+
+
 def test_the_wrong_listener_is_named(kafka: ApacheKafka, tmp_path: Path) -> None:
     ca = kafka.authority.write(tmp_path)
     plain, password, tls = (kafka.addresses(listener) for listener in ("PLAINTEXT", "SASL", "SSL"))
