@@ -130,7 +130,7 @@ bench: $(VENV)/.dev
 # What one durable webhook costs, compared with all peers, in ten minutes on an idle machine.
 bench-webhook: $(VENV)/.dev
 	$(BIN)/python benchmarks/core_cost.py --rounds 5 --seconds 0.7
-	$(BIN)/python benchmarks/ladder.py --rounds 5 --seconds 0.7 --clients 4 64
+	$(BIN)/python benchmarks/ladder.py --rounds 4 --seconds 0.7 --clients 4 64
 	$(BIN)/python benchmarks/against_collector.py --rounds 4 --seconds 1 --clients 8 64
 	$(BIN)/python benchmarks/against_hand_written.py --rounds 4 --seconds 1 --clients 8 64
 	$(BIN)/python benchmarks/drain.py --rounds 3

@@ -10,7 +10,8 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
@@ -299,11 +300,15 @@ class _LoopWaits:
 
 @dataclass(slots=True, eq=False)
 class _Arrived:
-    """A request whose body has arrived: its two steps, its wait, and the outcome."""
+    """A request whose body has arrived: its two steps, its wait, and the outcome.
+
+    The steps run in the request's own context: what they log belongs to its span.
+    """
 
     verify: Callable[[], Answer | Batch | None]
     map: Callable[[], Answer | Batch]
     waiter: asyncio.Future[None]
+    context: Context = field(default_factory=copy_context)
     outcome: Answer | Batch | Exception | None = None
 
     def attempt(self, step: Callable[[], Answer | Batch | None]) -> None:
@@ -311,7 +316,7 @@ class _Arrived:
         if self.waiter.done():
             return
         try:
-            self.outcome = step()
+            self.outcome = self.context.run(step)
         except Exception as error:  # noqa: BLE001 - it concerns only this request, and is raised where that waits
             self.outcome = error
         if self.outcome is not None:

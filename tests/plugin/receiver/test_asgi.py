@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -330,11 +331,13 @@ def test_requests_of_the_same_turn_are_finished_together_and_none_of_them_distur
     One is not tiny, and does not wait for the others.
     """
     steps: list[str] = []
+    named: ContextVar[str] = ContextVar("named")
 
     class Noting(Mapper):
         def map(self, payload: ParsedBody, observed_ns: int) -> Mapped:
             item: Any = payload.changes[0].value
             name = item["metadata"]["name"]
+            assert named.get() == name  # in the context of its own request
             steps.append(f"map {name}")
             if name == "failing":
                 raise StopIteration  # the one error that a future refuses
@@ -367,6 +370,7 @@ def test_requests_of_the_same_turn_are_finished_together_and_none_of_them_distur
         async def send(message: Any) -> None:
             sent.append(message)
 
+        named.set(name)
         await app({**scope, "asgi": {"version": "3.0"}, "http_version": "1.1"}, receive, send)
         return int(sent[0]["status"])
 
