@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 
 from statsig_otel import _telemetry
-from statsig_otel.exporters.queue import checks, schema, store, write_ahead_log
+from statsig_otel.exporters.paths import exists
+from statsig_otel.exporters.queue import checks, open_files, schema, store, write_ahead_log
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.jobs import Work
@@ -83,6 +84,7 @@ class Database:
                 keep_directory=self._keep_directory,
                 copy_aside=self._copy_aside,
                 set_aside=self._set_aside_incomplete,
+                rescue=self._rescue,
                 log_kept=self._count_generation,
             )
             if replaces
@@ -119,6 +121,8 @@ class Database:
         try:
             self.directory.check_files()  # SQLite would not say which file it can't open, or why
             self.directory.reserve.give(below=_RESERVE)
+            if self._replaces:
+                self._use_second_names()
             half_set_aside = self.directory.half_set_aside()
             self.missing_file = None if half_set_aside else self.directory.missing_file()
             try:
@@ -133,6 +137,18 @@ class Database:
         except BaseException:
             self.close(clean=not self.missing_file)
             raise
+
+    def _use_second_names(self) -> None:
+        """The last owner may have ended while the files had second names, and somebody may have deleted the first."""
+        second = open_files.second_name(self.path)
+        if not exists(second):
+            return
+        if self.path.exists():
+            if second.samefile(self.path):
+                open_files.put_back(self.path)
+            self.directory.discard(second)
+        else:
+            self._rescue(second)
 
     def _check_files(self, half_set_aside: Path | None) -> None:
         """Check that the database is there, and that SQLite would read all of its log: it deletes the rest.
@@ -241,15 +257,18 @@ class Database:
         )
         return aside
 
-    def _set_aside_incomplete(self, error: Exception) -> None:
+    def _set_aside_incomplete(self, error: Exception) -> Path:
         """The same for one whose own counts do not tell how much of it is missing."""
-        self._incomplete.append(self._set_aside(error))
+        aside = self._set_aside(error)
+        self._incomplete.append(aside)
+        return aside
 
     def _keep_directory(self) -> bool:
         """Make the lock and `state.json` again if somebody deleted or replaced them.
 
         Returns:
-            Whether another process has used the database: the lock was gone, and `state.json` is not this process's.
+            Whether another process has used the database: the lock was gone, and `state.json` is another process's. If
+            that is gone too, somebody has deleted both.
 
         Raises:
             DirectoryInUseError: Another process owns the directory now.
@@ -263,7 +282,7 @@ class Database:
             raise DirectoryInUseError(
                 f"somebody deleted or replaced {lock} while it was in use, and {error}", is_own=error.is_own
             ) from error
-        was_used = is_retaken and self.directory.is_mark_changed
+        was_used = is_retaken and self.directory.is_mark_of_another
         if was_used:
             with contextlib.suppress(OSError):  # it is tried again, and logged, below
                 self.directory.mark(clean=False)
@@ -304,6 +323,16 @@ class Database:
             raise
         self._begin_anew(aside)
         _logger.warning("The content of %s is kept as %s, and will be carried over", self.path, aside)
+
+    def _rescue(self, second: Path) -> None:
+        """Set a database aside that somebody deleted while it was closed for a moment, by its second name."""
+        aside = self.directory.rename(second, self.directory.path_aside())
+        self._begin_anew(aside)
+        _logger.error(
+            "Somebody deleted %s while it was closed for a moment. Its content is kept as %s, and will be carried over",
+            self.path,
+            aside,
+        )
 
     def _count_generation(self) -> None:
         self.generation += 1

@@ -252,12 +252,12 @@ class QueueDirectory:
         return held is not None and os.path.samestat(held, lock) and self._noted in (None, _version(state))
 
     @property
-    def is_mark_changed(self) -> bool:
-        """Whether somebody deleted or changed what this process noted with `mark`; another owner does."""
+    def is_mark_of_another(self) -> bool:
+        """Whether another process has noted something since this one did."""
         try:
             return self._noted not in (None, _version(self.state.lstat()))
         except FileNotFoundError:
-            return True
+            return False
 
     def keep_mark(self) -> bool:
         """Note again that the directory is in use, if somebody deleted or changed the note; whether that was so.
@@ -265,7 +265,7 @@ class QueueDirectory:
         Raises:
             OSError: It can't be noted.
         """
-        if not self.is_mark_changed:
+        if self.state.exists() and not self.is_mark_of_another:
             return False
         self.mark(clean=False)
         return True
@@ -288,7 +288,7 @@ class QueueDirectory:
         """Rename a database that can't be read, with its log and index; its new path, which may be given."""
         if not self.database.exists():
             self.database.touch(_PRIVATE_FILE)  # for its log, which is found by the database's name
-        return self._rename(self.database, to or self.path_aside())
+        return self.rename(self.database, to or self.path_aside())
 
     def half_set_aside(self) -> Path | None:
         """Where the database belongs if its owner ended while it set it aside: the log is there already."""
@@ -325,7 +325,7 @@ class QueueDirectory:
 
     def rename_aside(self, aside: Path, what: Literal["salvaged", "unreadable"]) -> Path:
         """Rename a database that was set aside after its recovery; its new path."""
-        return self._rename(aside, aside.with_name(aside.name.replace(".corrupt-", f".{what}-")))
+        return self.rename(aside, aside.with_name(aside.name.replace(".corrupt-", f".{what}-")))
 
     @property
     def is_owned(self) -> bool:
@@ -405,7 +405,7 @@ class QueueDirectory:
             return None
         return None
 
-    def _rename(self, database: Path, to: Path) -> Path:
+    def rename(self, database: Path, to: Path) -> Path:
         """Rename a database with its log, journal and index; on disk when this returns.
 
         The log comes first, since a crash can come in between: behind its database's new name it can't be mistaken, and

@@ -34,6 +34,21 @@ class _Changes:
 _NO_CHANGES: Final = _Changes()
 
 
+def second_name(database: Path, suffix: str = "") -> Path:
+    """The name that a database, or its log, has beside its own until it is open again."""
+    return database.with_name(f"{database.name}.held{suffix}")
+
+
+def put_back(database: Path) -> None:
+    """Give the log its name again, if it is gone since nothing has it open.
+
+    SQLite itself removes a log that it has brought into the database. To bring that in once more changes nothing.
+    """
+    log, second = Path(f"{database}-wal"), second_name(database, "-wal")
+    if second.exists() and not os.path.lexists(log):
+        second.rename(log)
+
+
 class BusyError(sqlite3.OperationalError):
     """A reader is in the way of what has to be done."""
 
@@ -46,7 +61,9 @@ class OpenFiles:
         keep_directory: Run before and after each write. Whether the lock was gone, and another process has written.
             Raises an error if that process still runs.
         copy_aside: Run with the connection if the database is gone, whose content ends with the connection.
-        set_aside: Run with an error if the database or its log lacks something that was committed.
+        set_aside: Run with an error if the database or its log lacks something that was committed. Returns the path
+            that the database has now.
+        rescue: Run with the only name that is left of a database that somebody has deleted while it was closed.
         log_kept: Run after the content of a log that is gone was brought into the database. Connections for reading
             from before are of no use.
     """
@@ -57,7 +74,8 @@ class OpenFiles:
         *,
         keep_directory: Callable[[], bool],
         copy_aside: Callable[[sqlite3.Connection], None],
-        set_aside: Callable[[Exception], None],
+        set_aside: Callable[[Exception], Path],
+        rescue: Callable[[Path], None],
         log_kept: Callable[[], None],
     ) -> None:
         self._database = database
@@ -72,7 +90,43 @@ class OpenFiles:
         self._keep_directory = keep_directory
         self._copy_aside = copy_aside
         self._set_aside = set_aside
+        self._rescue = rescue
+        self._second = {suffix: second_name(database, suffix) for suffix in ("", "-wal")}
         self._log_kept = log_kept
+
+    def hold(self) -> None:
+        """Give the database and its log second names until they are open again. The connection is about to be closed.
+
+        Somebody who deletes all files one after another may come to these just then, when nothing has them open.
+        """
+        for suffix, second in self._second.items():
+            with contextlib.suppress(OSError):  # not every file system has such names
+                second.unlink(missing_ok=True)
+                if self._is_open(suffix, path := Path(self._paths[suffix])):
+                    second.hardlink_to(path)
+
+    def opening(self) -> None:
+        """A connection is about to be opened: use the second names if the others are gone since it was closed."""
+        known = self._known.get("")
+        if known is None or known is _NO_FILE:
+            return
+        if _is_at(known, self._database):
+            put_back(self._database)
+            return
+        with contextlib.suppress(OSError), os.scandir(self._database.parent) as files:
+            names = {file.name for file in files if os.path.samestat(known, file.stat(follow_symlinks=False))}
+            if names == {self._second[""].name}:
+                if not self._second["-wal"].exists():
+                    self._known.pop("-wal", None)  # it is not held, and has to be carried over by itself
+                self._rescue(self._second[""])
+                self._remove_leftovers()
+            elif names:  # it was set aside
+                return
+            else:
+                _logger.error(
+                    "Somebody deleted %s while it was closed for a moment: what waited in it is lost", self._database
+                )
+            self._known.pop("")
 
     def opened(self, connection: sqlite3.Connection) -> None:
         """The connection was just opened, and has written nothing yet."""
@@ -89,6 +143,9 @@ class OpenFiles:
             self._index_is_gone = False
         elif index is not None:  # gone, and shared with other connections of this process that are still open
             self._known["-shm"] = index
+        for second in self._second.values():
+            with contextlib.suppress(OSError):
+                second.unlink(missing_ok=True)
 
     def _check_open(self) -> None:
         """Find out whether the database and its log were deleted or replaced since SQLite opened them just now."""
@@ -115,11 +172,7 @@ class OpenFiles:
 
     def is_written_to(self) -> bool:
         """Whether the database's name still leads to the file that the writer has open. For any thread."""
-        known = self._known.get("")
-        try:
-            return known is None or os.path.samestat(known, self._database.stat())
-        except OSError:
-            return False
+        return self._is_open("", self._database)
 
     def are_whole(self, connection: sqlite3.Connection) -> bool:
         """After writing: whether the database and its log are still the files of these names, and not shorter."""
@@ -145,14 +198,14 @@ class OpenFiles:
             self._extend_index()
         if "" in changes.gone:
             self._say_gone("")
-            self._copy_aside(connection)
+            self._copy(connection)
             close(connection)
             self._remove_leftovers()
             self._said_gone.clear()
             return True
         was_used = self._keep_directory()
         if was_used and changes.gone:
-            self._leave_files(connection, changes.gone)
+            self._leave_files(connection)
             return True
         shorter = changes.shorter - {"-shm"}
         has_to_reopen = False
@@ -166,7 +219,7 @@ class OpenFiles:
         if "-shm" in changes.gone:
             self._leave_index()
         if was_used and not has_to_reopen:
-            close(connection)
+            self._close(connection)
         return has_to_reopen or was_used
 
     def _changes(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
@@ -270,16 +323,18 @@ class OpenFiles:
                 if known is not None and os.path.samestat(path.stat(), known):
                     path.unlink()
 
-    def _leave_files(self, connection: sqlite3.Connection, gone: Collection[str]) -> None:
+    def _leave_files(self, connection: sqlite3.Connection) -> None:
         """Set aside a database that another process has used with a log, or an index, of its own.
 
         Neither process saw what the other one had committed. To bring the log of one into the database of both could
         lose what the other one has written to it. So what only this process can read is copied, too.
         """
-        if "-wal" in gone:
-            self._say_gone("-wal")
-            self._copy_aside(connection)
-        self._set_aside(schema.DamagedError("another process has used it with another log or index"))
+        aside = self._set_aside(schema.DamagedError("another process has used it with another log or index"))
+        for suffix in ("", "-wal"):
+            if not self._is_open(suffix, Path(f"{aside}{suffix}")):
+                self._say_gone(suffix)
+                self._copy(connection)
+                break
         close(connection)
         self._said_gone.clear()
 
@@ -288,10 +343,27 @@ class OpenFiles:
         self._say_gone("-wal")
         _fold_all(connection)
         Path(self._paths["-wal"]).unlink(missing_ok=True)  # if there is one, it is somebody else's
-        close(connection)
+        self._close(connection)
         self._log_kept()
         self._said_gone.clear()
         _logger.warning("The content of %s is kept: it is in %s now", self._paths["-wal"], self._database.name)
+
+    def _close(self, connection: sqlite3.Connection) -> None:
+        """Close a connection, whose database may have been deleted since the last look, such as by `rm -r`."""
+        self.hold()
+        if not (self._is_open("", self._database) or self._is_open("", self._second[""])):
+            self._say_gone("")
+            self._copy(connection)
+        close(connection)
+
+    def _copy(self, connection: sqlite3.Connection) -> None:
+        self._copy_aside(connection)
+        self._known.pop("", None)
+
+    def _is_open(self, suffix: str, path: Path) -> bool:
+        """Whether this process has the file of this path open as that one, or had none."""
+        known = self._known.get(suffix)
+        return known is None or _is_at(known, path)
 
     def _is_whole(self, connection: sqlite3.Connection, shorter: Collection[str]) -> bool:
         """Whether all that is committed is in the database. If not, it is closed and set aside."""
@@ -312,6 +384,13 @@ class OpenFiles:
         self.folded(connection)
         _logger.warning("Somebody shortened %s while it was in use. Nothing is lost", names)
         return True
+
+
+def _is_at(known: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(known, path.stat())
+    except OSError:
+        return False
 
 
 def _identities() -> set[tuple[int, int]]:

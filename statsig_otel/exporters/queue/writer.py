@@ -433,6 +433,8 @@ class Writer:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            if self._files is not None:
+                self._files.opening()
             connection = schema.connect(self._path)
             with schema.opening(self._path, connection):
                 if self._files is not None:
@@ -467,6 +469,8 @@ class Writer:
             except sqlite3.Error:
                 _logger.exception("The queue's file can't be rolled back")
         else:
+            if connection is not None and self._files is not None:
+                self._files.hold()
             self._close()
 
     def _say_failing(self, error: Exception) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import open_files, store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.jobs import Work
+from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import recovery
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver
@@ -122,6 +123,82 @@ def test_a_file_that_is_deleted_in_use_is_copied_and_nothing_is_lost(
         check_counters(queue)
         assert put(queue, 2, 4).duplicates == 2
     assert len(kept(directory)) == 1
+
+
+def test_a_lock_and_a_state_that_are_deleted_are_not_another_process(tmp_path: Path) -> None:
+    """As `rm -r` begins: what has the database open must not be closed for it."""
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        with blocked(queue):
+            for name in ("lock", "state.json", "queue.db-shm"):
+                (tmp_path / name).unlink()
+        assert put(queue, 3) == Receipt(1)
+        assert kept(tmp_path) == []
+        assert delivered(queue.cursor("otlp")) == [1, 2, 3]
+
+
+def test_a_file_that_is_deleted_while_its_log_is_kept_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold = open_files._fold_all
+
+    def fold_and_delete(connection: sqlite3.Connection) -> None:
+        monkeypatch.undo()
+        fold(connection)
+        delete_file(tmp_path)
+
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        with blocked(queue):
+            monkeypatch.setattr(open_files, "_fold_all", fold_and_delete)
+            (tmp_path / "queue.db-wal").unlink()
+        assert put(queue, 3) == Receipt(1)
+        settled(tmp_path)
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("names", [("queue.db",), ("queue.db", "queue.db-wal"), ("queue.db-wal",)], ids=", ".join)
+def test_files_that_are_deleted_while_they_are_closed_for_a_moment_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, names: tuple[str, ...]
+) -> None:
+    """A failed commit closes them, and nothing else has them open."""
+
+    def fail(_: sqlite3.Connection) -> None:
+        monkeypatch.setattr(OpenFiles, "opening", delete_before_opening)
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    opening = OpenFiles.opening
+
+    def delete_before_opening(files: OpenFiles) -> None:
+        monkeypatch.undo()
+        for name in names:
+            (tmp_path / name).unlink(missing_ok=True)
+        opening(files)
+
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        assert queue.submit(fail).exception(PATIENCE) is not None
+        assert put(queue, 3) == Receipt(1)
+        settled(tmp_path)
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3}
+        assert list(tmp_path.glob("queue.db.held*")) == []
+    assert said(caplog, logging.ERROR, "closed for a moment") == ("queue.db" in names)
+
+
+def test_a_second_name_that_a_crash_left_is_used_if_the_first_is_gone(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+    (tmp_path / "queue.db").rename(tmp_path / "queue.db.held")
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        assert delivered(queue.cursor("otlp")) == [1, 2]
+        put(queue, 3)
+    (tmp_path / "queue.db.held").hardlink_to(tmp_path / "queue.db")
+    with running(tmp_path) as queue:
+        assert not (tmp_path / "queue.db.held").exists()
+        assert delivered(queue.cursor("otlp")) == [3]
 
 
 def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_path: Path) -> None:
