@@ -60,12 +60,6 @@ def authority() -> Authority:
     return Authority()
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """grpcio honours the environment's proxies, for loopback too."""
-    monkeypatch.setenv("no_grpc_proxy", "localhost,127.0.0.1")
-
-
 @pytest.fixture
 def sink() -> Iterator[GrpcSink]:
     with GrpcSink() as running:
