@@ -64,7 +64,7 @@ _PARTS: Final = {
 """What a webhook pays for watching, by the files that do it."""
 
 _ARRIVALS: Final = ("arrival.py", "arrivals.py", "_arrival ")
-_AUDIT_LOG: Final = {"audit_log": {"api_key": "console-0123456789"}}
+_AUDIT_LOG: Final = {"audit_log": {"api_key": "console-0123456789", "interval": "0s"}}
 _TIDY: Final = 2.5
 """Seconds after which a service has ticked off and deleted what it delivered."""
 

@@ -294,8 +294,8 @@ def test_an_audit_log_comes_and_goes_with_a_restart_and_its_keys_change_at_once(
     configured: Configured, tmp_path: Path
 ) -> None:
     """Otherwise webhooks that were read before it came, and stored after, would count as missed."""
-    log = {"audit_log": {"api_key": "console-x"}}
-    longer = {"audit_log": {"api_key": "console-y", "keep": "800h"}}
+    log = {"audit_log": {"api_key": "console-x", "interval": "0s"}}  # it asks nobody
+    longer = {"audit_log": {"api_key": "console-y", "keep": "800h", "interval": "0s"}}
     without, with_log = configured({"debug": QUEUED}), configured({"debug": QUEUED}, receiver=log)
     for first, second in ((without, with_log), (with_log, without)):
         with running(first, tmp_path) as service:
@@ -308,7 +308,7 @@ def test_an_audit_log_comes_and_goes_with_a_restart_and_its_keys_change_at_once(
 
 
 def test_an_audit_log_needs_a_queue(configured: Configured, tmp_path: Path) -> None:
-    log = {"audit_log": {"api_key": "console-x"}}
+    log = {"audit_log": {"api_key": "console-x", "interval": "0s"}}  # it asks nobody
     pipelines = {
         "logs": {"receivers": ["statsig"], "exporters": ["debug"]},
         "logs/eu": {"receivers": ["statsig/eu"], "exporters": ["debug/b"]},
