@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from google.protobuf.message import DecodeError
 
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.kafka.connection import connection, place_of
 from statsig_otel.exporters.kafka.messages import Message, messages
@@ -51,6 +52,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
     def __init__(self, name: str, settings: KafkaSettings) -> None:
         super().__init__(name, settings)
         self._running = False
+        self._owner = OwnerProcess()  # a forked child has none of the producer's threads, and would wait for them
         self._producer: Producer | None = None
         self._errors: deque[KafkaError] = deque(maxlen=_MOST_EVENTS)  # of connections, since a send succeeded
         self._throttle = LogThrottle(_logger)
@@ -63,6 +65,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             ValueError: A file of `tls` does not contain what its key requires, or the library refuses the settings.
         """
         self._read_material()
+        self._owner.enter()
         try:
             producer = self._create(self._settings, self._material)
         except KafkaException as error:
@@ -80,6 +83,8 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             Another outcome: None is. `outcomes` says what the errors mean.
         """
         latest = time.monotonic() + timeout
+        if self._owner.is_forked:
+            return RetryLater("the exporter was started in another process")
         try:
             batch = list(messages(payload, self._settings.logs.encoding))
             reports = self._write(batch, latest)
@@ -107,6 +112,8 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
 
     def shutdown(self) -> None:
         """End a send in progress. What has no report by then does not count as written. Safe to call twice."""
+        if self._owner.is_forked:
+            return
         with self._lock:
             self._running = False
         self._drop_producer()

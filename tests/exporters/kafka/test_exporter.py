@@ -1,9 +1,12 @@
 """The exporter against librdkafka's own cluster: what is reported is delivered, and nothing else."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError
@@ -14,6 +17,7 @@ from tests.exporters.kafka.records import exporter, record, uid_of, uids_of
 from tests.peers.kafka_cluster import INIT_PRODUCER_ID, KafkaCluster
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[3]
 LONG = 60.0
 """Seconds for a send that ends by itself."""
 
@@ -182,6 +186,33 @@ def test_a_user_who_may_not_write_idempotently_blocks(cluster: KafkaCluster) -> 
     assert isinstance(outcome, Blocked)
     assert "grant the user WRITE and DESCRIBE on the topic, and before Kafka 2.8 IDEMPOTENT_WRITE" in outcome.reason
     made.shutdown()
+
+
+FORK = """
+import os, sys
+from tests.exporters.kafka.records import exporter, record
+made = exporter(sys.argv[1:])
+made.start()
+print(made.send(record("before"), 1, 60.0), flush=True)
+if child := os.fork():
+    _, status = os.waitpid(child, 0)
+    print("child", os.waitstatus_to_exitcode(status), made.send(record("after"), 1, 60.0), flush=True)
+else:
+    print(made.send(record("in the child"), 1, 60.0), flush=True)
+    made.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_child_sends_nothing_and_ends(cluster: KafkaCluster) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, *cluster.brokers]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True, cwd=ROOT)
+    assert ran.stdout.splitlines() == [
+        str(Delivered()),
+        str(RetryLater("the exporter was started in another process")),
+        f"child 0 {Delivered()}",
+    ]
+    assert sorted(uids_of(one.value() for one in cluster.read(2))) == ["after", "before"]
 
 
 def test_a_payload_that_is_no_request_is_refused(kafka: KafkaExporter) -> None:
