@@ -16,6 +16,7 @@ from statsig_otel.plugin.server.reader import Head, RequestReader
 _logger: Final = logging.getLogger(__name__)
 
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+_BODY_BEGINS: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
 _NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
@@ -35,6 +36,23 @@ def without_body(app: AsgiApp) -> AsgiApp:
 
 async def _no_body() -> Message:
     return _NO_BODY
+
+
+def late_body(app: AsgiApp) -> AsgiApp:
+    """An application that waits for the body of a request only where it reads it, and limits the time for that.
+
+    It first gets an empty part of each body.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        parts = iter([_BODY_BEGINS])
+
+        async def receive_late() -> Message:
+            return next(parts, None) or await receive()
+
+        await app(scope, receive_late, send)
+
+    return serve
 
 
 class Channel(Protocol):

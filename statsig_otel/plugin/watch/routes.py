@@ -32,6 +32,7 @@ from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.dead_letter_content import decoded, described
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.server.asgi_types import AsgiApp
+from statsig_otel.plugin.server.exchange import late_body
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
 from statsig_otel.plugin.watch import facts, page
 from statsig_otel.plugin.watch.site import Site
@@ -74,7 +75,7 @@ def create_app(site: Site, settings: ZpagesSettings) -> AsgiApp:
     for name, type_ in _STATIC.items():
         app.add_route(f"/{name}", _File(name, type_))
     app.set_error_serializer(_serialize_error)
-    return app
+    return late_body(app)
 
 
 class _Guard:

@@ -21,7 +21,7 @@ from statsig_otel.plugin.watch import routes, site
 from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.plugin.fresh import fresh_process
-from tests.plugin.http_client import Address, Response, connect, exchange
+from tests.plugin.http_client import Address, Response, connect, exchange, read_response
 from tests.plugin.services import SECRET, address_of, page_config, post, signed_request
 from tests.waiting import wait_until
 
@@ -87,6 +87,21 @@ def token_of(page: str) -> str:
     found = re.search(r'name="token" value="([^"]+)"', page)
     assert found is not None
     return found[1]
+
+
+def test_a_request_whose_body_does_not_arrive_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger is refused before that, too."""
+    monkeypatch.setattr(routes, "_BODY_TIMEOUT", 0.1)
+    with running(tmp_path) as (_, address):
+        for begin, status in (
+            ("GET / HTTP/1.1\r\nHost: localhost", 200),
+            ("GET / HTTP/1.1\r\nHost: stranger.example", 403),
+            ("POST /dead-letters HTTP/1.1\r\nHost: stranger.example", 403),
+            ("POST /dead-letters HTTP/1.1\r\nHost: localhost", 408),
+        ):
+            with connect(address) as connection:
+                connection.sendall(f"{begin}\r\nContent-Length: 5\r\n\r\n".encode())
+                assert read_response(connection).status == status, begin
 
 
 def test_the_page_shows_what_arrives_and_what_is_refused(tmp_path: Path) -> None:
