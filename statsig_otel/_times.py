@@ -38,6 +38,7 @@ BODY_GRACE: Final = Share(5.0, 1 / 4)  # for bodies that are still being read
 SYNCHRONOUS_GRACE: Final = Share(3.0, 1 / 4)  # for what synchronous exporters are sending
 SERVER_CLOSING: Final = 3.0  # above REQUEST_DRAIN, to close the connections
 COMMAND_SHARE: Final = 1 / 2  # of the time that is left then, for a command that is being carried out
+AUDIT_LOG_CLOSING: Final = 1.0  # for each look at an audit log that is under way
 QUEUE_DRAIN: Final = 5.0  # for what waits in the queue; the rest is sent after the next start
 READERS_CLOSING: Final = 3.0  # for the last report of the metrics, after all of the above
 HANGING_SEND: Final = 3.0  # after the shutdown of a queued exporter, until a send that hangs is abandoned

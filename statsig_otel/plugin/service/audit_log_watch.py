@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from statsig_otel import _times
 from statsig_otel._telemetry import counts_of
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.queue import arrivals, schema
@@ -28,7 +29,6 @@ _AGAIN: Final = 86_400
 _LATE: Final = 3600
 """Seconds by which an entry may be in the log later than its time says."""
 
-_JOIN: Final = 1.0
 _PASSING: Final = (AuditLogError, QueueError, sqlite3.Error, OSError, ValueError)
 """Errors that are of the network, the disk or the settings."""
 
@@ -94,7 +94,7 @@ class AuditLogWatch:
         self._ended.set()
         self._due.set()
         if self._thread is not None:
-            self._thread.join(_JOIN)
+            self._thread.join(_times.AUDIT_LOG_CLOSING)
             self._thread = None
 
     def _run(self) -> None:
