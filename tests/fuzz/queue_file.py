@@ -140,7 +140,7 @@ def copied(in_memory: InMemory) -> InMemory:
             return connection.serialize()
 
     @contextmanager
-    def copy(version: int = schema.VERSION) -> Iterator[sqlite3.Connection]:
+    def copy(version: int = schema.PLAIN) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
             connection.deserialize(image(version))
             yield connection
