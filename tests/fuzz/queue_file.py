@@ -355,6 +355,7 @@ def numbers_for(connection: sqlite3.Connection, exporter: ExporterState) -> Iter
         else:
             return
         yield from (number_of(record) for record in records if record.intact)
+        assert records.seqs[-1] > after, "records come again"
         after = records.seqs[-1]
 
 

@@ -182,8 +182,7 @@ def read_records(
             if not schema.is_damage(error):
                 raise
             seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
-        if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
-            raise schema.DamagedError("the index of the records is not in order")
+        _check_order(seqs, after)
         return _limited(_one_by_one(connection, seqs), count, size)
 
 
@@ -214,6 +213,7 @@ def read_without_index(
 ) -> Records:
     """As `read_records`, by a scan of the table, since the index may end too early: seconds for a million records."""
     seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
+    _check_order(seqs, after)
     return _limited(_one_by_one(connection, seqs), count, size)
 
 
@@ -257,6 +257,12 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
         return  # a page in between can't be read, so nobody knows whose records it has
     if there != (len(seqs), sum(seqs)):
         raise schema.DamagedError("the index of the records omits some of them")
+
+
+def _check_order(seqs: Sequence[int], after: int) -> None:
+    """Check that no record comes twice, or was passed before: others would be ticked off in its place."""
+    if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
+        raise schema.DamagedError("the records are not in order")
 
 
 def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:
