@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from pydantic import TypeAdapter
@@ -13,7 +13,13 @@ _DIGITS_OF_DAYS: Final = 5
 _seconds: Final = TypeAdapter[float](Duration).validate_python
 
 
-class Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[float, str]
+else:
+    _ParamType = click.ParamType  # generic only in newer versions of click
+
+
+class Age(_ParamType):
     """A duration that may begin with days, in seconds: `7d`, `1d12h`."""
 
     name = "age"
