@@ -29,9 +29,9 @@ def test_the_page_shows_the_budget_of_a_shutdown() -> None:
         [f"{_times.SERVER_CLOSING:g} s", "-"],
         [f"{command} of {REST}, and {margin}", "-"],
         [f"{REST}, and {margin}", "-"],
-        [f"{_times.AUDIT_LOG_CLOSING:g} s", "-"],
         [f"{_times.QUEUE_DRAIN:g} s", REST],
         [f"{_times.HANGING_SEND:g} s", "-"],
+        [f"{_times.AUDIT_LOG_CLOSING:g} s", "-"],
         [f"{_times.READERS_CLOSING:g} s", "-"],
     ]
     assert f"`Service.shutdown` has {_times.SHUTDOWN_TIMEOUT:g} s by default" in text

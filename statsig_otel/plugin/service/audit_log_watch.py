@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from statsig_otel import _times
 from statsig_otel._telemetry import counts_of
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.queue import arrivals, schema
@@ -40,7 +39,7 @@ class _StoppedError(Exception):
 class AuditLogWatch:
     """Watches the audit log for one receiver, in a thread of its own.
 
-    The queue runs from before `start` until after `stop`.
+    The queue runs from before `start` until after `join`.
 
     Args:
         receiver: The receiver's id.
@@ -89,12 +88,15 @@ class AuditLogWatch:
         thread.start()
         self._thread = thread
 
-    def stop(self) -> None:
-        """End. A request under way is left behind, in its daemon thread. Safe to call twice."""
+    def end(self) -> None:
+        """Look no more. Returns at once; safe to call twice."""
         self._ended.set()
         self._due.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end. A request under way is left behind after that time, in its daemon thread."""
         if self._thread is not None:
-            self._thread.join(_times.AUDIT_LOG_CLOSING)
+            self._thread.join(timeout)
             self._thread = None
 
     def _run(self) -> None:

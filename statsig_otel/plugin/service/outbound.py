@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
+from statsig_otel._times import AUDIT_LOG_CLOSING, BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
 from statsig_otel.exporters.delivery.guarded import StartError
@@ -342,7 +342,10 @@ class Outbound:
         if self._queue is None or self._recovery is None:
             return ended
         for watch in self._watches:
-            watch.stop()
+            watch.end()
+        until_joined = time.monotonic() + AUDIT_LOG_CLOSING
+        for watch in self._watches:
+            watch.join(max(until_joined - time.monotonic(), 0.0))
         self._recovery.stop()
         # Before the sizes are read: it finishes what was handed to it.
         self.has_lost = not self._queue.shutdown(until - time.monotonic())

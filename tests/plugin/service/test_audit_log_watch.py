@@ -76,7 +76,8 @@ def watched(directory: Path, log: AuditLogServer, now: Now, **settings: object) 
     with running(directory, receivers=receivers, clock=now) as queue:
         one = Watched(directory, log, now, queue, **settings)
         yield one
-        one.watch.stop()
+        one.watch.end()
+        one.watch.join(PATIENCE)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -185,7 +186,7 @@ def test_the_thread_looks_by_itself_and_ends_while_it_waits_for_another_attempt(
         asked = len(log.asked)
         wait_until(lambda: len(log.asked) > asked)
         thread = one.watch._thread
-        one.watch.stop()
+        one.watch.end()
         assert thread is not None
         wait_until(lambda: not thread.is_alive())
 
