@@ -124,46 +124,49 @@ class Trouble(NamedTuple):
     is_passing: bool = False
 
 
-_KEY: Final = (
+_COMPARE: Final = (
     "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
-    "Generic Webhook). If they are the same, a proxy changes the body on the way."
+    "Generic Webhook)."
 )
+_KEY: Final = f"{_COMPARE} If they are the same, a proxy changes the body on the way."
+_ANEW: Final = "Was the webhook's secret made anew, or does a second webhook use this URL?"
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
 _CLOCK: Final = "A time service, such as chrony or systemd-timesyncd, keeps a clock right."
 _URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook)."
 _FILTERS: Final = (
-    "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes."
+    "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes. "
+    "Then change a gate: perhaps nobody has changed anything yet."
 )
 _LOG: Final = (
     "`statsig-otel reconcile` shows them, and what the audit log says about the webhook, such as a new signing secret."
 )
 _OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
-    "Set tls of the receiver, or put a proxy with a certificate in front of this port. To try it without TLS, begin "
-    "the URL with http://."
+    "Set tls of the receiver, or put a proxy with a certificate in front of this port, which speaks plain HTTP to it. "
+    "To try it without TLS, begin the URL with http://."
 )
 
 REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "signature_wrong": ("signed with a secret that is not configured here", _KEY),
-    "signature_missing": ("without a signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
-    "signature_repeated": ("with several signatures", _PROXY),
-    "signature_malformed": ("with a signature that does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_missing": ("without a time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
-    "timestamp_repeated": ("with several times", _PROXY),
-    "timestamp_malformed": ("with a time that does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_outside_tolerance": ("with a time too far from this machine's clock", _CLOCK),
+    "signature_wrong": ("the signature does not match", _KEY),
+    "signature_missing": ("there is no signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
+    "signature_repeated": ("there are several signatures", _PROXY),
+    "signature_malformed": ("the signature does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_missing": ("there is no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
+    "timestamp_repeated": ("there are several times", _PROXY),
+    "timestamp_malformed": ("the time does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_outside_tolerance": ("the time is too far from this machine's clock", _CLOCK),
     "no_secret": (
         "no signing secret is set yet",
         "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
     ),
-    "not_found": ("sent to a path that nothing is served at", _URL),
-    "method": ("not sent with POST", "Statsig sends POST. A browser that opens the URL sends GET."),
-    "tls": ("sent with TLS to a port that serves plain HTTP", _PLAIN),
+    "not_found": ("wrong path", _URL),
+    "method": ("the method is not POST", "Statsig sends POST. A browser that opens the URL sends GET."),
+    "tls": ("the sender speaks TLS to a port that serves plain HTTP", _PLAIN),
     "tls_handshake": ("the TLS handshake failed", "Check the certificate, and whether the URL begins with https://."),
-    "http2": ("sent with HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
-    "proxy_protocol": ("sent with the PROXY protocol", "Switch that off in the load balancer."),
-    "not_http": ("not sent with HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
-    "content_encoding": ("with a compressed body", f"Statsig does not compress. {_PROXY}"),
+    "http2": ("it was sent with HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
+    "proxy_protocol": ("the PROXY protocol is not understood", "Switch that off in the load balancer."),
+    "not_http": ("it was not HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
+    "content_encoding": ("the body is compressed", f"Statsig does not compress. {_PROXY}"),
     "too_large": ("the body is too large", "If Statsig sent it, raise max_request_body_size."),
     "slow_body": ("the body did not arrive in time", "Look at the network and the proxy, or raise read_timeout."),
     "truncated": ("the body ended early", "The sender or a proxy closed the connection."),
@@ -190,6 +193,13 @@ _FIRST_TO_CHECK: Final = frozenset({"not_found", "tls", "tls_handshake", "http2"
 """Reasons of refusals by the server that are worth a word until the first webhook with a valid signature arrives."""
 
 _AGAIN: Final = "The service tries again by itself; Try now does it at once."
+
+_REPAIRS: Final = {
+    "Replace the key (headers)": ("HTTP 401", "UNAUTHENTICATED"),
+    "Let the key (headers) write logs, or replace it": ("HTTP 403", "PERMISSION_DENIED"),
+    "Correct the address (endpoint)": ("HTTP 404", "UNIMPLEMENTED"),
+}
+"""What to repair, by how the answer of the backend begins."""
 
 _AT_FAULT: Final = ("retrying", "refused", "blocked")
 
@@ -239,9 +249,10 @@ def _not_received(facts: Facts, refused: RequestEntry | None) -> Iterator[str]:
         return
     if without := _without_secret(facts):
         yield f"{', '.join(without)} has no signing secret yet: it only answers Statsig's URL verification."
-    elif refused is not None and not _last_verified(facts):
-        yield "Not receiving."
     if refused is not None:
+        if not without or refused.reason != "no_secret":
+            cause = why(refused.reason, refused.detail)
+            yield f"{'Refusing requests' if _last_verified(facts) else 'Not receiving'}: {cause}."
         yield f"{_refused(refused, ago(facts.now - refused.at))}."
 
 
@@ -270,10 +281,8 @@ def _without_secret(facts: Facts) -> list[str]:
 
 def _refused(entry: RequestEntry, when: str = "") -> str:
     if entry.count == 1:
-        said = f"A request was refused {when}".rstrip()
-    else:
-        said = f"{entry.count} requests were refused{f', the last {when}' if when else ''}"
-    return f"{said}: {why(entry.reason, entry.detail)}"
+        return f"A request was refused {when}".rstrip()
+    return f"{entry.count} requests were refused{f', the last {when}' if when else ''}"
 
 
 def _missed(receiver: ReceiverFacts) -> str:
@@ -322,7 +331,7 @@ def steps(facts: Facts) -> list[Step]:
         f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": has_verified
         or any(one.answers for one in receivers),
         "A signing secret is set": bool(receivers) and all(one.has_secret for one in receivers),
-        "A webhook with a valid signature arrives": has_verified,
+        "A signed webhook is accepted": has_verified,
         "It has a config change": has_change,
         "A change is delivered": delivered,
     }
@@ -343,7 +352,11 @@ def troubles(facts: Facts) -> list[Trouble]:
             found.append(Trouble(_missed(one), f"The last ones: {'; '.join(named)}. {_LOG}", facts.now))
     for entry in _refusals(facts):
         if entry.at > facts.now - _HOUR:
-            found.append(Trouble(_refused(entry), check(entry.reason, entry.detail), entry.at, is_past=True))
+            title = f"{_refused(entry)}: {why(entry.reason, entry.detail)}"
+            advice = check(entry.reason, entry.detail)
+            if entry.reason == "signature_wrong" and any(one.last_verified for one in facts.receivers):
+                advice = f"Webhooks before had the right signature. {_ANEW} {_COMPARE}"
+            found.append(Trouble(title, advice, entry.at, is_past=True))
     return sorted(found, key=lambda trouble: trouble.is_passing)[:_MOST_PROBLEMS]
 
 
@@ -358,10 +371,18 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
     advice = {
         "retrying": "The backend does not answer, or asks to wait.",
         "refused": "The backend refuses the records. Look at what it says, and at its limits.",
-        "blocked": "Repair the key (headers), the address (endpoint) or the certificate (tls), and reload.",
+        "blocked": f"{_repair(exporter.last_error)}, and reload.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
     return Trouble(title, f"{advice} {again}", now, is_passing=exporter.state == "retrying")
+
+
+def _repair(error: str) -> str:
+    """What repairs a blocked exporter whose backend said this."""
+    return next(
+        (repair for repair, beginnings in _REPAIRS.items() if error.startswith(beginnings)),
+        "Repair the key (headers), the address (endpoint) or the certificate (tls)",
+    )
 
 
 def _without_change(receiver: ReceiverFacts) -> Trouble | None:

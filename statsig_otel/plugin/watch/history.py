@@ -13,7 +13,7 @@ _logger: Final = logging.getLogger(__name__)
 
 MINUTES: Final = 60
 
-SERIES: Final = ("Requests taken", "Requests refused", "Config changes", "Records delivered")
+SERIES: Final = ("Requests accepted", "Requests refused", "Config changes", "Records delivered")
 
 _LOOK: Final = 5.0
 """Seconds between two looks at the counts. A minute's boundary is that exact."""

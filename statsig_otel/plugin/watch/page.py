@@ -156,7 +156,7 @@ def _troubles(facts: Facts) -> str:
 
 
 def _trouble(one: Trouble) -> str:
-    when = f'<p class="quiet">{_date(one.at)}</p>' if one.is_past else ""
+    when = f'<p class="quiet">The last one: {_date(one.at)}</p>' if one.is_past else ""
     title, sign = _text(one.title), " passing" if one.is_passing else ""
     said = f"<h3>{title}</h3><p>{_text(one.check)}</p>{when}"
     return f'<article class="trouble{sign}" data-key="{title}">{said}</article>'
@@ -254,11 +254,12 @@ def _filters(shown: Shown) -> str:
 def _changes(shown: Shown) -> str:
     found = [one for one in shown.entries["changes"] if _matches(one, shown.text, shown.type)]
     head = (_TIME, "Flag", "Action", "Who", "Environments", "Description", "Services", "")
-    is_filtered = shown.text or shown.type
-    nothing = "No change matches the filter." if is_filtered else "No config change has arrived since the start."
+    if not found and not shown.text and not shown.type:
+        return '<p class="quiet never">No config change has arrived since the start.</p>'
+    rows = (_change(one, shown.facts.now) for one in found[:_MOST_CHANGES])
     rest = len(found) - _MOST_CHANGES
     more = f'<p class="quiet more">And {rest} older ones: Filter looks through them, too.</p>' if rest > 0 else ""
-    return _table(head, (_change(one, shown.facts.now) for one in found[:_MOST_CHANGES]), nothing) + more
+    return _table(head, rows, "No change matches the filter.") + more
 
 
 def _matches(change: Mapping[str, Any], text: str, type_: str) -> bool:

@@ -127,7 +127,7 @@ def send(service: Service, body: bytes) -> None:
 def test_a_change_appears_while_somebody_looks_and_its_record_can_be_copied(browser: Any, tmp_path: Path) -> None:
     with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
         page.get_by_text("No webhook with a valid signature since the start").first.wait_for()
-        page.get_by_text("A webhook with a valid signature arrives").wait_for()
+        page.get_by_text("A signed webhook is accepted").wait_for()
         page.locator("#live", has_text="Live").wait_for()
         send(service, change("layout_v2"))
         arrived = row(page, "changes", "layout_v2")
@@ -152,9 +152,9 @@ def test_a_change_appears_while_somebody_looks_and_its_record_can_be_copied(brow
 def test_a_forged_request_is_explained(browser: Any, tmp_path: Path) -> None:
     with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
         assert post(service, "forged", secret=f"{SECRET}0").status == 401
-        page.locator("#troubles h3", has_text="signed with a secret that is not configured here").wait_for()
+        page.locator("#troubles h3", has_text="the signature does not match").wait_for()
         assert "Compare signing_secrets" in page.locator("#troubles").inner_text()
-        refused = row(page, "requests", "Refused: signed")
+        refused = row(page, "requests", "Refused: the signature")
         assert "401" in refused.inner_text()
         assert "Compare" not in refused.inner_text()
         refused.locator("summary").click()

@@ -18,8 +18,7 @@ from statsig_otel.plugin.watch.diagnosis import (
 )
 from tests.looped import looped
 
-REFUSED = "3 requests were refused, the last 10 seconds ago:"
-WRONG = f"{REFUSED} signed with a secret that is not configured here."
+REFUSED = "3 requests were refused, the last 10 seconds ago."
 NOW = 1_800_000_000.0
 RECEIVER = ReceiverFacts(name="statsig", path="/hook")
 RECEIVING = replace(RECEIVER, last_verified=NOW - 240, last_change=NOW - 240)
@@ -45,11 +44,11 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
         (facts(RECEIVING), "Receiving. Last config change 4 minutes ago."),
         (
             facts(RECEIVER, SENDING, refused("signature_wrong", "another secret")),
-            f"Not receiving. {WRONG}",
+            f"Not receiving: the signature does not match. {REFUSED}",
         ),
         (
             facts(RECEIVING, SENDING, refused("signature_wrong", "another secret")),
-            f"{WRONG} Last config change 4 minutes ago.",
+            f"Refusing requests: the signature does not match. {REFUSED} Last config change 4 minutes ago.",
         ),
         (
             facts(RECEIVING, SENDING, refused("signature_wrong", before=500)),
@@ -59,7 +58,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
         (facts(RECEIVING, SENDING, refused("not_found", receiver="")), "Receiving. Last config change 4 minutes ago."),
         (
             facts(RECEIVER, SENDING, refused("not_found", receiver="")),
-            f"Not receiving. {REFUSED} sent to a path that nothing is served at.",
+            f"Not receiving: wrong path. {REFUSED}",
         ),
         (
             facts(replace(RECEIVER, last_verified=NOW - 7)),
@@ -71,7 +70,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
         ),
         (
             facts(replace(RECEIVER, has_secret=False), SENDING, refused("no_secret")),
-            f"{WITHOUT} 3 requests were refused, the last 10 seconds ago: no signing secret is set yet.",
+            f"{WITHOUT} {REFUSED}",
         ),
         (
             facts(RECEIVING, ExporterFacts(name="otlp_grpc", state="retrying", waiting=12)),
@@ -104,9 +103,7 @@ def test_the_steps_of_the_set_up_end_when_a_change_is_delivered() -> None:
     assert [step.is_current for step in steps(facts(secret, nothing))] == [False, False, True, False, False]
     # A webhook with another secret has reached the URL, so what is missing is a valid signature.
     wrong = replace(RECEIVER, answers={"signature_wrong": 3})
-    assert [step.text for step in steps(facts(wrong, nothing)) if step.is_current] == [
-        "A webhook with a valid signature arrives"
-    ]
+    assert [step.text for step in steps(facts(wrong, nothing)) if step.is_current] == ["A signed webhook is accepted"]
     signed = replace(secret, last_verified=NOW)
     assert [step.is_current for step in steps(facts(signed, nothing))] == [False, False, False, True, False]
     assert [step.is_current for step in steps(facts(RECEIVING, nothing))] == [False, False, False, False, True]
@@ -120,7 +117,7 @@ def test_what_to_check_comes_with_each_trouble() -> None:
     found = troubles(facts(RECEIVER, blocked, refused("timestamp_outside_tolerance", "the webhook is 420 s old")))
     assert [one.title for one in found] == [
         "otlp_http is blocked: 401 from http://b",
-        "3 requests were refused: with a time too far from this machine's clock",
+        "3 requests were refused: the time is too far from this machine's clock",
     ]
     assert found[0].check.endswith("tries again by itself; Try now does it at once. Waiting: 2 records. None is lost.")
     (without_queue,) = troubles(facts(RECEIVER, replace(blocked, waiting=None)))
@@ -134,6 +131,29 @@ def test_webhooks_without_a_change_are_named() -> None:
     assert only.title == ("No new config change has come to statsig, only 502 other events (statsig::gate_exposure)")
     assert "Filters" in only.check
     assert troubles(facts(replace(receiver, last_change=NOW))) == []
+
+
+def test_a_secret_that_was_right_before_is_said_to_have_been() -> None:
+    (first,) = troubles(facts(RECEIVER, SENDING, refused("signature_wrong")))
+    (later,) = troubles(facts(RECEIVING, SENDING, refused("signature_wrong")))
+    assert first.title == later.title == "3 requests were refused: the signature does not match"
+    assert first.check.endswith("If they are the same, a proxy changes the body on the way.")
+    assert later.check.startswith("Webhooks before had the right signature. Was the webhook's secret made anew,")
+
+
+def test_only_what_the_answer_means_has_to_be_repaired() -> None:
+    def repair(error: str) -> str:
+        (only,) = troubles(facts(RECEIVING, ExporterFacts(name="a", state="blocked", last_error=error)))
+        return only.check.partition(", and reload.")[0]
+
+    for error in ("HTTP 401 Unauthorized from http://b", "UNAUTHENTICATED: no"):
+        assert repair(error) == "Replace the key (headers)"
+    for error in ("HTTP 403 Forbidden from http://b", "PERMISSION_DENIED: no"):
+        assert repair(error) == "Let the key (headers) write logs, or replace it"
+    for error in ("HTTP 404 Not Found from http://b", "UNIMPLEMENTED: no"):
+        assert repair(error) == "Correct the address (endpoint)"
+    for error in ("", "HTTP 302 Found from http://b"):
+        assert repair(error) == "Repair the key (headers), the address (endpoint) or the certificate (tls)"
 
 
 def test_what_came_instead_of_a_change_decides_what_to_check() -> None:

@@ -91,9 +91,10 @@ def test_why_webhooks_are_refused() -> None:
 def test_a_refusal_is_said_until_something_valid_comes() -> None:
     journal, receiver = kept(), intake()
     journal.add_request("statsig", 401, "signature_wrong", "another secret")
-    refused = "A request was refused just now: signed with a secret that is not configured here."
-    assert words(receiver, of=journal) == f"Not receiving. {refused}"
-    assert words(seen(receiver, verified=60, changed=60), of=journal) == f"{refused} Last config change 1 minute ago."
+    why_not = "the signature does not match. A request was refused just now."
+    assert words(receiver, of=journal) == f"Not receiving: {why_not}"
+    later = f"Refusing requests: {why_not} Last config change 1 minute ago."
+    assert words(seen(receiver, verified=60, changed=60), of=journal) == later
     assert "refused" not in words(seen(receiver, verified=-1, changed=1), of=journal)
 
 
@@ -101,7 +102,7 @@ def test_a_refusal_is_said_though_the_last_webhook_came_before_the_clock_was_put
     journal, one = kept(), seen(intake(), verified=-86400, changed=-86400)
     assert words(one, of=journal) == "Receiving. Last config change just now."
     journal.add_request("statsig", 401, "timestamp_outside_tolerance", "")
-    assert words(one, of=journal).startswith("A request was refused just now")
+    assert words(one, of=journal).startswith("Refusing requests: the time is too far from this machine's clock.")
 
 
 def test_what_never_reaches_a_receiver_is_said_until_the_first_webhook() -> None:
@@ -109,7 +110,7 @@ def test_what_never_reaches_a_receiver_is_said_until_the_first_webhook() -> None
     for status_, reason in ((404, "not_found"), (400, "tls"), (0, "tls_handshake")):
         journal, receiver = kept(), seen(intake())
         journal.add_request("", status_, reason, "what to do")
-        assert words(receiver, of=journal) == f"Not receiving. A request was refused just now: {why(reason)}."
+        assert words(receiver, of=journal) == f"Not receiving: {why(reason)}. A request was refused just now."
         assert "refused" not in words(seen(receiver, verified=60, changed=60), of=journal)
     journal = kept()
     journal.add_request("", 431, "head", "")

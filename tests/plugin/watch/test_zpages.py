@@ -112,9 +112,9 @@ def test_the_page_shows_what_arrives_and_what_is_refused(tmp_path: Path) -> None
         wait_until(lambda: ">delivered<" in text_of(address))
         page = text_of(address)
         assert f">{flag}</b>" in page
-        for number, name in ((1, "Requests taken"), (1, "Requests refused"), (1, "Config changes")):
+        for number, name in ((1, "Requests accepted"), (1, "Requests refused"), (1, "Config changes")):
             assert f"<figcaption>{name} <b>{number}</b>" in page
-        assert "signed with a secret that is not configured here" in page
+        assert "the signature does not match" in page
         assert "Accepted: 1 config change." in page
         assert SECRET not in page
         link = re.search(r'href="(/change\?uid=[0-9a-f]+)"', page[page.index(f"{flag}</b>") :])
