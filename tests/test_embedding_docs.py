@@ -367,6 +367,7 @@ def test_the_sdk_sends_what_is_taken(tmp_path: Path) -> None:
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]
 
 
+@pytest.mark.slow
 def test_the_consumer_of_ones_own_keeps_each_change_once(tmp_path: Path) -> None:
     with running(OWN, tmp_path) as (_, address):
         assert_takes_webhooks(address, DEFAULT_PATH)

@@ -44,11 +44,16 @@ def loaded_by(statement: str) -> set[str]:
         ("import statsig_otel, statsig_otel.plugin, statsig_otel.exporters, statsig_otel.config", set()),
         ("from statsig_otel.plugin import verify, parse, sign, ChangeEvent", {"msgspec"}),
         (f"from statsig_otel.plugin import {PURE}", {"msgspec"} | API | METRICS | PROTO),
-        ("from statsig_otel.exporters import Batch, Change, Consumer, Invalid, Receipt, RefusedError", set()),
+        pytest.param(
+            "from statsig_otel.exporters import Batch, Change, Consumer, Invalid, Receipt, RefusedError",
+            set(),
+            marks=pytest.mark.slow,
+        ),
         ("from statsig_otel.exporters import LoggerProviderConsumer", API | LOGS | PROTO),
-        (
+        pytest.param(
             "from statsig_otel.plugin import StatsigWsgiReceiver, create_wsgi_app",
             {"falcon", "msgspec"} | API | METRICS | PROTO,
+            marks=pytest.mark.slow,
         ),
         ("from statsig_otel.plugin import StatsigReceiver", {"falcon", "msgspec"} | API | METRICS | PROTO),
         ("from statsig_otel.plugin.cli.main import main", {"click"}),

@@ -241,7 +241,7 @@ def test_a_fault_during_halving_undoes_and_repeats_nothing(tmp_path: Path, http:
         assert made.dead_letter_names() == bad
 
 
-@limited(max_examples=10)
+@limited(max_examples=limited().max_examples // 4)  # each takes a quarter of a second
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 1000), st.data())
 def test_every_record_is_delivered_or_a_dead_letter(count: int, most: int, seed: int, data: st.DataObject) -> None:
     """Any records bad, any faults on the way: none is lost, none but a bad one is given up, and that once."""

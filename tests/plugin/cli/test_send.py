@@ -260,6 +260,7 @@ def test_redirects_are_not_followed(receiver: Receiver) -> None:
     assert receiver.requests == []
 
 
+@pytest.mark.slow
 def test_as_a_process_it_is_the_same(receiver: Receiver) -> None:
     body = b'{"data": [{"eventName": "statsig::config_change"}]}'
     told = [sender("-", "--url", receiver.url, stdin=body) for sender in (send, send_as_process)]

@@ -188,7 +188,12 @@ _MANY = 20 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
-    ("path", "header"), [(b"early", b""), (b"early-and-close", b""), (b"early", b"connection: close\r\n")]
+    ("path", "header"),
+    [
+        (b"early", b""),
+        (b"early-and-close", b""),
+        pytest.param(b"early", b"connection: close\r\n", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("secure", [False, True])
 def test_an_answer_before_the_body_reaches_a_client_that_still_sends(

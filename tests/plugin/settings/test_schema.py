@@ -194,6 +194,7 @@ def test_both_accept_values_that_ask_for_what_happens_anyway() -> None:
     assert tried > 60
 
 
+@pytest.mark.slow
 def test_every_place_is_one_that_the_reader_knows() -> None:
     """Else the tests above would test nothing there."""
     for (kind, type_), path in PLACES:
