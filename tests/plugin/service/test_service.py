@@ -272,6 +272,7 @@ def test_a_start_that_is_cancelled_is_undone(tmp_path: Path) -> None:
     asyncio.run(main())
     slow.go_on.set()
     wait_until(lambda: slow.stopped == 1)
+    wait_until(lambda: "queue writer" not in {thread.name for thread in threading.enumerate()}, "the queue is closed")
 
 
 def test_a_start_that_a_ctrl_c_interrupts_is_undone(tmp_path: Path) -> None:
