@@ -162,8 +162,9 @@ def remembered(sum_up: SumUp) -> SumUp:
 def written(files: Mapping[str, bytes], directory: Path) -> Path:
     """The directory, with these files and no others."""
     directory.mkdir(exist_ok=True)
-    for entry in list(os.scandir(directory)):  # also those that are written again: SQLite knows files by their numbers
-        os.unlink(entry.path)  # noqa: PTH108 - a million times
+    for entry in list(os.scandir(directory)):
+        if entry.name not in files:
+            os.unlink(entry.path)  # noqa: PTH108 - a million times
     for name, content in files.items():
         (directory / name).write_bytes(content)
     return directory
