@@ -131,19 +131,25 @@ _COMPARE: Final = (
 _KEY: Final = f"{_COMPARE} If they are the same, a proxy changes the body on the way."
 _ANEW: Final = "Was the webhook's secret made anew, or does a second webhook use this URL?"
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
-_CLOCK: Final = "A time service, such as chrony or systemd-timesyncd, keeps a clock right."
-_URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook)."
+_CLOCK: Final = (
+    "Compare this machine's clock with another one: a time service, such as chrony or systemd-timesyncd, keeps it "
+    "right. If it is right, look for what holds webhooks back."
+)
+_URL: Final = (
+    "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), the receiver's path, "
+    "or what a proxy in between makes of it."
+)
 _FILTERS: Final = (
     "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes. "
-    "Then change a gate: perhaps nobody has changed anything yet."
+    "Then change a gate that nobody uses: perhaps nothing has changed yet."
 )
 _LOG: Final = (
     "`statsig-otel reconcile` shows them, and what the audit log says about the webhook, such as a new signing secret."
 )
 _OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
-    "Set tls of the receiver, or put a proxy with a certificate in front of this port, which speaks plain HTTP to it. "
-    "To try it without TLS, begin the URL with http://."
+    "Put a proxy with a certificate in front of this port, or set the receiver's tls. A proxy that is there already "
+    "has to speak plain HTTP to this port. Only to try it without TLS, begin the URL with http://."
 )
 
 REASONS: Final[Mapping[str, tuple[str, str]]] = {
@@ -154,7 +160,7 @@ REASONS: Final[Mapping[str, tuple[str, str]]] = {
     "timestamp_missing": ("there is no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
     "timestamp_repeated": ("there are several times", _PROXY),
     "timestamp_malformed": ("the time does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_outside_tolerance": ("the time is too far from this machine's clock", _CLOCK),
+    "timestamp_outside_tolerance": ("the webhook's time is too far from this machine's clock", _CLOCK),
     "no_secret": (
         "no signing secret is set yet",
         "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",

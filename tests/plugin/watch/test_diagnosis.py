@@ -117,12 +117,12 @@ def test_what_to_check_comes_with_each_trouble() -> None:
     found = troubles(facts(RECEIVER, blocked, refused("timestamp_outside_tolerance", "the webhook is 420 s old")))
     assert [one.title for one in found] == [
         "otlp_http is blocked: 401 from http://b",
-        "3 requests were refused: the time is too far from this machine's clock",
+        "3 requests were refused: the webhook's time is too far from this machine's clock",
     ]
     assert found[0].check.endswith("tries again by itself; Try now does it at once. Waiting: 2 records. None is lost.")
     (without_queue,) = troubles(facts(RECEIVER, replace(blocked, waiting=None)))
     assert without_queue.check.endswith("and reload. The next webhook is a try.")
-    assert found[1].check.startswith("The webhook is 420 s old. A time service")
+    assert found[1].check.startswith("The webhook is 420 s old. Compare this machine's clock")
 
 
 def test_webhooks_without_a_change_are_named() -> None:

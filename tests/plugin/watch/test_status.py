@@ -102,7 +102,9 @@ def test_a_refusal_is_said_though_the_last_webhook_came_before_the_clock_was_put
     journal, one = kept(), seen(intake(), verified=-86400, changed=-86400)
     assert words(one, of=journal) == "Receiving. Last config change just now."
     journal.add_request("statsig", 401, "timestamp_outside_tolerance", "")
-    assert words(one, of=journal).startswith("Refusing requests: the time is too far from this machine's clock.")
+    assert words(one, of=journal).startswith(
+        "Refusing requests: the webhook's time is too far from this machine's clock."
+    )
 
 
 def test_what_never_reaches_a_receiver_is_said_until_the_first_webhook() -> None:
