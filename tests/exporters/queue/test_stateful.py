@@ -135,7 +135,7 @@ class QueueMachine(RuleBasedStateMachine):
             for number in dict.fromkeys(numbers)
             if self.now - self.seen.get((receiver, number), -WINDOW) >= WINDOW
         ]
-        full = self.is_full(receiver, len(fresh) * records)
+        full = bool(numbers or invalid) and self.is_full(receiver, len(fresh) * records)
         answer = consume(self.queue, batch(*numbers, receiver=receiver, records=records, invalid=invalid))
         if full:
             assert isinstance(answer.exception(PATIENCE), RefusedError)
