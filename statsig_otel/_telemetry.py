@@ -47,7 +47,7 @@ class ReceiverCounts:
     Attributes:
         answers: The requests, by the status and the reason of their answers.
         verified: The verified requests, by the position of the signing secret, from 1.
-        accepted: The accepted records.
+        accepted: The accepted records of changes that had not been accepted before.
         refused: The refused records.
         changes: The changes that had not been accepted before.
         duplicates: Those that had.
@@ -195,7 +195,7 @@ Metric(
     "otelcol_receiver_accepted_log_records",
     "counter",
     "{records}",
-    "Log records that the pipeline accepted.",
+    "Log records that the pipeline accepted, without those of duplicates.",
     ("receiver", "transport"),
     read=_of_receivers(lambda one: {("http",): one.accepted}),
 )

@@ -375,8 +375,8 @@ class Request:
             return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
         mapped, counts = self._mapped, self._intake.counts
         with counts.lock:
-            counts.accepted += self._record_count()
             if receipt.accepted:
+                counts.accepted += self._new_record_count(receipt)
                 counts.changes += receipt.accepted
                 counts.last_change_ns = self._now_ns
                 journal.add_changes(self._intake.name, self._now_ns, mapped.changes)
@@ -435,6 +435,10 @@ class Request:
 
     def _record_count(self) -> int:
         return sum(map(len, map(_records, self._mapped.changes)))
+
+    def _new_record_count(self, receipt: Receipt) -> int:
+        """The records of the new changes. A receipt does not say which ones are new, so their share counts."""
+        return self._record_count() * receipt.accepted // len(self._mapped.changes)
 
 
 _NOTHING: Final = Mapped((), (), 0, ())

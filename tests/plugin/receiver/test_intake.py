@@ -266,6 +266,22 @@ def test_timestamps_in_seconds_are_told(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.text.count(said) == 1  # once in ten seconds
 
 
+def test_only_records_of_new_changes_count_as_accepted() -> None:
+    """A receipt does not say which changes are new, so of a batch with both kinds their share counts."""
+    body = json.dumps([json.loads(CHANGE) | {"timestamp": time} for time in (5, 6, 7)]).encode()
+    for receipt in (Receipt(3), Receipt(2, 1), Receipt(1, 2), Receipt(0, 3)):
+        receiver = intake()
+        counts = receiver.counts
+        before = counts.accepted, counts.changes, counts.duplicates
+        request = begin(receiver, body)
+        request.feed(body)
+        assert isinstance(request.finish(complete=True), Batch)
+        request.taken(receipt)
+        after = counts.accepted, counts.changes, counts.duplicates
+        added = tuple(now - then for now, then in zip(after, before, strict=True))
+        assert added == (receipt.accepted, receipt.accepted, receipt.duplicates), receipt
+
+
 def answered(receiver: Intake, *items: object) -> None:
     body = json.dumps({"data": items}).encode()
     request = begin(receiver, body)
