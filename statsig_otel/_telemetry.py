@@ -28,6 +28,9 @@ _BYTES: Final = tuple(float(1 << power) for power in range(9, 26, 2))  # 512 B t
 EXPORTER_STATES: Final = ("idle", "sending", "retrying", "refused", "blocked")
 """The states of an exporter that runs, the best one first."""
 
+NOT_CONFIGURED: Final = "not configured"
+"""The state of an exporter that left the configuration while records wait for it."""
+
 OUTCOMES: Final = ("delivered", "partially_rejected", "rejected", "retry_later", "blocked")
 """The outcomes of an attempt to send."""
 
@@ -109,8 +112,8 @@ os.register_at_fork(after_in_child=_renew_locks)
 class ObservedQueue(Protocol):
     """A queue whose metrics are read at each collection. The keys of the first three are the exporters' ids."""
 
-    def sizes(self) -> Mapping[str, int]:
-        """The number of waiting records."""
+    def waiting(self) -> Mapping[str, int]:
+        """The number of waiting records, also of exporters that left the configuration while some wait for them."""
 
     def capacities(self) -> Mapping[str, int]:
         """The largest number of waiting records. An exporter that only the disk limits is missing."""
@@ -338,9 +341,9 @@ Metric(
     "otelcol_exporter_queue_size",
     "gauge",
     "{records}",
-    "Log records waiting in the durable queue.",
+    "Log records waiting in the durable queue, also for an exporter that is not configured any more.",
     ("exporter", "data_type"),
-    read=_of_queues(lambda queue: _of_exporters(queue.sizes())),
+    read=_of_queues(lambda queue: _of_exporters(queue.waiting())),
 )
 Metric(
     "otelcol_exporter_queue_capacity",

@@ -6,7 +6,8 @@ import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -15,9 +16,20 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.records import Records, Row
 
+_T = TypeVar("_T")
+
 _PAGE: Final = 512
 _PAGE_BYTES: Final = 4 << 20
 """The most records, and bytes of them, that are read at once where all that waits is read."""
+
+
+def read(database: Path, look: Callable[[sqlite3.Connection], _T], default: _T) -> _T:
+    """What a function reads of a database; the default if it can't be read. Whoever needs the file will report that."""
+    try:
+        with contextlib.closing(schema.connect_reading(database)) as connection:
+            return look(connection)
+    except sqlite3.Error:
+        return default
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """The durable queue: accepts a batch once it is on disk, and gives each exporter's sender a cursor to read from."""
 
-import contextlib
 import logging
 import sqlite3
 import threading
@@ -15,7 +14,7 @@ from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.paths import directory_option
-from statsig_otel.exporters.queue import arrivals, dead_letters, queries, schema, slices, store
+from statsig_otel.exporters.queue import arrivals, dead_letters, queries, slices, store
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
@@ -259,8 +258,13 @@ class DurableQueue:
         return self.submit(queries.exporter_states).result()
 
     def sizes(self) -> dict[str, int]:
-        """The number of waiting records, by exporter."""
+        """The number of waiting records, by configured exporter."""
         return {name: cursor.waiting for name, cursor in self._cursors.items()}
+
+    def waiting(self) -> dict[str, int]:
+        """The number of waiting records, by exporter, also of those that left the configuration while some wait."""
+        states: list[ExporterState] = queries.read(self.database, queries.exporter_states, [])
+        return {**{one.name: one.waiting for one in states if one.waiting > 0}, **self.sizes()}
 
     def capacities(self) -> dict[str, int]:
         """The largest number of waiting records, by exporter; without those that the disk or a size in bytes limits."""
@@ -270,16 +274,15 @@ class DurableQueue:
     def ages(self) -> dict[str, float]:
         """Seconds since the first waiting record was observed, by exporter; without those for which none waits."""
         now_ns = self.now_ms() * 1_000_000
-        try:
-            with contextlib.closing(schema.connect_reading(self.database)) as connection:
-                return {
-                    state.name: max(now_ns - observed_ns, 0) / 1e9
-                    for state in queries.exporter_states(connection)
-                    if state.name in self._cursors
-                    and (observed_ns := queries.oldest_observed_ns(connection, state)) is not None
-                }
-        except sqlite3.Error:
-            return {}  # whoever needs the file will report it
+
+        def look(connection: sqlite3.Connection) -> dict[str, float]:
+            return {
+                state.name: max(now_ns - observed_ns, 0) / 1e9
+                for state in queries.exporter_states(connection)
+                if (observed_ns := queries.oldest_observed_ns(connection, state)) is not None
+            }
+
+        return queries.read(self.database, look, {})
 
     def dead_letters(self) -> dict[tuple[str, str], int]:
         """The number of dead letters that are kept, by kind and owner.
@@ -288,11 +291,8 @@ class DurableQueue:
         """
         began = time.monotonic()
         if began >= self._count_at:
-            try:
-                with contextlib.closing(schema.connect_reading(self.database)) as connection:
-                    found = dead_letters.held(connection)
-            except sqlite3.Error:
-                return {}  # as above
+            if (found := queries.read(self.database, dead_letters.held, None)) is None:
+                return {}
             none: dict[tuple[str, str], int] = dict.fromkeys(self._owners_of_dead_letters(), 0)
             self._held, ended = {**none, **found}, time.monotonic()
             self._count_at = ended + (ended - began) * _COUNTING_SHARE

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from statsig_otel._telemetry import NOT_CONFIGURED
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backup import back_up
@@ -29,7 +30,6 @@ _BLOCKED: Final = 3
 """The exit code if an exporter is blocked."""
 
 _NOT_RUNNING: Final = "not running"
-_NOT_CONFIGURED: Final = "not configured"
 _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
 
 
@@ -255,7 +255,7 @@ def _exporters(
         rows.append(
             _Exporter(
                 name=state.name,
-                state=sender.get("state", _NOT_CONFIGURED if answer else _NOT_RUNNING),
+                state=sender.get("state", NOT_CONFIGURED if answer else _NOT_RUNNING),
                 configured=None if known is None else state.name in known,
                 waiting=state.waiting,
                 bytes=state.bytes,
@@ -282,8 +282,8 @@ def _show(directory: Path, answer: dict[str, Any] | None, exporters: Sequence[_E
 
 def _row(one: _Exporter) -> tuple[str, ...]:
     state = one.state
-    if one.configured is False and state != _NOT_CONFIGURED:
-        state = f"{state}, {_NOT_CONFIGURED}"
+    if one.configured is False and state != NOT_CONFIGURED:
+        state = f"{state}, {NOT_CONFIGURED}"
     oldest = ""
     if one.oldest_age_seconds is not None:
         oldest = f"{age(one.oldest_age_seconds)} ago, {one.oldest_observed_at}"

@@ -169,7 +169,7 @@ class DeadLetters:
             return None
         where = "running configuration" if self.is_running else "configuration"
         return f"the exporter {exporter} {why_no_sender(exporter, self.routing.synchronous, where)}" + (
-            "" if is_named else "; --to NAME replays it to another one"
+            "" if is_named else "; `statsig-otel dead-letters replay --to NAME` replays it to another one"
         )
 
     def _mapper(self, receiver: str) -> Mapper:

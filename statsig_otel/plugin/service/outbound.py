@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from statsig_otel._telemetry import NOT_CONFIGURED
 from statsig_otel._times import AUDIT_LOG_CLOSING, BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
@@ -109,21 +110,23 @@ class Outbound:
         return None if self._queue is None else self._directory / CONTROL
 
     def condition(self) -> Condition:
-        """Why batches are refused now, and how each exporter is."""
+        """Why batches are refused now, and how each exporter is, also one that left while records wait for it."""
         exporters: dict[str, dict[str, str | int]] = {}
         for name, state in self._synchronous.states().items():
             exporters[name] = {"state": state}
-        sizes = self._queue.sizes() if self._queue is not None else {}
+        sizes = self._queue.waiting() if self._queue is not None else {}
         for name, sender in list(self._senders.items()):
             exporters[name] = {"state": sender.state, "waiting": sizes.get(name, 0)}
+        for name in self._left(sizes):
+            exporters[name] = {"state": NOT_CONFIGURED, "waiting": sizes[name]}
         return Condition({} if self._queue is None else self._queue.refusal_reasons(), exporters)
 
     def exporters(self) -> dict[str, dict[str, Any]]:
-        """The state of each exporter; of a queued one also what waits for it, and its failures."""
+        """As in `condition`; of a queued one also its failures, and how long the first record has waited."""
         found: dict[str, dict[str, Any]] = {
             name: {"state": state} for name, state in self._synchronous.states().items()
         }
-        sizes, ages = (self._queue.sizes(), self._queue.ages()) if self._queue is not None else ({}, {})
+        sizes, ages = (self._queue.waiting(), self._queue.ages()) if self._queue is not None else ({}, {})
         for name, sender in list(self._senders.items()):
             found[name] = {
                 "state": sender.state,
@@ -132,7 +135,14 @@ class Outbound:
                 "attempts": sender.attempts,
                 "last_error": sender.last_error,
             }
+        for name in self._left(sizes):
+            found[name] = {"state": NOT_CONFIGURED, "waiting": sizes[name], "oldest_age_seconds": ages.get(name)}
         return found
+
+    def _left(self, waiting: Collection[str]) -> list[str]:
+        """Those that are not configured any more, also not without a queue."""
+        queue = self._queue
+        return [one for one in waiting if queue and one not in self._exporters and not queue.serves(one)]
 
     def dead_letters(self) -> int:
         """The number of dead letters that are kept."""

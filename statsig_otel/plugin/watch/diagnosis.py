@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from statsig_otel._journal import RequestEntry
-from statsig_otel._telemetry import OTHER
+from statsig_otel._telemetry import NOT_CONFIGURED, OTHER
 from statsig_otel.exporters.wording import ago, counted
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
@@ -235,6 +235,8 @@ def sentences(facts: Facts) -> Iterator[str]:
     for one in facts.exporters:
         if one.state in ("refused", "blocked"):
             yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
+        if one.state == NOT_CONFIGURED:
+            yield f"{one.name} is not configured any more{_waiting(one)}."
     for receiver in facts.receivers:
         if receiver.last_missed:
             name, second = receiver.last_missed[0]
@@ -367,6 +369,9 @@ def troubles(facts: Facts) -> list[Trouble]:
 
 
 def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
+    if exporter.state == NOT_CONFIGURED:
+        advice = f"Configure it again to send them; `statsig-otel queue remove {exporter.name}` gives them up."
+        return Trouble(f"{exporter.name} is not configured any more{_waiting(exporter)}", advice, now)
     if exporter.state not in _AT_FAULT:
         return None
     again = (

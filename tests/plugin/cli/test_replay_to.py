@@ -41,7 +41,10 @@ def test_nothing_is_replayed_to_an_exporter_that_left_the_configuration(tmp_path
     def replay(*words: str) -> str:
         return CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", *words]).output
 
-    assert "1 stays: the exporter bad is not in the configuration; --to NAME replays it" in replay("1")
+    stays = (
+        "1 stays: the exporter bad is not in the configuration; `statsig-otel dead-letters replay --to NAME` replays"
+    )
+    assert stays in replay("1")
     assert "2 stays: the queue knows no exporter debug/good: a service with it has to run first" in replay("2")
     assert set(waiting(directory).values()) == {0}
 
@@ -53,7 +56,10 @@ def test_a_record_is_replayed_to_an_exporter_with_another_name(tmp_path: Path, h
         stays = run(tmp_path, "dead-letters", "replay", "1").output
         assert "1 stays: " in stays
         if served:
-            assert "the exporter renamed is not in the running configuration; --to NAME" in stays
+            assert (
+                "the exporter renamed is not in the running configuration; `statsig-otel dead-letters replay --to NAME`"
+                in stays
+            )
         nowhere = run(tmp_path, "dead-letters", "replay", "1", "--to", "nope").output
         assert "1 stays: the exporter nope is not in the running" in nowhere or "knows no exporter nope" in nowhere
         item = run(tmp_path, "dead-letters", "replay", "2", "--to", "good").output

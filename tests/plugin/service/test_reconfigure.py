@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.config import ConfigError
 from statsig_otel.config.configuration import Configuration
@@ -22,7 +24,10 @@ from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.outbound import Applied
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.reading import receiver_settings
+from statsig_otel.plugin.watch.diagnosis import troubles
+from statsig_otel.plugin.watch.status import status
 from tests.exporters.delivery.helpers import encoded
+from tests.metrics import collected
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import HttpSink
 from tests.waiting import wait_until
@@ -146,6 +151,33 @@ def test_a_refused_change_leaves_the_exporters_that_are_queued_as_they_were(
         assert send(service, "a") == Receipt(1)
         assert lines(tmp_path, "a") == 1
         assert not (tmp_path / "b").exists()
+
+
+def test_records_of_an_exporter_that_left_are_not_forgotten(configured: Configured, tmp_path: Path) -> None:
+    """Metrics, health checks, the live page and `top` have their number and age."""
+    record = ExportLogsServiceRequest()
+    record.resource_logs.add().scope_logs.add().log_records.add(observed_time_unix_nano=time.time_ns() - 60 * 10**9)
+    away = {"otlp_http": {"endpoint": "http://127.0.0.1:1"}, "debug": QUEUED}
+    left = {"otlp_http": {"state": "not configured", "waiting": 1}, "debug": {"state": "idle", "waiting": 0}}
+    with running(configured(away), tmp_path) as service, collected() as metrics:
+        batch = Batch("statsig", (Change("0" * 32, (record.SerializeToString(),)),))
+        assert service.consumer.consume(batch).result(LIMIT) == Receipt(1)
+        wait_until(lambda: service.condition().exporters["debug"] == left["debug"])
+        service.reconfigure(configured({"debug": QUEUED}))
+        assert service.condition().exporters == left
+        shown = status(service.facts())
+        assert "otlp_http is not configured any more: 1 record waits." in shown["words"]
+        gone = shown["exporters"]["otlp_http"]
+        assert (gone["state"], gone["waiting"], gone["last_error"]) == ("not configured", 1, "")
+        assert gone["oldest_age_seconds"] >= 60
+        (trouble,) = troubles(service.facts())
+        assert "`statsig-otel queue remove otlp_http`" in trouble.check
+        for metric, least in (("otelcol_exporter_queue_size", 1), ("statsig_otel_queue_oldest_age", 60)):
+            (number,) = metrics.numbers(metric, exporter="otlp_http").values()
+            assert number >= least, metric
+        call(tmp_path / "queue" / CONTROL, "queue remove", exporter="otlp_http", yes=True)
+        assert service.condition().exporters == {"debug": left["debug"]}
+        assert not metrics.numbers("otelcol_exporter_queue_size", exporter="otlp_http")
 
 
 def test_pipelines_lead_to_exporters_without_a_queue_from_the_next_batch_on(
