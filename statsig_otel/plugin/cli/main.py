@@ -1,11 +1,14 @@
 """The `statsig-otel` command: loads each subcommand's module only when it is used, so that `--help` is quick."""
 
+import errno
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Final, cast
+from pathlib import Path
+from typing import Any, Final, cast
 
 import click
 
@@ -30,6 +33,11 @@ _COMMANDS: Final = {
 """Each command with its line of help, so that the list of commands needs no module of theirs."""
 
 
+_OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+"""Why an output can't be written: a full disk or quota, a file of the largest size, or a terminal that is gone. click
+itself handles a pipe without a reader."""
+
+
 @contextmanager
 def _exempt_from_garbage_collection() -> Iterator[None]:
     """Keep the garbage collector away from all objects that the block creates, now and later."""
@@ -42,6 +50,17 @@ def _exempt_from_garbage_collection() -> Iterator[None]:
 
 
 class _LazyGroup(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.errno not in _OUTPUT_ERRORS or error.filename is not None:
+                raise
+            # At its end Python tries once more to write what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"Error: the output can't be written: {error.strerror}", err=True)
+            sys.exit(1)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
@@ -59,7 +78,8 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="statsig-otel")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn Statsig config changes into OpenTelemetry events.
 
     Receives signed webhooks and sends each config change as a log record over OTLP. A change that was answered with 200
@@ -67,3 +87,7 @@ def main() -> None:
     """
     # A umask can take rights from the owner too. Then this service could not open its own files again.
     os.umask(os.umask(0o077) & 0o077)
+    # Whoever closed it does not want what is printed. For `run` it stays closed: the exporter `debug` refuses to start,
+    # since it must not lose records.
+    if sys.stdout is None and context.invoked_subcommand != "run":
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
