@@ -67,6 +67,20 @@ def test_every_key_is_in_its_section(name: str) -> None:
         assert meaning, key.path
 
 
+def test_bounds_are_told_as_a_user_would_write_them() -> None:
+    told = {key.path: key.meaning for key in keys(*MODELS["service::telemetry"], *MODELS["exporters::otlp_http"])}
+    for path, bounds in {
+        "journal::max_entries": " At least 1 and at most 1000.",
+        "journal::max_bytes": " At least 64KiB and at most 256MiB.",
+        "metrics::readers::periodic::interval": " At least 1s.",
+        "retry_on_failure::initial_interval": " More than 0.",
+        "retry_on_failure::randomization_factor": " At most 1.",
+        "sending_queue::queue_size": " More than 0.",
+    }.items():
+        assert told[path].endswith(bounds), path
+    assert "At least" not in told["retry_on_failure::max_elapsed_time"]
+
+
 def test_every_refused_key_is_told() -> None:
     part = section("Keys of the Collector that are not here")
     told = set(re.findall(r"^\| .*? \| (`\w+`) \| (.*?) \| (.*) \|$", part, re.MULTILINE))

@@ -9,16 +9,17 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
 from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque
-from statsig_otel.config.units import DURATION_SCHEMA, Duration
+from statsig_otel.config.units import DURATION_SCHEMA, Duration, formatter_of
 from statsig_otel.config.validation import Models
 
 Schema: TypeAlias = dict[str, Any]
@@ -42,6 +43,7 @@ _AS_STRING: Final[Mapping[str, Schema]] = {
 _STRINGS: Final[Mapping[str, Schema]] = {name: {"$ref": f"#/$defs/{name}_string"} for name in _AS_STRING}
 _OTHER_FORMS: Final = (_REFERENCE_PATH, *_STRINGS.values())
 _ABOUT: Final = ("description", "default", "examples", "deprecated")
+_BOUNDS: Final = {"gt": "more than", "ge": "at least", "le": "at most"}
 _NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8,}.+)*)", re.MULTILINE)
 _NOTHING: Final[Schema] = {
@@ -96,7 +98,26 @@ class _Generator(GenerateJsonSchema):
                 value.setdefault("description", told[key])
             if key in defaults and "$ref" not in value:
                 value["default"] = defaults[key]
+        for name, field in model.model_fields.items():
+            value = found.get("properties", {}).get(field.alias or name, {})
+            if (bounds := _bounds(field)) and "description" in value:
+                value["description"] += f" {bounds}"
         return found
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The least and the most of a field, as a sentence; empty if it has none, or only that it is not negative."""
+    found = {name: getattr(one, name) for one in field.metadata for name in _BOUNDS if hasattr(one, name)}
+    if not found:
+        return ""
+    shown = formatter_of(Annotated[field.annotation, *field.metadata]) or str
+    words = [
+        f"{word} {shown(found[name]) if found[name] else 0}"
+        for name, word in _BOUNDS.items()
+        if name in found and (name, found[name]) != ("ge", 0)
+    ]
+    sentence = " and ".join(words)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 
 
 def _implied(model: type[Settings]) -> dict[str, Schema]:

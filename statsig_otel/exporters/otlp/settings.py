@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -55,12 +54,6 @@ def _compression(value: object) -> object:
     return value
 
 
-def _above_zero(seconds: float) -> float:
-    if not seconds > 0:
-        raise ValueError("must be longer than 0s")
-    return seconds
-
-
 Compression = Annotated[
     Literal["gzip", "none"],
     BeforeValidator(_compression),
@@ -71,7 +64,7 @@ Compression = Annotated[
 Encoding = Literal["proto", "json"]
 """`proto` or `json`."""
 
-Timeout = Annotated[Duration, AfterValidator(_above_zero)]
+Timeout = Annotated[Duration, Field(gt=0)]
 """A duration above 0, in seconds."""
 
 

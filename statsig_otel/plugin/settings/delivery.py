@@ -67,7 +67,8 @@ class BatchSettings(Settings):
         default=MAX_RECORDS,
         ge=0,
         description="The most log records in one request, which has at most 2 MiB; or with `sizer: bytes` its bytes "
-        "as protobuf without compression (JSON is longer), where a larger record goes alone, and the default is 2 MiB.",
+        "as protobuf without compression (JSON is longer), where a larger record goes alone, and the default is 2 MiB. "
+        f"More than 0, and at most {_MOST_RECORDS} log records or {_MOST_BYTES} bytes.",
     )
     min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
     flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
@@ -135,7 +136,7 @@ class SendingQueueSettings(Settings):
         default="next", description="Where an exporter begins if the queue does not know it yet."
     )
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
-    num_consumers: int = Field(default=1, gt=0, description="Always 1.")
+    num_consumers: int = Field(default=1, gt=0, description="Not used: there is always one.")
 
     _whole_queue_size = field_validator("queue_size", mode="before")(_refuse_unit)
 

@@ -41,7 +41,8 @@ class ZpagesSettings(Settings):
     )
     token: Secret | None = Field(
         default=None,
-        description="What a reader has to present: as a bearer token, or in a browser as the password, with any name.",
+        description="What a reader has to present: as a bearer token, or in a browser as the password, with any name. "
+        f"At least {_SHORTEST} ASCII characters.",
     )
     hosts: list[str] = Field(
         default_factory=list,
