@@ -404,13 +404,22 @@ class Assembly:
             raise RestartNeededError(f"only a restart can apply this: {'; '.join(needing)}")
         before, after = receiver_settings(current), receiver_settings(configuration)
         renewed, failures = self._read_tls_again()
-        verifiers = {name: settings.verifier() for name, settings in after.items()}
+        # A verifier that is as before stays: `queue` says which of its secrets was used last.
+        verifiers = {
+            name: one.verifier()
+            for name, one in after.items()
+            if any(
+                getattr(one, key) != getattr(before[name], key) for key in ("signing_secrets", "timestamp_tolerance")
+            )
+        }
         mappers = {name: with_resource(settings, self._resource).mapper() for name, settings in after.items()}
 
         def apply() -> None:
             self._configuration = configuration
             for name, intake in self._intakes.items():
-                intake.verifier, intake.mapper = verifiers[name], mappers[name]
+                intake.mapper = mappers[name]
+                if name in verifiers:
+                    intake.verifier = verifiers[name]
             for use_tls in renewed.values():
                 use_tls()
             self._renew_handlers()

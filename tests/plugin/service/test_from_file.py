@@ -152,6 +152,22 @@ def test_a_secret_s_file_with_a_doubtful_one_is_told(
     ]
 
 
+def test_a_reload_forgets_the_secret_that_was_used_last_only_with_the_secrets(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(FILE)
+    with make() as running:
+
+        def last_after(config: str) -> object:
+            (tmp_path / "config.yaml").write_text(config)
+            running.reload()
+            return call(tmp_path / "queue" / CONTROL, "queue")["receivers"]["statsig"]["last_secret"]
+
+        assert post(running, "a").status == 200
+        assert last_after(FILE) == 1
+        assert last_after(FILE.replace("signing_secrets:", "user: drop, signing_secrets:")) == 1
+        assert last_after(FILE.replace('"${file:secret}"', '"${file:secret}", "webhook-another-one"')) is None
+        assert post(running, "b").status == 200
+
+
 @pytest.mark.slow
 def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As the page says: an empty place first, then the new secret in it. The log and `queue` say which one counts."""
