@@ -163,7 +163,7 @@ def test_a_reload_forgets_the_secret_that_was_used_last_only_with_the_secrets(ma
 
         assert post(running, "a").status == 200
         assert last_after(FILE) == 1
-        assert last_after(FILE.replace("signing_secrets:", "user: drop, signing_secrets:")) == 1
+        assert last_after(FILE.replace("signing_secrets:", "user: drop\n    signing_secrets:")) == 1
         assert last_after(FILE.replace('"${file:secret}"', '"${file:secret}", "webhook-another-one"')) is None
         assert post(running, "b").status == 200
 
