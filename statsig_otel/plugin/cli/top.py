@@ -59,7 +59,8 @@ def command(*, once: bool, as_json: bool) -> None:
     """Show a running service at a glance: its state, its exporters, its last requests and changes.
 
     The screen is renewed each second; q or Ctrl-C ends it. If the output is not a terminal, it is printed once. The
-    queue is searched for as for `statsig-otel queue`.
+    queue is searched for as for `statsig-otel queue`. A service without a sending queue can't be shown: use its live
+    page.
 
     \b
     Exit codes:

@@ -23,6 +23,7 @@ Perform: TypeAlias = Callable[..., Any]
 """`perform(command, **arguments)`: the command's answer. Raises `ControlError`."""
 
 _OWNER: Final = "only the service's own user, and root, can use its queue"
+_INSTEAD: Final = "look at its live page (zpages), health checks and metrics"
 
 
 class QueueAccess:
@@ -52,8 +53,11 @@ class QueueAccess:
             raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
         except OSError as error:
             raise ControlError(f"{self.directory} can't be read: {error.strerror}") from error
+        if not found and self.configured == ():
+            raise ControlError(f"no exporter of this configuration has a sending queue: {_INSTEAD}")
         if not found:
-            raise ControlError(f"{self.directory} contains no queue: name the right place with --directory or --config")
+            place = f"{self.directory} contains no queue: name the right place with --directory or --config"
+            raise ControlError(f"{place}. If no exporter of the service has a sending queue, {_INSTEAD}")
 
     @property
     def configured(self) -> tuple[str, ...] | None:

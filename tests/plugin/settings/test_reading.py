@@ -41,6 +41,16 @@ def test_several_locations_are_merged(locations: list[str], tmp_path: Path) -> N
     assert "nowhere contains no queue" in call("queue", *locations[:2]).output
 
 
+def test_a_configuration_without_a_queue_is_told_where_to_look(locations: list[str]) -> None:
+    unqueued = "yaml:exporters::debug::sending_queue::enabled: false"
+    for command in (["queue"], ["top", "--once"], ["dead-letters", "list"]):
+        found = call(*command, *locations[:2], "--config", unqueued)
+        assert found.exit_code == 1, command
+        told = "no exporter of this configuration has a sending queue: look at its live page (zpages)"
+        assert told in found.output, command
+    assert "If no exporter of the service has a sending queue, look at its live page" in call("top").output
+
+
 def test_those_behind_a_subcommand_take_the_place_of_those_before_it(locations: list[str]) -> None:
     assert call("dead-letters", "--config", "no.yaml", "list", *locations).exit_code == 0
     assert "nowhere contains no queue" in call("dead-letters", *locations, "list", *locations[:2]).output
