@@ -408,9 +408,8 @@ class Assembly:
         verifiers = {
             name: one.verifier()
             for name, one in after.items()
-            if any(
-                getattr(one, key) != getattr(before[name], key) for key in ("signing_secrets", "timestamp_tolerance")
-            )
+            if one.signing_secrets != before[name].signing_secrets
+            or one.timestamp_tolerance != before[name].timestamp_tolerance
         }
         mappers = {name: with_resource(settings, self._resource).mapper() for name, settings in after.items()}
 
