@@ -120,7 +120,7 @@ MAY_LOAD = {
         MODEL: "Duration Opaque Settings Size",
     },
     "exporters": {
-        "": "Batch Blocked Change Consumer Delivered Exporter Invalid Outcome PartiallyRejected "
+        "": "Arrival Batch Blocked Change Consumer Delivered Exporter Invalid Outcome PartiallyRejected "
         "QueueError Receipt RefusedError Rejected RetryLater",
         MODEL: "ClientTlsSettings DirectoryInUseError ExporterType GrpcTlsSettings KafkaAuthSettings "
         "KafkaLogsSettings KafkaProducerSettings KafkaSaslSettings KafkaSettings KafkaTlsSettings KeepaliveSettings "
@@ -139,7 +139,7 @@ MAY_LOAD = {
         MODEL: "ChangeMatchSettings FilterSettings ServerTlsSettings",
         f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
-        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "DeduplicationSettings StatsigReceiverSettings",
+        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "AuditLogSettings DeduplicationSettings StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         f"{FALCON} pydantic ruamel click httptools": "Destination RestartNeededError Service",
     },

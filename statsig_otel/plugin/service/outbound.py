@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from statsig_otel._telemetry import NOT_CONFIGURED
 from statsig_otel._times import AUDIT_LOG_CLOSING, BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
@@ -27,7 +27,6 @@ from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
@@ -35,6 +34,9 @@ from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterOb
 from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings, routing
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.watch.health import Condition
+
+if TYPE_CHECKING:
+    from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -80,11 +82,7 @@ class Outbound:
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
-        self._watches = [
-            AuditLogWatch(name, self._queue, settings.audit_log)
-            for name, settings in receiver_settings(configuration).items()
-            if self._queue and settings.audit_log
-        ]
+        self._watches = list(_watches(configuration, self._queue))
 
     def _create_queue(self, configuration: Configuration, failed: Callable[[QueueError], None]) -> DurableQueue:
         storage = configuration.extension(FileStorageSettings)
@@ -422,3 +420,12 @@ def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float =
     for thread in [in_thread(partial(one.shutdown, drain, finish=finish), "stop sender") for one in senders]:
         if thread is not None:
             thread.join()
+
+
+def _watches(configuration: Configuration, queue: DurableQueue | None) -> "Iterator[AuditLogWatch]":
+    """What watches the audit log, for each receiver that has one. Its HTTP client is loaded only then."""
+    for name, settings in receiver_settings(configuration).items():
+        if queue and settings.audit_log:
+            from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch  # noqa: PLC0415
+
+            yield AuditLogWatch(name, queue, settings.audit_log)

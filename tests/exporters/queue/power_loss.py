@@ -51,6 +51,7 @@ class Kind(IntEnum):
     RMDIR = 9
     SAID = 10
     SHARED_INDEX = 11
+    LINK = 12
 
 
 class Event(NamedTuple):
@@ -140,10 +141,11 @@ class Disk:
                     name(number, one.path, by_inode[one.inode])
                 case Kind.UNLINK | Kind.RMDIR:
                     name(number, one.path, None)
-                case Kind.RENAME:
+                case Kind.RENAME | Kind.LINK:
                     old, new = one.path.split("\0")
                     name(number, new, by_path[old])
-                    name(number, old, None)
+                    if one.kind is Kind.RENAME:
+                        name(number, old, None)
                 case Kind.WRITE | Kind.TRUNCATE:
                     by_inode[one.inode].changes.append((number, one))
                 case Kind.SYNC:
@@ -157,6 +159,10 @@ class Disk:
         moment = loss.moment
         durable = max((before for ended, before in file.syncs if ended < moment), default=0)
         if not file.is_directory:
+            if file in loss.made:  # it has two names
+                to.hardlink_to(loss.made[file])
+                return
+            loss.made[file] = to
             to.write_bytes(_content([one for one in file.changes if one[0] < moment], durable, loss))
             return
         to.mkdir()
@@ -188,6 +194,7 @@ class _Loss:
         self.chance = chance
         self.block = chance.choice(_BLOCKS)
         self._luck = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))  # how likely the last state is
+        self.made: dict[_File, Path] = {}
 
     def is_lucky(self) -> bool:
         return self.chance.random() < self._luck

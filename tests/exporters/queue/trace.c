@@ -28,11 +28,11 @@
 #include <unistd.h>
 
 enum { PATH = 4096, INDEX = 32768 };
-enum kind { BEGIN = 1, WRITE, SYNC, TRUNCATE, CREATE, UNLINK, RENAME, MKDIR, RMDIR, SAID, SHARED_INDEX };
+enum kind { BEGIN = 1, WRITE, SYNC, TRUNCATE, CREATE, UNLINK, RENAME, MKDIR, RMDIR, SAID, SHARED_INDEX, LINK };
 
 struct event {
     uint32_t kind;
-    uint32_t path;   /* bytes of the path; of a rename: of both, with a zero between them */
+    uint32_t path;   /* bytes of the path; of a rename or a link: of both, with a zero between them */
     uint64_t inode;
     uint64_t offset; /* of a write; the size after a truncation; the number of this process's events before a sync */
     uint64_t data;   /* bytes of the data */
@@ -153,20 +153,22 @@ static int remove_traced(enum kind kind, const char *path, int flags)
 int unlink(const char *path) { return remove_traced(UNLINK, path, 0); }
 int rmdir(const char *path) { return remove_traced(RMDIR, path, AT_REMOVEDIR); }
 
-int rename(const char *from, const char *to)
+static int enter_traced(enum kind kind, const char *from, const char *to)
 {
     const char *old = below_root(from), *new = below_root(to);
-    if (!old || !new)
-        return (int)syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
     char both[2 * PATH];
-    int length = snprintf(both, sizeof both, "%s%c%s", old, 0, new);
+    int length = old && new ? snprintf(both, sizeof both, "%s%c%s", old, 0, new) : 0;
     pthread_mutex_lock(&lock);
-    int failed = (int)syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
-    if (!failed)
-        put(RENAME, 0, 0, both, (size_t)length, NULL, 0);
+    int failed = kind == LINK ? (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0)
+                              : (int)syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
+    if (!failed && length)
+        put(kind, 0, 0, both, (size_t)length, NULL, 0);
     pthread_mutex_unlock(&lock);
     return failed;
 }
+
+int rename(const char *from, const char *to) { return enter_traced(RENAME, from, to); }
+int link(const char *from, const char *to) { return enter_traced(LINK, from, to); }
 
 int mkdir(const char *path, mode_t mode)
 {
