@@ -13,11 +13,14 @@ they are sent.
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from time import time
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+ACCEPTED: Final = "accepted"
+"""The reason of the answer to a webhook that was accepted."""
 
 DEFAULT_ENTRIES: Final = 300
 """The most entries of a kind, unless somebody says otherwise."""
@@ -28,6 +31,9 @@ MOST_ENTRIES: Final = 1000
 DEFAULT_BYTES: Final = 4 << 20
 """The most bytes of the records of all changes, unless somebody says otherwise."""
 
+LOST_FOR: Final = 86_400.0
+"""Seconds for which a webhook that was answered with 5xx is worth a word: it may never come again."""
+
 _TOGETHER: Final = 1.0
 """Seconds within which requests with the same verdict share an entry."""
 
@@ -37,6 +43,9 @@ _MOST_KINDS: Final = 200
 _NO_ITEMS: Final[Mapping[str, object]] = {}
 _OK: Final = 200
 """The HTTP status of all requests that are not refused."""
+
+FAULT: Final = 500
+"""The least HTTP status that says that the fault is this service's, and not the client's."""
 
 
 @dataclass(slots=True)
@@ -49,7 +58,10 @@ class RequestEntry:
         reason: The reason of the answer, a short word.
         detail: What happened the first time, and what to check.
         at: When the first one was answered, in seconds since the epoch.
+        last: When the last one was answered.
         count: The number of requests.
+        run: The refused requests with this verdict, up to the last one of these, since the receiver accepted a webhook.
+            Those with 5xx are counted for a day after the last of them, whatever was accepted since.
         items: The items of accepted requests, by what became of them: accepted, duplicates, ignored, invalid.
         port: The port of the server that refused them before they reached a receiver; 0 if it is not known.
     """
@@ -62,6 +74,8 @@ class RequestEntry:
     count: int = 0
     items: dict[str, int] = field(default_factory=dict)
     port: int = 0
+    last: float = 0.0
+    run: int = 0
 
 
 class ChangeEntry(NamedTuple):
@@ -122,12 +136,17 @@ class _Kind(Generic[_E]):
 
     def __init__(self) -> None:
         self.entries: deque[_E] = deque(maxlen=DEFAULT_ENTRIES)
-        self.last: Final[dict[tuple[str, ...], _E]] = {}
+        self.last: Final[dict[tuple[str | int, ...], _E]] = {}
 
     def resize(self, most: int) -> None:
         self.entries = deque(self.entries, maxlen=most)
 
-    def add(self, verdict: tuple[str, ...], entry: _E) -> None:
+    def all(self) -> Iterator[_E]:
+        """All that are kept; some of them twice."""
+        yield from self.entries
+        yield from self.last.values()
+
+    def add(self, verdict: tuple[str | int, ...], entry: _E) -> None:
         self.entries.append(entry)
         if self.last.pop(verdict, None) is None and len(self.last) >= _MOST_KINDS:
             del self.last[next(iter(self.last))]
@@ -186,18 +205,28 @@ class Journal:
         """Add an answered request. `items` has the numbers of its items, by what became of them."""
         if not self.is_kept:
             return
-        verdict = receiver, reason
+        verdict = receiver, reason, port
         kind = self._taken if status == _OK else self._refused
         with self._lock:
             now = self._time()
             entry = kind.last.get(verdict)
+            run = 0 if entry is None or kind is self._taken or self._is_over(entry, now) else entry.run
             if entry is None or now - entry.at >= _TOGETHER:
                 entry = RequestEntry(receiver, status, reason, detail, now, port=port)
                 kind.add(verdict, entry)
             entry.count += 1
+            entry.run = run + 1
+            entry.last = now
             for word, number in items.items():
                 if number and isinstance(number, int):
                     entry.items[word] = entry.items.get(word, 0) + number
+
+    def _is_over(self, refused: RequestEntry, now: float) -> bool:
+        """Whether a run of refusals has ended, so that the next one begins another."""
+        if refused.status >= FAULT:
+            return now - refused.last > LOST_FOR
+        accepted = self._taken.last.get((refused.receiver, ACCEPTED, 0))
+        return accepted is not None and accepted.last > refused.last
 
     def add_changes(self, receiver: str, at_ns: int, changes: Sequence[_Change]) -> None:
         """Add accepted changes of one request.
@@ -244,12 +273,15 @@ class Journal:
             entry.delivered += delivered
 
     def _time(self) -> float:
-        """The time now. If the clock was put back, entries in the future are moved: they would stay the newest."""
+        """The time now. If the clock was put back, all entries are moved back, in order: they would stay the newest."""
         now = time()
         if now < self._now:
-            for kind in (self._taken, self._refused, self._attempts):
-                for entry in (*kind.entries, *kind.last.values()):
-                    entry.at = min(entry.at, now - _TOGETHER)
+            back = self._now - now + _TOGETHER
+            requests = {id(one): one for kind in (self._taken, self._refused) for one in kind.all()}
+            for entry in requests.values():
+                entry.at, entry.last = entry.at - back, entry.last - back
+            for attempt in {id(one): one for one in self._attempts.all()}.values():
+                attempt.at -= back
         self._now = now
         return now
 
@@ -257,19 +289,10 @@ class Journal:
         """The last requests, newest first."""
         return self._copies(self._taken.entries, self._refused.entries)
 
-    def last_requests(self, since: float = 0.0) -> list[RequestEntry]:
-        """The last entry of each receiver and reason, newest first, however old it is.
-
-        Args:
-            since: An entry counts all requests from this time on that are kept, in seconds since the epoch.
-        """
-        counts: dict[tuple[str, str], int] = {}
-        for entry in self.requests():
-            if entry.at >= since:
-                verdict = entry.receiver, entry.reason
-                counts[verdict] = counts.get(verdict, 0) + entry.count
+    def last_requests(self) -> list[RequestEntry]:
+        """The last entry of each receiver, reason and port, newest first, however old it is."""
         found = self._copies(self._taken.last.values(), self._refused.last.values())
-        return [replace(one, count=max(counts.get((one.receiver, one.reason), 0), one.count)) for one in found]
+        return sorted(found, key=lambda entry: -entry.last)
 
     def _copies(self, *groups: Iterable[RequestEntry]) -> list[RequestEntry]:
         with self._lock:

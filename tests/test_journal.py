@@ -121,24 +121,61 @@ def test_after_the_clock_was_put_back_no_entry_is_newer_than_the_next_one(clock:
     journal.add_request("statsig", 401, "timestamp_outside_tolerance", "a day old")
     assert [(one.detail, one.count) for one in journal.requests()][1:] == [("a day old", 1), ("three days old", 1)]
     assert journal.last_requests()[-1].at == clock.now
+    accepted, refused = journal.last_requests()
+    assert refused.last == accepted.last
+    clock.now += 5
+    journal.add_request("statsig", 200, "accepted", "")
+    clock.now -= 86400
+    accepted, refused = journal.last_requests()
+    assert refused.last < accepted.last < clock.now, "it is over, as before"
 
 
-def test_the_last_requests_of_a_verdict_are_counted_since_a_time(clock: Clock) -> None:
+def test_a_run_of_refusals_ends_with_the_receivers_next_accepted_webhook(clock: Clock) -> None:
+    """Of each verdict the last entry counts the refusals since then, also those of the same second."""
     journal = kept()
-    begun = clock.now
-    for _ in range(5):
-        for _ in range(2):
-            journal.add_request("statsig", 401, "signature_wrong", "")
-        journal.add_request("statsig/eu", 401, "signature_wrong", "")
-        clock.now += 1
 
-    def counts(since: float) -> dict[str, int]:
-        return {one.receiver: one.count for one in journal.last_requests(since)}
+    def runs() -> dict[tuple[str, str, int], int]:
+        return {(one.receiver, one.reason, one.port): one.run for one in journal.last_requests() if one.status != 200}
 
-    assert counts(0) == {"statsig": 10, "statsig/eu": 5}
-    assert counts(begun + 3) == {"statsig": 4, "statsig/eu": 2}
-    assert counts(clock.now) == {"statsig": 2, "statsig/eu": 1}, "the last ones are there in any case"
-    assert sum(one.count for one in journal.requests()) == 15
+    def refuse(receiver: str = "a", status: int = 401, reason: str = "signature_wrong", port: int = 0) -> None:
+        clock.now += 0.2
+        journal.add_request(receiver, status, reason, "", port=port)
+
+    for _ in range(7):
+        refuse()
+        refuse("b")
+        refuse("a", 503, "queue_full")
+        refuse("", 404, "not_found", 1)
+        refuse("", 404, "not_found", 2)
+    wrong, full = ("a", "signature_wrong", 0), ("a", "queue_full", 0)
+    others = {("b", "signature_wrong", 0): 7, ("", "not_found", 1): 7, ("", "not_found", 2): 7}
+    assert runs() == {wrong: 7, full: 7, **others}
+    refuse()
+    journal.add_request("a", 200, "url_verification", "")  # which needs no secret
+    refuse()
+    clock.now += 0.1
+    journal.add_request("a", 200, "accepted", "")
+    refuse()
+    refuse("a", 503, "queue_full")
+    assert runs() == {wrong: 1, full: 8, **others}
+    refuse()
+    clock.now += 86_399
+    refuse("a", 503, "queue_full")
+    assert runs() == {wrong: 2, full: 9, **others}
+    clock.now += 86_401
+    refuse("a", 503, "queue_full")
+    assert runs() == {wrong: 2, full: 1, **others}
+    assert sum(one.count for one in journal.requests()) == 44
+
+
+def test_an_entry_says_when_its_last_request_was_answered(clock: Clock) -> None:
+    journal = kept()
+    began = clock.now
+    for _ in range(3):
+        journal.add_request("statsig", 401, "signature_wrong", "")
+        clock.now += 0.4
+    (only,) = journal.requests()
+    assert (only.at, only.last, only.count) == (began, clock.now - 0.4, 3)
 
 
 def test_verdicts_without_end_cost_no_memory(clock: Clock) -> None:

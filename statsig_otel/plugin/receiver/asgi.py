@@ -367,7 +367,8 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
             await app(dict(scope), receive, send)
             return
         root, raw = (scope.get("root_path") or "").rstrip("/"), scope.get("raw_path") or b""
-        path = paths.route(_below(root, scope["path"]), prefix=root, encoded=raw.decode("latin-1"))
+        _, port = scope.get("server") or ("", 0)
+        path = paths.route(_below(root, scope["path"]), prefix=root, encoded=raw.decode("latin-1"), port=port or 0)
         # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
         method = "POST" if scope["method"] == "POST" else "OPTIONS"
         # It waits for the first event of the body before it routes, so nothing would refuse a client that declares a

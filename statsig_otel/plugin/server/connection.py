@@ -22,9 +22,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
-from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel._telemetry import server_refused
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Scope
 from statsig_otel.plugin.server.exchange import Exchange, answer_head
 from statsig_otel.plugin.server.reader import BadRequestError, Head, RequestReader
@@ -51,6 +49,9 @@ class Server(Protocol):
 
     def application_called(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
+
+    def refused(self, error: BadRequestError) -> None:
+        """A request was refused before it reached the application."""
 
     def connection_closed(self, connection: "HttpConnection") -> None:
         """The connection is closed."""
@@ -309,10 +310,7 @@ class HttpConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.end()
             return
-        server_refused.add(1, int(error.status), error.kind)
-        server = self._addresses["server"]
-        port = server[1] if isinstance(server, tuple) else 0
-        journal.add_request("", error.status, error.kind, error.explanation, port=port)
+        self._server.refused(error)
         self.write(answer_head(error.status) + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self._close()
 

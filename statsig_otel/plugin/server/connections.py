@@ -16,11 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._telemetry import handshakes_failed, server_refused
 from statsig_otel._times import LAST_HEADS
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.listening import close_in_child
+from statsig_otel.plugin.server.reader import BadRequestError
 from statsig_otel.plugin.server.tls_transport import TlsTransport, log_failed_handshake
 
 _logger: Final = logging.getLogger(__name__)
@@ -54,15 +57,18 @@ class Connections:
         max_connections: int,
         context: Callable[[], ssl.SSLContext | None],
         release: Callable[[], None],
+        takes_webhooks: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._app = app
         self._listening = listening
+        self._port: int = listening.getsockname()[1]
         self._head_timeout = head_timeout
         self._max_connections = max_connections
         self._context = context
         self._release = release
+        self._takes_webhooks = takes_webhooks
         self._open: dict[HttpConnection, socket.socket] = {}
         # Those that wait for their clients, the longest wait first: since when, and whether it was prolonged.
         self._waiting: dict[HttpConnection, tuple[float, bool]] = {}
@@ -104,6 +110,18 @@ class Connections:
         """A task calls the application."""
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+
+    def refused(self, error: BadRequestError) -> None:
+        """Count a request that was refused, unless it was not for webhooks."""
+        if self._takes_webhooks:
+            server_refused.add(1, int(error.status), error.kind)
+            journal.add_request("", error.status, error.kind, error.explanation, port=self._port)
+
+    def _handshake_failed(self, error: ssl.SSLError) -> None:
+        why = log_failed_handshake(error)
+        if self._takes_webhooks:
+            handshakes_failed.add(1)
+            journal.add_request("", 0, "tls_handshake", why, port=self._port)
 
     def connection_closed(self, connection: HttpConnection) -> None:
         """The connection is closed, or about to be."""
@@ -253,7 +271,7 @@ class Connections:
         context = self._context()
         protocol: asyncio.BaseProtocol = connection
         if context is not None:
-            protocol = TlsTransport(connection, context, wants_turn=self.wants_turn, failed=log_failed_handshake)
+            protocol = TlsTransport(connection, context, wants_turn=self.wants_turn, failed=self._handshake_failed)
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:
             connection.shutdown()

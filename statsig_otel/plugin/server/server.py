@@ -45,6 +45,8 @@ class HttpServer:
             connections.
         inherited: A socket of a supervisor to accept from, instead of one for `host` and `port`. It goes on listening
             after a stop: clients wait until the next server accepts them.
+        takes_webhooks: Whether refused requests and failed handshakes count as those of webhooks. If not, they are only
+            logged.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class HttpServer:
         tls: ServerTlsSettings | None = None,
         drain_timeout: float = REQUEST_DRAIN.longest,
         inherited: socket.socket | None = None,
+        takes_webhooks: bool = True,
     ) -> None:
         self._app = app
         self._host = host
@@ -67,6 +70,7 @@ class HttpServer:
         self._tls = tls
         self._drain_timeout = drain_timeout
         self._inherited = inherited
+        self._takes_webhooks = takes_webhooks
         self._lock = threading.Lock()  # over what `stop`, from any thread, shares with `bind` and `serve`
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -165,6 +169,7 @@ class HttpServer:
                 max_connections=_within_open_files(self._max_connections),
                 context=lambda: self._context,
                 release=listening.close,
+                takes_webhooks=self._takes_webhooks,
             )
             try:
                 connections.accept()

@@ -19,9 +19,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
-from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel._telemetry import handshakes_failed
 from statsig_otel.plugin.server.tls import why_handshake_failed
 
 _throttle: Final = LogThrottle(logging.getLogger(__name__))
@@ -278,9 +276,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             self._socket.write(data)
 
 
-def log_failed_handshake(error: ssl.SSLError) -> None:
-    """Count a TLS handshake that failed, and log why."""
-    handshakes_failed.add(1)
+def log_failed_handshake(error: ssl.SSLError) -> str:
+    """Log why a TLS handshake failed, and return it."""
     why = why_handshake_failed(error)
-    journal.add_request("", 0, "tls_handshake", why)
     _throttle.log(logging.WARNING, why, "a TLS handshake failed: %s", why)
+    return why

@@ -198,6 +198,7 @@ class Assembly:
             exporters=self._outbound.exporters(),
             receivers=self._intakes,
             paths={name: one.path for name, one in receiver_settings(self._configuration).items()},
+            ports={name: endpoint.port for endpoint in self._endpoints for name in endpoint.receivers},
             dead_letters=self._outbound.dead_letters(),
             since=self._since,
         )

@@ -79,6 +79,14 @@ class Endpoint:
         )
 
     @property
+    def port(self) -> int:
+        """The port on which the server listens; 0 before its `bind`."""
+        try:
+            return self.server.address[1]
+        except RuntimeError:
+            return 0
+
+    @property
     def urls(self) -> dict[str, str]:
         """The URL of each receiver on this machine. Only after the server's `bind`."""
         host, port = self.server.address

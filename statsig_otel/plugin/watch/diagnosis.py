@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from statsig_otel._journal import RequestEntry
+from statsig_otel._journal import FAULT, LOST_FOR, RequestEntry
 from statsig_otel._telemetry import NOT_CONFIGURED, OTHER
 from statsig_otel.exporters.wording import ago, counted
+from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, why
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 _HOUR: Final = 3600.0
@@ -23,7 +24,9 @@ class ReceiverFacts:
         name: Its id.
         path: The path that webhooks are sent to.
         has_secret: Whether it has a signing secret.
+        port: The port that it listens on; 0 if it is not known.
         last_verified: When the last webhook with a valid signature arrived.
+        last_accepted: When the last webhook was answered with 200.
         last_change: When the last accepted change arrived.
         clock_difference: The timestamp of the last webhook with a valid signature, less the time when it arrived, in
             seconds.
@@ -38,7 +41,9 @@ class ReceiverFacts:
     name: str
     path: str = ""
     has_secret: bool = True
+    port: int = 0
     last_verified: float = 0.0
+    last_accepted: float = 0.0
     last_change: float = 0.0
     clock_difference: float = 0.0
     answers: Mapping[str, int] = field(default_factory=dict)
@@ -85,8 +90,7 @@ class Facts:
         receivers: Its receivers.
         exporters: Its exporters.
         dead_letters: The dead letters that are kept.
-        requests: Of each receiver and reason the last requests, newest first, and how many there were since the last
-            webhook with a valid signature.
+        requests: Of each receiver, reason and port the last requests, newest first.
     """
 
     now: float
@@ -114,89 +118,41 @@ class Trouble(NamedTuple):
         check: What to check, and what to do.
         at: When it happened last, in seconds since the epoch.
         is_past: Whether that was a request, and is not a state that lasts.
-        is_passing: Whether it mends itself once a backend is well again.
+        can_wait: Whether nothing gets worse until somebody looks: it mends itself once a backend is well again, or is
+            kept.
     """
 
     title: str
     check: str
     at: float
     is_past: bool = False
-    is_passing: bool = False
+    can_wait: bool = False
 
 
-_COMPARE: Final = (
-    "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
-    "Generic Webhook)."
-)
-_KEY: Final = f"{_COMPARE} If they are the same, a proxy changes the body on the way."
-_ANEW: Final = "Was the webhook's secret made anew, or does a second webhook use this URL?"
-_PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
-_CLOCK: Final = (
-    "Compare this machine's clock with another one: a time service, such as chrony or systemd-timesyncd, keeps it "
-    "right. If it is right, look for what holds webhooks back."
-)
-_URL: Final = (
-    "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), the receiver's path, "
-    "or what a proxy in between makes of it."
-)
 _FILTERS: Final = (
     "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes. "
     "Then change a gate that nobody uses: perhaps nothing has changed yet."
 )
+_PORT: Final = (
+    "Correct the port in the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), or where "
+    "a proxy in between sends it."
+)
 _LOG: Final = (
     "`statsig-otel reconcile` shows them, and what the audit log says about the webhook, such as a new signing secret."
 )
-_OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
-_PLAIN: Final = (
-    "Put a proxy with a certificate in front of this port, or set the receiver's tls. A proxy that is there already "
-    "has to speak plain HTTP to this port. Only to try it without TLS, begin the URL with http://."
+_DEAD_LETTERS: Final = (
+    "They are kept, and are not delivered by themselves. Look at the reason of each one below, repair what it names, "
+    "and replay it, or drop it."
 )
-
-REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "signature_wrong": ("the signature does not match", _KEY),
-    "signature_missing": ("there is no signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
-    "signature_repeated": ("there are several signatures", _PROXY),
-    "signature_malformed": ("the signature does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_missing": ("there is no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
-    "timestamp_repeated": ("there are several times", _PROXY),
-    "timestamp_malformed": ("the time does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_outside_tolerance": ("the webhook's time is too far from this machine's clock", _CLOCK),
-    "no_secret": (
-        "no signing secret is set yet",
-        "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
-    ),
-    "not_found": ("wrong path", _URL),
-    "method": ("the method is not POST", "Statsig sends POST. A browser that opens the URL sends GET."),
-    "tls": ("the sender speaks TLS to a port that serves plain HTTP", _PLAIN),
-    "tls_handshake": ("the TLS handshake failed", "Check the certificate, and whether the URL begins with https://."),
-    "http2": ("it was sent with HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
-    "proxy_protocol": ("the PROXY protocol is not understood", "Switch that off in the load balancer."),
-    "not_http": ("it was not HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
-    "content_encoding": ("the body is compressed", f"Statsig does not compress. {_PROXY}"),
-    "too_large": ("the body is too large", "If Statsig sent it, raise max_request_body_size."),
-    "slow_body": ("the body did not arrive in time", "Look at the network and the proxy, or raise read_timeout."),
-    "truncated": ("the body ended early", "The sender or a proxy closed the connection."),
-    "queue_full": ("the queue is full", _OVERLOAD),
-    "disk_full": ("the disk is full", "Free space on the disk of the queue's directory."),
-    "storage_failed": ("the queue could not be written", "Look at the disk of the queue's directory, and the log."),
-    "exporter_failed": ("an exporter without a queue could not deliver", "Repair its backend, or give it a queue."),
-    "not_json": ("the body is not JSON", f"Who sends this? {_PROXY}"),
-    "not_utf8": ("the body is not UTF-8", f"Who sends this? {_PROXY}"),
-    "unknown_shape": ("the body is not a webhook of a known form", "It is kept as a dead letter: see below."),
-    "shutting_down": ("the service was stopping", "Statsig may not send it again."),
-}
-"""By the reason of a refusal, why a request was refused, and what to check."""
-
-_DETAILED: Final = frozenset(
-    {
-        *("timestamp_outside_tolerance", "timestamp_malformed", "signature_malformed", "not_found", "not_http"),
-        *("tls_handshake", "queue_full", "disk_full", "storage_failed", "exporter_failed", "not_json", "unknown_shape"),
-    }
-)
-"""The reasons whose detail says more, such as a number or a path."""
 
 _FIRST_TO_CHECK: Final = frozenset({"not_found", "tls", "tls_handshake", "http2", "proxy_protocol"})
-"""Reasons of refusals by the server that are worth a word until the first webhook with a valid signature arrives."""
+"""Reasons of refusals by the server that are worth a word until a webhook with a valid signature arrives."""
+
+_MEND: Final = {
+    "certificate_expired": "Renew its files: the service uses the new ones by itself.",
+    "not_running": "Look at the log for why, and restart the service.",
+}
+"""What to do while webhooks are refused, for the reasons that are not those of an answer."""
 
 _AGAIN: Final = "The service tries again by itself; Try now does it at once."
 
@@ -204,23 +160,12 @@ _REPAIRS: Final = {
     "Replace the key (headers)": ("HTTP 401", "UNAUTHENTICATED"),
     "Let the key (headers) write logs, or replace it": ("HTTP 403", "PERMISSION_DENIED"),
     "Correct the address (endpoint)": ("HTTP 404", "UNIMPLEMENTED"),
+    "Look at what the backend says, at its limits and at what it takes": ("nothing is taken",),
 }
 """What to repair, by how the answer of the backend begins."""
 
-_AT_FAULT: Final = ("retrying", "refused", "blocked")
-
-
-def why(reason: str, detail: str = "") -> str:
-    """Why a request was refused, as a clause: `it was signed with ...`."""
-    return REASONS[reason][0] if reason in REASONS else detail or reason
-
-
-def check(reason: str, detail: str = "") -> str:
-    """What to check after a refusal; empty if nothing is known but what `why` says."""
-    if reason not in REASONS:
-        return ""
-    shown = f"{detail[0].upper()}{detail[1:]}. " if detail and reason in _DETAILED else ""
-    return f"{shown}{REASONS[reason][1]}"
+AT_FAULT: Final = ("retrying", "refused", "blocked")
+"""The states of an exporter that delivers nothing."""
 
 
 def sentence(facts: Facts) -> str:
@@ -230,19 +175,16 @@ def sentence(facts: Facts) -> str:
 
 def sentences(facts: Facts) -> Iterator[str]:
     """The sentences of `sentence`: what is wrong, then what came last, then what mends itself."""
-    refused = next(_refusals(facts), None)
+    refused = list(_refusals(facts))
     yield from _not_received(facts, refused)
-    for one in facts.exporters:
-        if one.state in ("refused", "blocked"):
-            yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
-        if one.state == NOT_CONFIGURED:
-            yield f"{one.name} is not configured any more{_waiting(one)}."
+    yield from _perhaps_lost(facts)
+    yield from _not_delivered(facts)
     for receiver in facts.receivers:
         if receiver.last_missed:
             name, second = receiver.last_missed[0]
             yield f"{_missed(receiver)}, the last one {name}, changed {ago(facts.now - second)}."
     if not facts.reasons:
-        yield from _last(facts, is_refusing=refused is not None)
+        yield from _last(facts, is_refusing=bool(refused))
     for one in facts.exporters:
         if one.state == "retrying":
             yield f"{one.name} is retrying{_waiting(one)}."
@@ -250,23 +192,50 @@ def sentences(facts: Facts) -> Iterator[str]:
         yield f"{counted(facts.dead_letters, 'dead letter')} held."
 
 
-def _not_received(facts: Facts, refused: RequestEntry | None) -> Iterator[str]:
-    """Why webhooks are refused, or the last one was."""
+def _not_received(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str]:
+    """Why webhooks are refused, or at which receivers and ports the last one was."""
     if facts.reasons:
         yield f"Not receiving: {'; '.join(facts.reasons.values())}."
         return
     if without := _without_secret(facts):
-        yield f"{', '.join(without)} has no signing secret yet: it only answers Statsig's URL verification."
-    if refused is not None:
-        if not without or refused.reason != "no_secret":
-            cause = why(refused.reason, refused.detail)
-            yield f"{'Refusing requests' if _last_verified(facts) else 'Not receiving'}: {cause}."
-        yield f"{_refused(refused, ago(facts.now - refused.at))}."
+        have = "has" if len(without) == 1 else "have"
+        only = "it only answers" if len(without) == 1 else "they only answer"
+        yield f"{', '.join(without)} {have} no signing secret yet: {only} Statsig's URL verification."
+    last = {(one.receiver, one.port): one for one in reversed(refused)}
+    for one in reversed(last.values()):
+        place = _place(facts, one)
+        if one.reason != "no_secret" or one.receiver not in without:
+            has_accepted = any(receiver.last_accepted for receiver in _concerned(facts, one))
+            state = "refusing requests" if has_accepted else "not receiving"
+            who = f"{place if one.receiver else place.capitalize()} is {state}" if place else state.capitalize()
+            yield f"{who}: {_cause(facts, one)}."
+        if one.status < FAULT:
+            yield f"{_refused(one, place, ago(facts.now - one.last))}."
+
+
+def _perhaps_lost(facts: Facts) -> Iterator[str]:
+    """Which webhooks may never come again."""
+    if lost := list(_lost(facts)):
+        number, when = sum(one.run for one in lost), ago(facts.now - max(one.last for one in lost))
+        answered = _answered(number, " or ".join(map(str, sorted({int(one.status) for one in lost}))))
+        if number == 1:
+            yield f"{answered} {when}: Statsig may not send it again."
+        else:
+            yield f"{answered}, the last {when}: Statsig may not send them again."
+
+
+def _not_delivered(facts: Facts) -> Iterator[str]:
+    """Which exporters wait for somebody."""
+    for one in facts.exporters:
+        if one.state in ("refused", "blocked"):
+            yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
+        if one.state == NOT_CONFIGURED:
+            yield f"{one.name} is not configured any more{_waiting(one)}."
 
 
 def _last(facts: Facts, *, is_refusing: bool) -> Iterator[str]:
     """What came last."""
-    now, verified = facts.now, _last_verified(facts)
+    now, verified = facts.now, max((one.last_verified for one in facts.receivers), default=0.0)
     if change := max((one.last_change for one in facts.receivers), default=0.0):
         yield f"{'' if is_refusing else 'Receiving. '}Last config change {ago(now - change)}."
     elif verified:
@@ -278,19 +247,51 @@ def _last(facts: Facts, *, is_refusing: bool) -> Iterator[str]:
         yield f"Ready. No webhook with a valid signature since the start, {ago(now - facts.since)}."
 
 
-def _last_verified(facts: Facts) -> float:
-    return max((one.last_verified for one in facts.receivers), default=0.0)
-
-
 def _without_secret(facts: Facts) -> list[str]:
     """The receivers that need one before any webhook is taken."""
-    return [] if _last_verified(facts) else [one.name for one in facts.receivers if not one.has_secret]
+    return [one.name for one in facts.receivers if not one.has_secret]
 
 
-def _refused(entry: RequestEntry, when: str = "") -> str:
-    if entry.count == 1:
-        return f"A request was refused {when}".rstrip()
-    return f"{entry.count} requests were refused{f', the last {when}' if when else ''}"
+def _concerned(facts: Facts, entry: RequestEntry) -> list[ReceiverFacts]:
+    """The receivers that requests were for: one, or those on the port where they were refused."""
+    if entry.receiver:
+        return [one for one in facts.receivers if one.name == entry.receiver]
+    return [one for one in facts.receivers if not entry.port or one.port in (0, entry.port)]
+
+
+def _place(facts: Facts, entry: RequestEntry) -> str:
+    """Where requests came to, if there are several places: a receiver, or a port."""
+    if entry.receiver:
+        return entry.receiver if {one.name for one in facts.receivers} != {entry.receiver} else ""
+    return f"port {entry.port}" if entry.port and len({one.port for one in facts.receivers}) > 1 else ""
+
+
+def _elsewhere(facts: Facts, entry: RequestEntry) -> ReceiverFacts | None:
+    """The receiver on another port whose path a request for a wrong path had."""
+    if entry.reason != "not_found" or not entry.port:
+        return None
+    others = (one for one in facts.receivers if one.port not in (0, entry.port))
+    return next((one for one in others if entry.detail.startswith(f"a request came to {one.path};")), None)
+
+
+def _cause(facts: Facts, entry: RequestEntry) -> str:
+    return why(entry.reason, entry.detail) if _elsewhere(facts, entry) is None else "wrong port"
+
+
+def _refused(entry: RequestEntry, place: str, when: str = "") -> str:
+    if entry.run == 1:
+        return f"A request{_to(place)} was refused {when}".rstrip()
+    return f"{entry.run} requests{_to(place)} were refused{f', the last {when}' if when else ''}"
+
+
+def _answered(number: int, status: object, place: str = "") -> str:
+    if number == 1:
+        return f"A webhook{_to(place)} was answered with {status}"
+    return f"{number} webhooks{_to(place)} were answered with {status}"
+
+
+def _to(place: str) -> str:
+    return f" to {place}" if place else ""
 
 
 def _missed(receiver: ReceiverFacts) -> str:
@@ -317,14 +318,27 @@ def _instead(receiver: ReceiverFacts) -> str:
 
 
 def _refusals(facts: Facts) -> Iterator[RequestEntry]:
-    """The refusals since the start and since the last webhook with a valid signature.
+    """The refusals since the start that are not over, the last ones first.
 
-    Those of the server count only as long as there was no such webhook. Later they are the noise of a public address.
+    Those of a receiver are over once it has accepted a webhook after them. Those of the server count only as long as a
+    receiver on its port has got no webhook with a valid signature. Later they are the noise of a public address.
     """
-    verified = _last_verified(facts)
     for entry in facts.requests:
-        is_ours = entry.receiver or (not verified and entry.reason in _FIRST_TO_CHECK)
-        if entry.status != HTTPStatus.OK and is_ours and entry.at >= max(verified, facts.since):
+        if entry.status == HTTPStatus.OK or entry.last < facts.since:
+            continue
+        concerned = _concerned(facts, entry)
+        if entry.receiver:
+            is_open = any(entry.last >= one.last_accepted for one in concerned)
+        else:
+            is_open = entry.reason in _FIRST_TO_CHECK and not all(one.last_verified for one in concerned)
+        if is_open:
+            yield entry
+
+
+def _lost(facts: Facts) -> Iterator[RequestEntry]:
+    """The webhooks of the last day that were answered with 5xx, the last ones first. Later ones do not replace them."""
+    for entry in facts.requests:
+        if entry.receiver and entry.status >= FAULT and entry.last > facts.now - LOST_FOR:
             yield entry
 
 
@@ -332,14 +346,16 @@ def steps(facts: Facts) -> list[Step]:
     """The steps of the set-up; none once it is complete."""
     receivers = facts.receivers
     has_change = any(one.last_change for one in receivers)
-    has_verified = has_change or any(one.last_verified for one in receivers)
     delivered = any(one.delivered for one in facts.exporters)
-    paths = " or ".join(one.path for one in receivers)
+    paths = " or ".join(dict.fromkeys(one.path for one in receivers))
+    without = _without_secret(facts)
+    for_which = f" for {', '.join(without)}" if without and len(receivers) > 1 else ""
     done = {
-        f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": has_verified
-        or any(one.answers for one in receivers),
-        "A signing secret is set": bool(receivers) and all(one.has_secret for one in receivers),
-        "A signed webhook is accepted": has_verified,
+        f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": any(
+            one.last_verified or one.answers for one in receivers
+        ),
+        f"A signing secret is set{for_which}": bool(receivers) and not without,
+        "A signed webhook is accepted": has_change or any(one.last_accepted for one in receivers),
         "It has a config change": has_change,
         "A change is delivered": delivered,
     }
@@ -351,7 +367,14 @@ def steps(facts: Facts) -> list[Step]:
 
 def troubles(facts: Facts) -> list[Trouble]:
     """What is wrong, the most important first."""
-    found = [Trouble("Webhooks are refused", f"{reason}.", facts.now) for reason in facts.reasons.values()]
+    found = [
+        Trouble("Webhooks are refused", f"{reason}. {_MEND.get(word) or check(word)}".rstrip(), facts.now)
+        for word, reason in facts.reasons.items()
+    ]
+    for entry in _lost(facts):
+        title = f"{_answered(entry.run, int(entry.status), _place(facts, entry))}: {why(entry.reason, entry.detail)}"
+        advice = check(entry.reason, entry.detail, entry.status)
+        found.append(Trouble(title, advice, entry.last, is_past=True))
     found += [trouble for one in facts.exporters if (trouble := _of_exporter(one, facts.now)) is not None]
     found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
     for one in facts.receivers:
@@ -359,25 +382,34 @@ def troubles(facts: Facts) -> list[Trouble]:
             named = [f"{name}, {ago(facts.now - second)}" for name, second in one.last_missed[:_MOST_NAMES]]
             found.append(Trouble(_missed(one), f"The last ones: {'; '.join(named)}. {_LOG}", facts.now))
     for entry in _refusals(facts):
-        if entry.at > facts.now - _HOUR:
-            title = f"{_refused(entry)}: {why(entry.reason, entry.detail)}"
-            advice = check(entry.reason, entry.detail)
-            if entry.reason == "signature_wrong" and any(one.last_verified for one in facts.receivers):
-                advice = f"Webhooks before had the right signature. {_ANEW} {_COMPARE}"
-            found.append(Trouble(title, advice, entry.at, is_past=True))
-    return sorted(found, key=lambda trouble: trouble.is_passing)[:_MOST_PROBLEMS]
+        if entry.status < FAULT and entry.last > facts.now - _HOUR:
+            title = f"{_refused(entry, _place(facts, entry))}: {_cause(facts, entry)}"
+            found.append(Trouble(title, _advice(facts, entry), entry.last, is_past=True))
+    if facts.dead_letters:
+        title = f"{counted(facts.dead_letters, 'dead letter')} held"
+        found.append(Trouble(title, _DEAD_LETTERS, facts.now, can_wait=True))
+    return sorted(found, key=lambda trouble: trouble.can_wait)[:_MOST_PROBLEMS]
+
+
+def _advice(facts: Facts, entry: RequestEntry) -> str:
+    """What to check after a refusal, by what is known of the receivers that it was for."""
+    if (meant := _elsewhere(facts, entry)) is not None:
+        return f"{meant.path} is the path of {meant.name}, which listens on port {meant.port}. {_PORT}"
+    if entry.reason == "signature_wrong" and any(one.last_verified for one in _concerned(facts, entry)):
+        return f"Webhooks before had the right signature. {ANEW} {COMPARE}"
+    return check(entry.reason, entry.detail)
 
 
 def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
     if exporter.state == NOT_CONFIGURED:
         advice = f"Configure it again to send them; `statsig-otel queue remove {exporter.name}` gives them up."
         return Trouble(f"{exporter.name} is not configured any more{_waiting(exporter)}", advice, now)
-    if exporter.state not in _AT_FAULT:
+    if exporter.state not in AT_FAULT:
         return None
     again = (
         "The next webhook is a try."
         if exporter.waiting is None
-        else f"{_AGAIN} Waiting: {counted(exporter.waiting, 'record')}. None is lost."
+        else f"{_AGAIN} What waits is kept: {counted(exporter.waiting, 'record')}."
     )
     advice = {
         "retrying": "The backend does not answer, or asks to wait.",
@@ -385,7 +417,7 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
         "blocked": f"{_repair(exporter.last_error)}, and reload.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
-    return Trouble(title, f"{advice} {again}", now, is_passing=exporter.state == "retrying")
+    return Trouble(title, f"{advice} {again}", now, can_wait=exporter.state == "retrying")
 
 
 def _repair(error: str) -> str:
@@ -397,8 +429,8 @@ def _repair(error: str) -> str:
 
 
 def _without_change(receiver: ReceiverFacts) -> Trouble | None:
-    """A receiver that gets webhooks, but none with a change."""
-    if not receiver.last_verified or receiver.last_change:
+    """A receiver that accepts webhooks, but none with a change."""
+    if not receiver.last_accepted or receiver.last_change:
         return None
     names = sorted(set(receiver.ignored) - {OTHER, CONFIG_CHANGE}, key=lambda name: -receiver.ignored[name])
     listed = f" ({', '.join(names[:_MOST_NAMES])})" if names else ""
@@ -411,5 +443,5 @@ def _without_change(receiver: ReceiverFacts) -> Trouble | None:
     return Trouble(
         f"No new config change has come to {receiver.name}, only {_instead(receiver) or 'empty webhooks'}{listed}",
         " ".join(said for said, applies in advice.items() if applies),
-        receiver.last_verified,
+        receiver.last_accepted,
     )

@@ -8,7 +8,8 @@ The command `journal` of the control socket answers with it:
 sent. Both may be left out. The answer, newest first:
 
     {"requests": [{"at": "2026-11-28T14:00:00.120Z", "count": 3, "receiver": "statsig", "status": 401,
-                   "reason": "signature_wrong", "detail": "the client has ...", "items": {}, "port": 0}],
+                   "reason": "signature_wrong", "detail": "the client has ...", "items": {}, "port": 0,
+                   "last": "2026-11-28T14:00:00.980Z"}],
      "changes": [{"at": "...", "receiver": "statsig", "uid": "3f2a...", "bytes": 912, "happened_at": "...",
                   "type": "gate_updated", "title": "layout_v2 updated", "flag": "layout_v2", "action": "updated",
                   "who": "Jane", "environments": ["production"], "description": "...", "services": ["shop"]}],
@@ -100,7 +101,9 @@ def entries(
 
 def request(entry: RequestEntry) -> dict[str, Any]:
     """One entry of requests."""
-    return {**msgspec.to_builtins(entry), "at": rfc3339(entry.at)}
+    shown = {**msgspec.to_builtins(entry), "at": rfc3339(entry.at), "last": rfc3339(entry.last)}
+    del shown["run"]  # an entry says how it goes on only as long as it is the last one of its verdict
+    return shown
 
 
 def attempt(entry: AttemptEntry) -> dict[str, Any]:

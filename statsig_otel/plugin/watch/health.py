@@ -90,7 +90,7 @@ class HealthServer:
     def __init__(self, settings: HealthCheckSettings, health: Health) -> None:
         host, port = settings.address
         app = _create_app(settings, health)
-        self._server = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS)
+        self._server = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS, takes_webhooks=False)
         self._thread: ServerThread | None = None
 
     @property

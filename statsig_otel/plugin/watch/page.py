@@ -19,13 +19,12 @@ from statsig_otel.plugin.watch.diagnosis import (
     ExporterFacts,
     Facts,
     Trouble,
-    check,
     sentences,
     steps,
     troubles,
-    why,
 )
 from statsig_otel.plugin.watch.history import MINUTES, SERIES
+from statsig_otel.plugin.watch.reasons import check, why
 
 _MOST_CHANGES: Final = 100
 _MOST_ROWS: Final = 40
@@ -133,7 +132,7 @@ def _state(facts: Facts) -> str:
     """The first sentence large, the others below it, with a sign that is also in words: what is wrong comes first."""
     first, *others = sentences(facts)
     found = troubles(facts)
-    sign = "bad" if any(not one.is_passing for one in found) else "passing" if found else "good"
+    sign = "bad" if any(not one.can_wait for one in found) else "passing" if found else "good"
     if sign == "good" and not any(one.last_change for one in facts.receivers):
         sign = "open"
     rest = f'<p class="others">{_text(" ".join(others))}</p>' if others else ""
@@ -157,7 +156,7 @@ def _troubles(facts: Facts) -> str:
 
 def _trouble(one: Trouble) -> str:
     when = f'<p class="quiet">The last one: {_date(one.at)}</p>' if one.is_past else ""
-    title, sign = _text(one.title), " passing" if one.is_passing else ""
+    title, sign = _text(one.title), " passing" if one.can_wait else ""
     said = f"<h3>{title}</h3><p>{_text(one.check)}</p>{when}"
     return f'<article class="trouble{sign}" data-key="{title}">{said}</article>'
 
@@ -311,7 +310,7 @@ def _said(entry: Mapping[str, Any]) -> str:
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
     said = _text(_cut(f"Refused: {why(entry['reason'], entry['detail'])}."))
-    advice = _text(check(entry["reason"], entry["detail"]))
+    advice = _text(check(entry["reason"], entry["detail"], entry["status"]))
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said
 
 

@@ -143,7 +143,11 @@ def _server(settings: PrometheusReaderSettings, reader: InMemoryMetricReader) ->
     from statsig_otel.plugin.watch.prometheus import Scrapes, create_app  # noqa: PLC0415 - loaded where it is used
 
     server = HttpServer(
-        create_app(PATH, Scrapes(reader)), host=settings.host, port=settings.port, max_connections=_MOST_CONNECTIONS
+        create_app(PATH, Scrapes(reader)),
+        host=settings.host,
+        port=settings.port,
+        max_connections=_MOST_CONNECTIONS,
+        takes_webhooks=False,
     )
     server.bind()
     return server

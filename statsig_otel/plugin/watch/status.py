@@ -21,13 +21,14 @@ and what it has delivered. Strings are as they came from outside.
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from statsig_otel import __version__
-from statsig_otel._journal import Journal, journal
+from statsig_otel._journal import ACCEPTED, Journal, journal
 from statsig_otel._telemetry import exporter_sent
 from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts, sentence
+from statsig_otel.plugin.watch.diagnosis import AT_FAULT, ExporterFacts, Facts, ReceiverFacts, sentence
 from statsig_otel.plugin.watch.facts import rfc3339
 from statsig_otel.plugin.watch.health import Condition
 
@@ -41,6 +42,7 @@ def facts_of(
     exporters: Mapping[str, Mapping[str, Any]],
     receivers: Mapping[str, Intake],
     paths: Mapping[str, str],
+    ports: Mapping[str, int],
     dead_letters: int,
     since: float,
     of: Journal = journal,
@@ -52,21 +54,35 @@ def facts_of(
         exporters: What is known of each exporter, by id.
         receivers: What answers for each receiver, by id.
         paths: The path of each receiver, by id.
+        ports: The port of each receiver that listens, by id.
         dead_letters: The number of dead letters that are kept.
         since: When the service started, in seconds since the epoch.
         of: The journal.
     """
     now = time.time()
     sent = {name: int(number) for (name, *_), number in exporter_sent.read()}
+    requests = of.last_requests()
+    accepted = {one.receiver: one.last for one in requests if one.reason == ACCEPTED}
     recent: dict[str, int] = {}
+    errors: dict[str, str] = {}  # the last one of each exporter
     for attempt in of.attempts():
+        if attempt.reason:
+            errors.setdefault(attempt.exporter, attempt.reason)
         if attempt.at > now - _MINUTE:
             recent[attempt.exporter] = recent.get(attempt.exporter, 0) + attempt.delivered
     return Facts(
         now=now,
         since=since,
         reasons=condition.reasons,
-        receivers=[_receiver(name, intake, paths[name]) for name, intake in receivers.items()],
+        receivers=[
+            replace(
+                _receiver(name, intake),
+                path=paths[name],
+                port=ports.get(name, 0),
+                last_accepted=accepted.get(name, 0.0),
+            )
+            for name, intake in receivers.items()
+        ],
         exporters=[
             ExporterFacts(
                 name=name,
@@ -74,14 +90,14 @@ def facts_of(
                 waiting=one.get("waiting"),
                 oldest=one.get("oldest_age_seconds"),
                 attempts=one.get("attempts", 0),
-                last_error=one.get("last_error", ""),
+                last_error=one["last_error"] if "last_error" in one else _failing(one["state"], errors.get(name, "")),
                 delivered=sent.get(name, 0),
                 delivered_last_minute=recent.get(name, 0),
             )
             for name, one in exporters.items()
         ],
         dead_letters=dead_letters,
-        requests=of.last_requests(max([since, *(one.counts.last_verified_ns / 1e9 for one in receivers.values())])),
+        requests=requests,
     )
 
 
@@ -122,7 +138,12 @@ def _exporter(one: ExporterFacts) -> dict[str, Any]:
     return {"state": one.state, **(queued if one.waiting is not None else {}), **sent}
 
 
-def _receiver(name: str, intake: Intake, path: str) -> ReceiverFacts:
+def _failing(state: str, error: str) -> str:
+    """What the backend of an exporter without a queue said last, while it is not well."""
+    return error if state in AT_FAULT else ""
+
+
+def _receiver(name: str, intake: Intake) -> ReceiverFacts:
     counts, now_ns = intake.counts, time.time_ns()
     with counts.lock:
         # If the clock was put back, they would count as newer than each refusal for as long as that was.
@@ -130,7 +151,6 @@ def _receiver(name: str, intake: Intake, path: str) -> ReceiverFacts:
         counts.last_change_ns = min(counts.last_change_ns, now_ns)
         return ReceiverFacts(
             name=name,
-            path=path,
             has_secret=intake.verifier.has_secret,
             last_verified=counts.last_verified_ns / 1e9,
             last_change=counts.last_change_ns / 1e9,

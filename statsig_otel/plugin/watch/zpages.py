@@ -33,7 +33,9 @@ class Zpages:
         host, port = settings.address
         self._site = Site(service)
         app = create_app(self._site, settings)
-        self.server: Final = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS, tls=settings.tls)
+        self.server: Final = HttpServer(
+            app, host=host, port=port, max_connections=_MOST_CONNECTIONS, tls=settings.tls, takes_webhooks=False
+        )
         self._scheme = "http" if settings.tls is None else "https"
         self._thread: ServerThread | None = None
 

@@ -1,27 +1,20 @@
 """What the page says of a service, for each condition it can be in."""
 
 from dataclasses import replace
+from itertools import product
 
 from statsig_otel._journal import RequestEntry
+from statsig_otel.exporters.wording import ago
 from statsig_otel.plugin.receiver.counting import REASONS as RECEIVER_REASONS
 from statsig_otel.plugin.server.reader import REFUSALS
-from statsig_otel.plugin.watch.diagnosis import (
-    REASONS,
-    ExporterFacts,
-    Facts,
-    ReceiverFacts,
-    check,
-    sentence,
-    steps,
-    troubles,
-    why,
-)
+from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts, sentence, steps, troubles
+from statsig_otel.plugin.watch.reasons import REASONS, check, why
 from tests.looped import looped
 
 REFUSED = "3 requests were refused, the last 10 seconds ago."
 NOW = 1_800_000_000.0
 RECEIVER = ReceiverFacts(name="statsig", path="/hook")
-RECEIVING = replace(RECEIVER, last_verified=NOW - 240, last_change=NOW - 240)
+RECEIVING = replace(RECEIVER, last_verified=NOW - 240, last_accepted=NOW - 240, last_change=NOW - 240)
 SENDING = ExporterFacts(name="otlp_grpc", delivered=1)
 
 
@@ -29,8 +22,11 @@ def facts(receiver: ReceiverFacts = RECEIVER, exporter: ExporterFacts = SENDING,
     return Facts(now=NOW, since=NOW - 600, receivers=[receiver], exporters=[exporter], requests=requests)
 
 
-def refused(reason: str, detail: str = "", *, before: float = 10, receiver: str = "statsig") -> RequestEntry:
-    return RequestEntry(receiver, 401, reason, detail, NOW - before, 3)
+def refused(
+    reason: str, detail: str = "", *, before: float = 10, receiver: str = "statsig", status: int = 401, port: int = 0
+) -> RequestEntry:
+    """Three refused requests: two within a second, of which only the last one was so many seconds before."""
+    return RequestEntry(receiver, status, reason, detail, NOW - before - 0.9, 2, port=port, last=NOW - before, run=3)
 
 
 WITHOUT = "statsig has no signing secret yet: it only answers Statsig's URL verification."
@@ -61,7 +57,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
             f"Not receiving: wrong path. {REFUSED}",
         ),
         (
-            facts(replace(RECEIVER, last_verified=NOW - 7)),
+            facts(replace(RECEIVER, last_verified=NOW - 7, last_accepted=NOW - 7)),
             "No new config change since the start. Last webhook 7 seconds ago.",
         ),
         (
@@ -105,6 +101,8 @@ def test_the_steps_of_the_set_up_end_when_a_change_is_delivered() -> None:
     wrong = replace(RECEIVER, answers={"signature_wrong": 3})
     assert [step.text for step in steps(facts(wrong, nothing)) if step.is_current] == ["A signed webhook is accepted"]
     signed = replace(secret, last_verified=NOW)
+    assert [step.is_current for step in steps(facts(signed, nothing))] == [False, False, True, False, False]
+    signed = replace(signed, last_accepted=NOW)
     assert [step.is_current for step in steps(facts(signed, nothing))] == [False, False, False, True, False]
     assert [step.is_current for step in steps(facts(RECEIVING, nothing))] == [False, False, False, False, True]
     assert steps(facts(RECEIVING)) == []
@@ -119,14 +117,16 @@ def test_what_to_check_comes_with_each_trouble() -> None:
         "otlp_http is blocked: 401 from http://b",
         "3 requests were refused: the webhook's time is too far from this machine's clock",
     ]
-    assert found[0].check.endswith("tries again by itself; Try now does it at once. Waiting: 2 records. None is lost.")
+    assert found[0].check.endswith("tries again by itself; Try now does it at once. What waits is kept: 2 records.")
     (without_queue,) = troubles(facts(RECEIVER, replace(blocked, waiting=None)))
     assert without_queue.check.endswith("and reload. The next webhook is a try.")
     assert found[1].check.startswith("The webhook is 420 s old. Compare this machine's clock")
 
 
 def test_webhooks_without_a_change_are_named() -> None:
-    receiver = replace(RECEIVER, last_verified=NOW, ignored={"other": 2, "statsig::gate_exposure": 500})
+    receiver = replace(
+        RECEIVER, last_verified=NOW, last_accepted=NOW, ignored={"other": 2, "statsig::gate_exposure": 500}
+    )
     (only,) = troubles(facts(receiver))
     assert only.title == ("No new config change has come to statsig, only 502 other events (statsig::gate_exposure)")
     assert "Filters" in only.check
@@ -152,13 +152,15 @@ def test_only_what_the_answer_means_has_to_be_repaired() -> None:
         assert repair(error) == "Let the key (headers) write logs, or replace it"
     for error in ("HTTP 404 Not Found from http://b", "UNIMPLEMENTED: no"):
         assert repair(error) == "Correct the address (endpoint)"
+    for error in ("nothing is taken: each of 2 records is refused: HTTP 400 Bad Request from http://b",):
+        assert repair(error) == "Look at what the backend says, at its limits and at what it takes"
     for error in ("", "HTTP 302 Found from http://b"):
         assert repair(error) == "Repair the key (headers), the address (endpoint) or the certificate (tls)"
 
 
 def test_what_came_instead_of_a_change_decides_what_to_check() -> None:
     def advice(**found: object) -> str:
-        (only,) = troubles(facts(replace(RECEIVER, last_verified=NOW, **found)))  # type: ignore[arg-type]
+        (only,) = troubles(facts(replace(RECEIVER, last_verified=NOW, last_accepted=NOW, **found)))  # type: ignore[arg-type]
         return only.check
 
     assert advice(invalid=3) == "No record could be made of the invalid ones: the dead letters below say why."
@@ -169,21 +171,148 @@ def test_what_came_instead_of_a_change_decides_what_to_check() -> None:
     assert advice(ignored={"a": 1, "statsig::config_change": 1}).endswith("The receiver's own filter drops changes.")
 
 
-def test_only_what_a_backend_mends_is_passing() -> None:
+def test_only_what_a_backend_mends_or_what_is_kept_can_wait() -> None:
     exporters = [ExporterFacts(name=state, state=state, waiting=1) for state in ("retrying", "refused", "blocked")]
-    found = troubles(replace(facts(RECEIVING), exporters=exporters))
-    assert [(one.title.split()[0], one.is_passing) for one in found] == [
+    found = troubles(replace(facts(RECEIVING), exporters=exporters, dead_letters=4))
+    assert [(one.title.split()[0], one.can_wait) for one in found] == [
         ("refused", False),
         ("blocked", False),
         ("retrying", True),
+        ("4", True),
     ]
+    assert found[-1].title == "4 dead letters held"
+    assert found[-1].check.endswith("and replay it, or drop it.")
 
 
 def test_refusals_of_before_the_last_good_webhook_are_over() -> None:
     assert troubles(facts(RECEIVING, SENDING, refused("signature_wrong", before=300))) == []
-    assert troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=4000))) == []
+    early = replace(facts(RECEIVER, SENDING, refused("signature_wrong", before=3601)), since=NOW - 9000)
+    assert troubles(early) == [], "it is no news"
+    assert len(troubles(replace(early, now=NOW - 2))) == 1
     assert troubles(facts(RECEIVING, SENDING, refused("not_found", receiver=""))) == []
     assert troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=700))) == [], "of an earlier service"
+
+
+def test_a_refusal_is_over_once_its_own_receiver_has_accepted_a_webhook_after_it() -> None:
+    """For each of three receivers, whatever the others have: one order of its last refusal and its last webhook."""
+    names = ("a", "b", "c")
+    orders = {"never": (0.0, False), "before": (NOW - 20, False), "after": (NOW - 5, True)}
+    for chosen in product(orders, repeat=len(names)):
+        receivers = [
+            replace(
+                RECEIVER, name=name, path=f"/{name}", last_verified=orders[order][0], last_accepted=orders[order][0]
+            )
+            for name, order in zip(names, chosen, strict=True)
+        ]
+        requests = [refused("signature_wrong", receiver=name) for name in names]
+        found = replace(facts(RECEIVER, SENDING, *requests), receivers=receivers)
+        listed = {one.title: one.check for one in troubles(found) if one.is_past}
+        said = sentence(found)
+        for name, order in zip(names, chosen, strict=True):
+            title = f"3 requests to {name} were refused: the signature does not match"
+            assert (title in listed) is not orders[order][1]
+            state = {"never": "not receiving", "before": "refusing requests", "after": ""}[order]
+            assert (f"{name} is {state or 'not receiving'}: the signature does not match." in said) is bool(state)
+            if state:
+                assert listed[title].startswith("Webhooks before had") is (order == "before")
+
+
+def test_an_entry_that_goes_on_after_a_good_webhook_is_not_over() -> None:
+    """Its first request came before the webhook, and its last one after it, in the same second."""
+    for last_accepted, is_listed in ((NOW - 10.5, True), (NOW - 10, True), (NOW - 9.5, False)):
+        receiver = replace(RECEIVING, last_verified=last_accepted, last_accepted=last_accepted)
+        assert bool(troubles(facts(receiver, SENDING, refused("signature_wrong")))) is is_listed
+
+
+def test_a_webhook_that_was_answered_with_5xx_is_told_for_a_day_whatever_comes_later() -> None:
+    for reason in ("queue_full", "disk_full", "storage_failed", "exporter_failed", "slow_consumer", "of an embedder"):
+        for before in (1, 10, 7200, 86_399):
+            lost = refused(reason, status=503, before=before)
+            found = facts(replace(RECEIVING, last_accepted=NOW, last_change=NOW), SENDING, lost)
+            (only,) = troubles(found)
+            assert only.title == f"3 webhooks were answered with 503: {why(reason)}"
+            assert "Statsig may not send such a webhook again: `statsig-otel reconcile` shows" in only.check
+            assert not only.can_wait
+            assert sentence(found) == (
+                f"3 webhooks were answered with 503, the last {ago(before)}: Statsig may not send them again. "
+                "Receiving. Last config change just now."
+            )
+        assert troubles(facts(RECEIVING, SENDING, refused(reason, status=503, before=86_401))) == []
+    two = [refused("queue_full", status=503, before=99), refused("unexpected", status=500, before=20)]
+    assert sentence(facts(replace(RECEIVING, last_accepted=NOW), SENDING, *two)).startswith(
+        "6 webhooks were answered with 500 or 503, the last 20 seconds ago: Statsig may not send them again. Receiving."
+    )
+
+
+def test_a_webhook_that_was_not_accepted_is_not_called_empty() -> None:
+    for reason, status in (("queue_full", 503), ("exporter_failed", 503), ("not_json", 400), ("unknown_shape", 400)):
+        found = facts(replace(RECEIVER, last_verified=NOW - 10), SENDING, refused(reason, status=status))
+        (only,) = troubles(found)
+        assert why(reason) in only.title
+        assert "Filters" not in only.check
+        assert sentence(found).startswith(f"Not receiving: {why(reason)}. 3 ")
+        assert [step.text for step in steps(found) if step.is_current] == ["A signed webhook is accepted"]
+
+
+def test_a_refusal_by_the_server_is_that_of_the_receivers_on_its_port() -> None:
+    def found(*receivers: ReceiverFacts, port: int) -> tuple[str, list[str]]:
+        entry = refused("not_found", "a request came to /x", receiver="", status=404, port=port)
+        several = replace(facts(RECEIVER, SENDING, entry), receivers=receivers)
+        return sentence(several), [one.title for one in troubles(several)]
+
+    fresh, taking = replace(RECEIVER, name="fresh", port=2), replace(RECEIVING, name="taking", port=1)
+    said, (title,) = found(taking, fresh, port=2)
+    assert said.startswith("Port 2 is not receiving: wrong path. 3 requests to port 2 were refused, ")
+    assert title == "3 requests to port 2 were refused: wrong path"
+    for port in (1, 3):  # noise of a public address, and a port of somebody else
+        said, titles = found(taking, fresh, port=port)
+        assert said == "Receiving. Last config change 4 minutes ago."
+        assert titles == []
+    shared = replace(fresh, port=1)
+    said, (title,) = found(taking, shared, port=1)
+    assert said.startswith("Refusing requests: wrong path. 3 requests were refused, ")
+    assert found(replace(taking, port=0), replace(fresh, port=0), port=9)[1] == [title]  # a server of an embedder
+
+
+def test_the_right_path_on_the_port_of_another_receiver_is_called_a_wrong_port() -> None:
+    a, b = (replace(RECEIVER, name=name, path=f"/{name}", port=port) for name, port in (("a", 1), ("b", 2)))
+    crossed = [
+        refused("not_found", "a request came to /b; the receiver's path is /a", receiver="", status=404, port=1),
+        refused("not_found", "a request came to /a; the receiver's path is /b", receiver="", status=404, port=2),
+        refused("not_found", "a request came to /c; the receiver's path is /b", receiver="", status=404, port=2),
+    ]
+    found = troubles(replace(facts(RECEIVER, SENDING, *crossed), receivers=[a, b]))
+    assert [one.title for one in found] == [
+        "3 requests to port 1 were refused: wrong port",
+        "3 requests to port 2 were refused: wrong port",
+        "3 requests to port 2 were refused: wrong path",
+    ]
+    assert found[0].check.startswith("/b is the path of b, which listens on port 2. Correct the port")
+    assert found[2].check.startswith("A request came to /c; the receiver's path is /b. Correct the webhook's URL")
+
+
+def test_the_receivers_that_lack_a_secret_are_named() -> None:
+    bare = [replace(RECEIVER, name=name, has_secret=False) for name in ("b", "c")]
+    for without, said in ((bare[:1], "b has no signing secret yet: it only answers"), (bare, "b, c have no signing")):
+        found = replace(facts(RECEIVING), receivers=[RECEIVING, *without])
+        assert sentence(found).startswith(said)
+        (current,) = (step.text for step in steps(found) if step.is_current)
+        assert current == f"A signing secret is set for {', '.join(one.name for one in without)}"
+
+
+def test_a_refusal_that_lasts_says_what_to_do() -> None:
+    reasons = {"queue_full": "2 records wait", "certificate_expired": "it has expired", "not_running": "it has failed"}
+    found = troubles(replace(facts(RECEIVING), reasons=reasons))
+    assert [one.title for one in found] == ["Webhooks are refused"] * 3
+    for one, reason in zip(found, reasons.values(), strict=True):
+        said, _, advice = one.check.partition(". ")
+        assert said == reason
+        assert advice.endswith(".")
+
+
+def test_details_are_sentences_that_end_once() -> None:
+    assert check("tls_handshake", "does it trust the chain?").startswith("Does it trust the chain? Check")
+    assert check("exporter_failed", "otlp_http retry later: 503").startswith("otlp_http retry later: 503. Repair")
 
 
 def test_not_more_is_listed_than_a_person_reads() -> None:

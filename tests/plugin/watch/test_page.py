@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statsig_otel._journal import Journal
+from statsig_otel._journal import Journal, RequestEntry
 from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
 from statsig_otel.plugin import Mapper, parse
 from statsig_otel.plugin.watch import page
@@ -179,10 +179,12 @@ def test_what_was_sent_together_is_counted() -> None:
 def test_a_row_of_a_refusal_is_short_and_what_to_check_opens_below_it() -> None:
     found = shown("a")
     entry = next(one for one in found.entries["requests"] if one["status"] == 503)
+    entry["status"] = 400  # type: ignore[index]
     assert "<details" not in page.sections(found)["requests"]
-    entry["reason"] = "queue_full"  # type: ignore[index]
+    entry["status"], entry["reason"] = 503, "queue_full"  # type: ignore[index]
     rows = page.sections(found)["requests"]
-    assert "<details><summary>Refused: the queue is full.</summary>A. Statsig may not send it again." in rows
+    assert "<details><summary>Refused: the queue is full.</summary>A. Look at the exporters below" in rows
+    assert "Statsig may not send such a webhook again" in rows
 
 
 def test_what_became_of_the_items_of_a_webhook_is_said() -> None:
@@ -220,7 +222,10 @@ def test_the_sign_of_the_state_is_what_is_worst() -> None:
     assert sign() == "good"
     assert sign(receivers=[ReceiverFacts(name="statsig")]) == "open"
     assert sign(exporters=[retrying]) == "passing"
+    assert sign(dead_letters=1) == "passing"
     assert sign(exporters=[retrying, blocked]) == "bad"
+    lost = RequestEntry("statsig", 503, "queue_full", "", 0.5, 1, last=0.5, run=1)
+    assert sign(requests=[lost]) == "bad", "though a webhook was accepted since"
     assert sign(reasons={"disk_full": "the disk is full"}) == "bad"
 
 

@@ -2,18 +2,26 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from statsig_otel._journal import Journal
 from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
-from statsig_otel.plugin import Intake, Verifier
-from statsig_otel.plugin.watch.diagnosis import why
+from statsig_otel.plugin import Intake, Service, Verifier
+from statsig_otel.plugin.watch.diagnosis import sentence, troubles
 from statsig_otel.plugin.watch.health import Condition
+from statsig_otel.plugin.watch.history import totals
+from statsig_otel.plugin.watch.reasons import why
 from statsig_otel.plugin.watch.status import facts_of, status
+from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.fresh import fresh_process
+from tests.plugin.http_client import exchange
+from tests.plugin.services import SECRET, page_config, webhook
+from tests.waiting import wait_until
 
 IDLE: Mapping[str, Any] = {"state": "idle", "waiting": 0}
 
@@ -44,6 +52,7 @@ def words(
         exporters={"mine": IDLE} if exporters is None else exporters,
         receivers={"statsig": intake},
         paths={"statsig": "/hook"},
+        ports={},
         dead_letters=dead_letters,
         since=time.time() - since,
         of=kept() if of is None else of,
@@ -93,14 +102,23 @@ def test_a_refusal_is_said_until_something_valid_comes() -> None:
     journal.add_request("statsig", 401, "signature_wrong", "another secret")
     why_not = "the signature does not match. A request was refused just now."
     assert words(receiver, of=journal) == f"Not receiving: {why_not}"
+    journal = kept()
+    journal.add_request("statsig", 200, "accepted", "", {"accepted": 1})
+    journal.add_request("statsig", 401, "signature_wrong", "another secret")
     later = f"Refusing requests: {why_not} Last config change 1 minute ago."
     assert words(seen(receiver, verified=60, changed=60), of=journal) == later
-    assert "refused" not in words(seen(receiver, verified=-1, changed=1), of=journal)
+    journal.add_request("statsig", 503, "queue_full", "too much waits")
+    journal.add_request("statsig", 200, "accepted", "", {"accepted": 1})
+    assert words(receiver, of=journal) == (
+        "A webhook was answered with 503 just now: Statsig may not send it again. "
+        "Receiving. Last config change 1 minute ago."
+    )
 
 
 def test_a_refusal_is_said_though_the_last_webhook_came_before_the_clock_was_put_back() -> None:
     journal, one = kept(), seen(intake(), verified=-86400, changed=-86400)
     assert words(one, of=journal) == "Receiving. Last config change just now."
+    journal.add_request("statsig", 200, "accepted", "")
     journal.add_request("statsig", 401, "timestamp_outside_tolerance", "")
     assert words(one, of=journal).startswith(
         "Refusing requests: the webhook's time is too far from this machine's clock."
@@ -133,6 +151,83 @@ def test_who_holds_records_up() -> None:
     )
 
 
+def test_an_exporter_without_a_queue_tells_what_its_backend_said_last_while_it_is_not_well() -> None:
+    journal = kept()
+    for reason in ("HTTP 500 from a", "HTTP 503 from a"):
+        journal.add_attempt("direct", "retry_later", reason, records=1, delivered=0, seconds=0.1)
+        journal._attempts.last.clear()  # as if it were a second later
+    journal.add_attempt("other", "retry_later", "HTTP 502 from b", records=1, delivered=0, seconds=0.1)
+    for state, said in (("retrying", "HTTP 503 from a"), ("idle", "")):
+        found = facts_of(
+            condition=Condition({}, {}),
+            exporters={"direct": {"state": state}},
+            receivers={},
+            paths={},
+            ports={},
+            dead_letters=0,
+            since=0.0,
+            of=journal,
+        )
+        assert [one.last_error for one in found.exporters] == [said]
+
+
+def test_each_of_three_receivers_has_its_own_faults_and_lost_webhooks_stay_in_sight(tmp_path: Path) -> None:
+    with HttpSink() as sink:
+        sink.answer = HttpAnswer(status=503)
+        secret = {"signing_secrets": [SECRET]}
+        receivers = {
+            "statsig": {"endpoint": "127.0.0.1:0", **secret},
+            "statsig/bare": {"endpoint": "localhost:0", "path": "/bare", "signing_secrets": []},
+            "statsig/other": {"endpoint": "localhost:0", "path": "/other", **secret},
+        }
+        exporters = {"otlp_http": {"endpoint": sink.url, "sending_queue": {"queue_size": 1}}}
+        config = page_config(tmp_path, exporters, receivers=receivers)
+        with Service.from_file(config, environ={}) as running:
+            at = {name: urlsplit(url) for name, url in running.urls.items()}
+
+            def send(name: str, *, path: str = "", secret: str = SECRET, flag: str = "a") -> int:
+                address = str(at[name].hostname), int(at[name].port or 0)
+                return exchange(address, webhook(flag, path or at[name].path, secret=secret)).status
+
+            def told() -> str:
+                found = running._assembly.facts()
+                return "\n".join([sentence(found), *(one.title for one in troubles(found))])
+
+            def waiting() -> int | None:
+                return running._assembly.facts().exporters[0].waiting
+
+            port, page = at["statsig/other"].port, urlsplit(running._assembly.zpages.url)  # type: ignore[union-attr]
+            before = totals(running.urls)
+            exchange((str(page.hostname), int(page.port or 0)), b"\x16\x03\x01\x02\x00")
+            assert "TLS" not in told(), "the page's own port is not a receiver's"
+            assert totals(running.urls) == before, "nor does the chart count it"
+            assert send("statsig") == 200
+            assert send("statsig/bare") == send("statsig/other", secret=f"{SECRET}0") == 401
+            assert send("statsig/other", path="/hook") == send("statsig", path="/hook") == 404
+            assert [send("statsig", flag="b") for _ in range(5)] == [503] * 5
+            sink.answer = HttpAnswer()
+            running._assembly.command("queue resume", {"exporter": "otlp_http"})
+            wait_until(lambda: waiting() == 0, "the record is delivered")
+            lost = "5 webhooks to statsig were answered with 503: the queue is full"
+            others = (
+                "statsig/bare has no signing secret yet",
+                "A request to statsig/bare was refused: no signing secret is set yet",
+                "A request to statsig/other was refused: the signature does not match",
+                f"A request to port {port} was refused: wrong path",
+            )
+            for state in ("statsig is refusing requests: the queue is full.", "Last config change "):
+                said = told()
+                for sentence_ in (state, lost, *others, "5 webhooks were answered with 503, the last "):
+                    assert sentence_ in said
+                assert ("statsig is refusing" in said) == state.startswith("statsig")
+                assert f"port {at['statsig'].port}" not in said, "there a webhook has come"
+                assert send("statsig", flag="c") == 200
+                wait_until(lambda: waiting() == 0, "it is delivered")
+            for secret_, status_ in ((f"{SECRET}0", 401), (SECRET, 200), (f"{SECRET}0", 401)):
+                assert send("statsig", secret=secret_, flag="c") == status_
+            assert "A request to statsig was refused: the signature does not match" in told()
+
+
 def test_the_rate_is_that_of_the_last_minute() -> None:
     journal = kept()
     journal.add_attempt("mine", "delivered", "", records=3, delivered=3, seconds=0.1)
@@ -141,7 +236,14 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     journal.add_attempt("mine", "partially_rejected", "", records=4, delivered=1, seconds=0.1)
     nothing = Condition({}, {})
     facts = facts_of(
-        condition=nothing, exporters={"mine": IDLE}, receivers={}, paths={}, dead_letters=0, since=0.0, of=journal
+        condition=nothing,
+        exporters={"mine": IDLE},
+        receivers={},
+        paths={},
+        ports={},
+        dead_letters=0,
+        since=0.0,
+        of=journal,
     )
     assert status(facts)["exporters"]["mine"]["delivered_last_minute"] == 1
 

@@ -160,7 +160,10 @@ function arrived() {
 function lost() {
   if (!live.classList.contains("lost")) {
     const since = new Date(heard).toISOString().slice(11, 19);
-    live.textContent = `The service does not answer. This is how it was at ${since} UTC. Trying again.`;
+    const why = events.readyState === EventSource.CLOSED
+      ? "No changes are sent to this page: too many pages are open, or the service is away."
+      : "The service does not answer.";
+    live.textContent = `${why} This is how it was at ${since} UTC. Trying again.`;
     live.classList.add("lost");
   }
   if (events.readyState === EventSource.CLOSED) setTimeout(reconnect, 5000); // it has answered with an error

@@ -1,0 +1,97 @@
+"""Says why a request was refused and what to check, by the reason of its answer."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from statsig_otel._journal import FAULT
+
+COMPARE: Final = (
+    "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
+    "Generic Webhook)."
+)
+_KEY: Final = f"{COMPARE} If they are the same, a proxy changes the body on the way."
+ANEW: Final = "Was the webhook's secret made anew, or does a second webhook use this URL?"
+_PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
+_CLOCK: Final = (
+    "Compare this machine's clock with another one: a time service, such as chrony or systemd-timesyncd, keeps it "
+    "right. If it is right, look for what holds webhooks back."
+)
+_URL: Final = (
+    "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), the receiver's path, "
+    "or what a proxy in between makes of it."
+)
+_LOST: Final = (
+    "Statsig may not send such a webhook again: `statsig-otel reconcile` shows which changes never came. Without it, "
+    "compare with the changes in Statsig's console."
+)
+_OVERLOAD: Final = "Look at the exporters below: what waits for them fills the queue."
+_PLAIN: Final = (
+    "Put a proxy with a certificate in front of this port, or set the receiver's tls. A proxy that is there already "
+    "has to speak plain HTTP to this port. Only to try it without TLS, begin the URL with http://."
+)
+
+REASONS: Final[Mapping[str, tuple[str, str]]] = {
+    "signature_wrong": ("the signature does not match", _KEY),
+    "signature_missing": ("there is no signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
+    "signature_repeated": ("there are several signatures", _PROXY),
+    "signature_malformed": ("the signature does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_missing": ("there is no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
+    "timestamp_repeated": ("there are several times", _PROXY),
+    "timestamp_malformed": ("the time does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_outside_tolerance": ("the webhook's time is too far from this machine's clock", _CLOCK),
+    "no_secret": (
+        "no signing secret is set yet",
+        "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
+    ),
+    "not_found": ("wrong path", _URL),
+    "method": ("the method is not POST", "Statsig sends POST. A browser that opens the URL sends GET."),
+    "tls": ("the sender speaks TLS to a port that serves plain HTTP", _PLAIN),
+    "tls_handshake": ("the TLS handshake failed", "Check the certificate, and whether the URL begins with https://."),
+    "http2": ("it was sent with HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
+    "proxy_protocol": ("the PROXY protocol is not understood", "Switch that off in the load balancer."),
+    "not_http": ("it was not HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
+    "content_encoding": ("the body is compressed", f"Statsig does not compress. {_PROXY}"),
+    "too_large": ("the body is too large", "If Statsig sent it, raise max_request_body_size."),
+    "slow_body": ("the body did not arrive in time", "Look at the network and the proxy, or raise read_timeout."),
+    "truncated": ("the body ended early", "The sender or a proxy closed the connection."),
+    "queue_full": ("the queue is full", _OVERLOAD),
+    "disk_full": ("the disk is full", "Free space on the disk of the queue's directory."),
+    "storage_failed": ("the queue could not be written", "Look at the disk of the queue's directory, and the log."),
+    "exporter_failed": ("an exporter without a queue could not deliver", "Repair its backend, or give it a queue."),
+    "not_json": ("the body is not JSON", f"Who sends this? {_PROXY}"),
+    "not_utf8": ("the body is not UTF-8", f"Who sends this? {_PROXY}"),
+    "unknown_shape": ("the body is not a webhook of a known form", "It is kept as a dead letter: see below."),
+    "shutting_down": ("the service was stopping", "Let a stop take long enough, or let another instance take over."),
+}
+"""By the reason of a refusal, why a request was refused, and what to check."""
+
+_DETAILED: Final = frozenset(
+    {
+        *("timestamp_outside_tolerance", "timestamp_malformed", "signature_malformed", "not_found", "not_http"),
+        *("tls_handshake", "queue_full", "disk_full", "storage_failed", "exporter_failed", "not_json", "unknown_shape"),
+    }
+)
+"""The reasons whose detail says more, such as a number or a path."""
+
+_NAMED: Final = frozenset({"exporter_failed"})
+"""Those whose detail begins with an id, which keeps its small letters."""
+
+
+def why(reason: str, detail: str = "") -> str:
+    """Why a request was refused, as a clause: `it was signed with ...`."""
+    return REASONS[reason][0] if reason in REASONS else detail or reason
+
+
+def check(reason: str, detail: str = "", status: int = 0) -> str:
+    """What to check after a refusal; empty if nothing is known but what `why` says.
+
+    Args:
+        reason: The reason of the answer.
+        detail: What happened.
+        status: The HTTP status of the answer. After 5xx the webhook may be lost, and this says what to do about that.
+    """
+    shown, (_, advice) = "", REASONS.get(reason, ("", ""))
+    if detail and reason in _DETAILED:
+        first = detail[0] if reason in _NAMED else detail[0].upper()
+        shown = f"{first}{detail[1:]}{'' if detail[-1] in '.?!' else '.'}"
+    return " ".join(filter(None, (shown, advice, _LOST if status >= FAULT else "")))
