@@ -139,7 +139,8 @@ MAY_LOAD = {
         MODEL: "ChangeMatchSettings FilterSettings ServerTlsSettings",
         f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
-        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "AuditLogSettings DeduplicationSettings StatsigReceiverSettings",
+        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "AuditLogSettings DeduplicationSettings "
+        "StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         f"{FALCON} pydantic ruamel click httptools": "Destination RestartNeededError Service",
     },
