@@ -22,7 +22,8 @@ queue into dead letters, and one bad record must not hold up the others. These a
 8. A failure that may be about the data (HTTP 500) is a fault. A record that gets one alone keeps its place too, and
    counts as tried. Ten minutes after its first one, its faults count as refusals, unless the backend fails at random:
    then a record needs more of them than others that were taken after all. Only what was taken since the first one is
-   evidence. The ten minutes run for all records at once, and stand still while the exporter fails in any other way.
+   evidence, and if it is refused after faults, only what was taken since that refusal. The ten minutes run for all
+   records at once, and stand still while the exporter fails in any other way.
 9. A fault is followed by a wait, and after each wait the head or another record is sent, in turn. But if anything
    was taken since the last wait, or if the head was refused, the sender goes on with rule 3. So a backend that is away
    gets one request at a time, and one that takes other records gets them.
@@ -98,9 +99,10 @@ class _Failed:
     """The history of a waiting record that was sent and not taken."""
 
     limit: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
-    refused_by: int = 0  # the number of the send that refused it last with others, else first alone; 0 for none
+    refused_by: int = 0  # the number of the send that its evidence has to follow; 0 for none
     refusal: str | None = None  # the reason of its last refusal or fault alone; None if there was none
-    is_fault: bool = False  # whether that was a fault, which may be about the data
+    is_fault: bool = False  # whether its last refusal or fault, also with others, was a fault: that may be the data
+    had_faults: bool = False
     faulty_since: float = math.inf  # its first fault alone, by the clock of faults
     attempts: int = 0
     reason: str = ""
@@ -203,7 +205,7 @@ class Decisions:
         failed = self._of(seq)
         if failed.refusal is None or self._may_pass(seq):
             return failed.refusal is not None
-        return not self._evidence.is_against(seq, failed.refused_by, is_fault=failed.is_fault)
+        return not self._evidence.is_against(seq, failed.refused_by, had_faults=failed.had_faults)
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
@@ -380,8 +382,9 @@ class Decisions:
         self._done.update(records.seqs)
 
     def _refuse(self, part: Records, reason: str, *, is_fault: bool = False) -> None:
-        if len(part) > 1 or not self._failed[part.seqs[0]].refused_by:
-            self._begin_evidence(part)
+        first = self._failed[part.seqs[0]]
+        if len(part) > 1 or not first.refused_by or (first.is_fault and not is_fault):
+            self._begin_evidence(part, is_fault=is_fault)
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
@@ -395,10 +398,12 @@ class Decisions:
             self._decide(part, "record", reason)
             self._evidence.settle(failed.refused_by)
 
-    def _begin_evidence(self, part: Records) -> None:
+    def _begin_evidence(self, part: Records, *, is_fault: bool) -> None:
         """Only what is taken from now on says that these records are at fault."""
         for seq in part.seqs:
-            self._failed[seq].refused_by = self._sends
+            failed = self._failed[seq]
+            failed.refused_by, failed.is_fault = self._sends, is_fault
+            failed.had_faults = failed.had_faults or is_fault
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
@@ -409,12 +414,12 @@ class Decisions:
             self.forget_evidence()
             self._avoid_haste()
         elif self._narrow(part):
-            self._begin_evidence(part)
+            self._begin_evidence(part, is_fault=True)
             return failure if self._may_pass(self._head) and not self._works() else None
         else:
             if first.faulty_since == math.inf:
                 first.faulty_since = self._clock
-                self._begin_evidence(part)
+                self._begin_evidence(part, is_fault=True)
             lasts = max(lasts, self._clock - first.faulty_since)
         if not retry.enabled or 0 < retry.max_elapsed_time <= lasts:
             self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")

@@ -39,12 +39,12 @@ class Evidence:
         """The backend may be a different one now."""
         self.taken_by = self._up_to = 0
 
-    def is_against(self, seq: int, refused_by: int, *, is_fault: bool) -> bool:
+    def is_against(self, seq: int, refused_by: int, *, had_faults: bool) -> bool:
         """Whether a record is at fault: another was taken since a send that refused this one, or stands behind it.
 
-        Faults last for minutes, so for them only what was taken since the first one counts.
+        Faults last for minutes. So for a record that had some, only what was taken since then counts.
         """
-        return refused_by < self.taken_by or (not is_fault and seq < self._up_to)
+        return refused_by < self.taken_by or (not had_faults and seq < self._up_to)
 
     def settle(self, refused_by: int) -> None:
         """A record became a dead letter. A record that stands behind it settles a few: it gets old."""

@@ -289,17 +289,25 @@ class Delivery(RuleBasedStateMachine):
 
     def is_data(self, seq: int) -> bool:
         """The rule, from the history: whether a refusal of this record alone is its own fault."""
-        behind = not self.is_fault(seq) and any(
+        had_faults = any(sent.kind == "fault" and seq in sent.seqs for sent in self.history)
+        behind = not had_faults and any(
             index >= self.used_up_at and max(seqs) > seq for index, seqs in self.taken_lately()
         )
         return behind or self.was_taken_since(seq)
 
     def was_taken_since(self, seq: int) -> bool:
-        """Whether another record was taken since this one was refused last with others, or else first alone."""
+        """Whether another record was taken since this one was refused last with others, or else first alone.
+
+        It begins anew with the first fault, and with a refusal that follows a fault.
+        """
         refusals = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and seq in sent.seqs]
         alone = [index for index in refusals if len(self.history[index].seqs) == 1]
-        faults = [index for index in alone if self.history[index].kind == "fault"]
-        refused_at = max([*({*refusals} - {*alone}), *faults[:1]], default=refusals[0])
+        changed = [
+            index
+            for before, index in pairwise(refusals)
+            if (self.history[before].kind, self.history[index].kind) == ("fault", "refused")
+        ]
+        refused_at = max([*({*refusals} - {*alone}), *self.faults(seq)[:1], *changed], default=refusals[0])
         return any(index > refused_at for index, _ in self.taken_lately())
 
     def is_refusal(self, sent: Sent) -> bool:
@@ -400,6 +408,29 @@ def test_two_isolated_faults_make_no_dead_letter_of_a_good_record(other: Outcome
     send(1300.0, BROKEN)
     assert send(1360.0, BROKEN) is None, "ten minutes count as a refusal"
     assert made.decisions.failure_of_head(1).state == "refused"
+
+
+def test_what_was_taken_between_a_fault_and_the_first_refusal_is_no_evidence() -> None:
+    """Somebody changed the backend meanwhile, and now it refuses everything."""
+    made = Simulation(lambda seqs: Delivered())
+    made.arrived = all_records = records([1, 2, 3, 4])
+
+    def send(now: float, outcome: Outcome) -> tuple[int, ...]:
+        made.decisions.try_again()
+        part = made.decisions.next(all_records[:1], made, now)
+        made.decisions.record_outcome(part, outcome, now)
+        return part.seqs
+
+    no = Rejected("HTTP 400: no such path")
+    outcomes: list[Outcome] = [BROKEN, Delivered(), no, no, no, no]
+    sent = [send(5.0 * number, outcome) for number, outcome in enumerate(outcomes)]
+    assert (sent[0], sent[1]) == ((1,), (4,))
+    assert sent.count((1,)) > 2
+    assert made.decisions.decided(all_records) is None
+    made.answer = lambda seqs: no if 1 in seqs else Delivered()
+    made.now = 30.0
+    made.run(400.0)
+    assert (made.dead_letters, sorted(made.taken)) == ([1], [2, 3]), "what is taken after that is evidence"
 
 
 @pytest.mark.parametrize("other", [Rejected("no"), Blocked("HTTP 401")])

@@ -183,3 +183,23 @@ def test_an_attempt_that_shutdown_cuts_off_gives_nothing_up(tmp_path: Path, back
         backend.sink.wait_for(1)
         made.sender.shutdown()
         assert (made.waiting(), made.dead_letters()) == (3, [])
+
+
+def test_a_backend_that_is_repaired_badly_buries_no_good_record(tmp_path: Path, backend: Backend) -> None:
+    """It answers 500 to some and takes others, and then has a wrong path that answers 400 to all."""
+    some = named(3)
+    backend.rule = refusing(some, "broken")
+    with rig(tmp_path, backend.exporter()) as made:
+        made.put(*some)
+        made.start()
+        wait_until(lambda: backend.count("broken") > 5)
+        made.put("other")
+        wait_until(lambda: backend.taken == ["other"])
+        backend.rule = lambda names: "rejected"
+        made.put("later")
+        wait_until(lambda: backend.count("rejected") > 20)
+        assert (made.dead_letters(), made.waiting()) == ([], 5)
+        backend.rule = lambda names: "delivered"
+        made.drained()
+        assert made.dead_letters() == []
+        assert sorted(backend.taken) == sorted([*some, "other", "later"])

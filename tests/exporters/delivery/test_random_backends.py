@@ -12,6 +12,12 @@ from tests.exporters.delivery.simulation import Simulation
 LONGEST_WAIT = 2400.0
 """Of a good record, in seconds. A limit of one request in three seconds alone makes 300 requests take 900."""
 
+SHARE_BADLY_REPAIRED = 0.3
+"""Of the backends: they answer 500 to some good records, and then 400 to all for a time."""
+
+MOST_BURIED = 12
+"""Good records, by a backend that takes some and then refuses all: ten stand before one that was taken."""
+
 AWAY = (RetryLater("HTTP 503"), RetryLater("HTTP 500", may_be_data=True), Blocked("HTTP 401"))
 
 
@@ -26,6 +32,7 @@ class Backend:
         unlucky: The share of requests that get 503 by chance.
         most: The most records of a request, else 413.
         outages: Its outages: from and to when, and how all is answered then.
+        faulty: The good records that get 500 until the first outage.
     """
 
     chance: random.Random
@@ -35,6 +42,7 @@ class Backend:
     unlucky: float = 0.0
     most: int = 1000
     outages: list[tuple[float, float, Outcome]] = field(default_factory=list)
+    faulty: set[int] = field(default_factory=set)
     taken_at: float = -100.0
 
     def answer(self, seqs: tuple[int, ...], now: float) -> Outcome:
@@ -48,7 +56,7 @@ class Backend:
             return RetryLater("HTTP 503")
         if len(seqs) > self.most:
             return Rejected("HTTP 413")
-        if self.broken.intersection(seqs):
+        if self.broken.intersection(seqs) or (self.faulty.intersection(seqs) and now < self.outages[0][0]):
             return RetryLater("HTTP 500", may_be_data=True)
         return Rejected("HTTP 400") if self.refused.intersection(seqs) else Delivered()
 
@@ -70,6 +78,10 @@ def backend(chance: random.Random, last: int) -> Backend:
         end = begin + chance.choice([2.0, 120.0, 500.0])
         made.outages.append((begin, end, chance.choice(AWAY)))
         begin = end
+    if chance.random() < SHARE_BADLY_REPAIRED:
+        made.faulty = {seq for seq in range(1, last) if chance.random() < chance.choice([0.1, 0.5])} - {*bad}
+        begin = chance.choice([60.0, 300.0])
+        made.outages = [(begin, begin + chance.choice([60.0, 3600.0]), Rejected("HTTP 400 for all"))]
     return made
 
 
@@ -81,11 +93,16 @@ def deliver(seed: int) -> None:
     bad = judge.refused | judge.broken
     arrived_at: dict[int, float] = {}
     taken_at: dict[int, float] = {}
+    refused_at: dict[int, float] = {}  # each good record's first refusal alone
+    proven: set[int] = set()  # the good records that were refused alone after another was taken since then
 
     def answer(seqs: tuple[int, ...]) -> Outcome:
         outcome = judge.answer(seqs, made.now)
         if isinstance(outcome, Delivered):
             taken_at.update((seq, made.now) for seq in seqs if seq not in taken_at)
+        elif isinstance(outcome, Rejected) and len(seqs) == 1:
+            first = refused_at.setdefault(seqs[0], made.now)
+            proven.update(seqs if max(taken_at.values(), default=-1.0) > first else ())
         return outcome
 
     made = Simulation(answer)
@@ -97,10 +114,13 @@ def deliver(seed: int) -> None:
         if len(arrived_at) == first + restart:
             made.decisions = Decisions("out", made.settings)
     good = arrived_at.keys() - bad
-    assert not good.intersection(made.dead_letters), "a good record became a dead letter"
+    buried = good.intersection(made.dead_letters) - proven
+    assert not judge.faulty & buried, "after faults, a good record became a dead letter at its first refusal"
+    refuses_all = any(isinstance(outcome, Rejected) for *_, outcome in judge.outages)
+    assert len(good.intersection(made.dead_letters)) <= refuses_all * MOST_BURIED, "good records became dead letters"
     assert made.position == len(made.arrived), "something is not settled"
     back_at = max((end for _, end, _ in judge.outages), default=0.0)
-    longest = max(taken_at[seq] - max(arrived_at[seq], back_at) for seq in good)
+    longest = max(taken_at[seq] - max(arrived_at[seq], back_at) for seq in good & taken_at.keys())
     assert longest < LONGEST_WAIT, f"a good record waited for {longest:.0f} s"
     assert len(made.sends) < 10 * len(arrived_at) + made.now / 5, "too many requests"
 
