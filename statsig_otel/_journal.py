@@ -47,6 +47,9 @@ _OK: Final = 200
 FAULT: Final = 500
 """The least HTTP status that says that the fault is this service's, and not the client's."""
 
+_BEFORE_THE_SIGNATURE: Final = "in_flight_bytes"
+"""The reason of a 503 that strangers can cause: it comes before the signature is checked."""
+
 
 @dataclass(slots=True)
 class RequestEntry:
@@ -61,7 +64,7 @@ class RequestEntry:
         last: When the last one was answered.
         count: The number of requests.
         run: The refused requests with this verdict, up to the last one of these, since the receiver accepted a webhook.
-            Those with 5xx are counted for a day after the last of them, whatever was accepted since.
+            Those that may be lost are counted for a day after the last of them, whatever was accepted since.
         items: The items of accepted requests, by what became of them: accepted, duplicates, ignored, invalid.
         port: The port of the server that refused them before they reached a receiver; 0 if it is not known.
     """
@@ -76,6 +79,14 @@ class RequestEntry:
     port: int = 0
     last: float = 0.0
     run: int = 0
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether these are webhooks that the service could not take, and Statsig may not send again.
+
+        Bodies for which there was no memory do not count: whoever floods a service has no signature.
+        """
+        return bool(self.receiver) and self.status >= FAULT and self.reason != _BEFORE_THE_SIGNATURE
 
 
 class ChangeEntry(NamedTuple):
@@ -223,7 +234,7 @@ class Journal:
 
     def _is_over(self, refused: RequestEntry, now: float) -> bool:
         """Whether a run of refusals has ended, so that the next one begins another."""
-        if refused.status >= FAULT:
+        if refused.may_be_lost:
             return now - refused.last > LOST_FOR
         accepted = self._taken.last.get((refused.receiver, ACCEPTED, 0))
         return accepted is not None and accepted.last > refused.last

@@ -156,7 +156,9 @@ def test_a_run_of_refusals_ends_with_the_receivers_next_accepted_webhook(clock: 
     clock.now += 0.1
     journal.add_request("a", 200, "accepted", "")
     refuse()
+    refuse("b")
     refuse("a", 503, "queue_full")
+    others["b", "signature_wrong", 0] += 1
     assert runs() == {wrong: 1, full: 8, **others}
     refuse()
     clock.now += 86_399
@@ -165,7 +167,7 @@ def test_a_run_of_refusals_ends_with_the_receivers_next_accepted_webhook(clock: 
     clock.now += 86_401
     refuse("a", 503, "queue_full")
     assert runs() == {wrong: 2, full: 1, **others}
-    assert sum(one.count for one in journal.requests()) == 44
+    assert sum(one.count for one in journal.requests()) == 45
 
 
 def test_an_entry_says_when_its_last_request_was_answered(clock: Clock) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from statsig_otel._journal import FAULT, LOST_FOR, RequestEntry
+from statsig_otel._journal import LOST_FOR, RequestEntry
 from statsig_otel._telemetry import NOT_CONFIGURED, OTHER
 from statsig_otel.exporters.wording import ago, counted
 from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, why
@@ -209,7 +209,7 @@ def _not_received(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str
             state = "refusing requests" if has_accepted else "not receiving"
             who = f"{place if one.receiver else place.capitalize()} is {state}" if place else state.capitalize()
             yield f"{who}: {_cause(facts, one)}."
-        if one.status < FAULT:
+        if not one.may_be_lost:
             yield f"{_refused(one, place, ago(facts.now - one.last))}."
 
 
@@ -336,9 +336,9 @@ def _refusals(facts: Facts) -> Iterator[RequestEntry]:
 
 
 def _lost(facts: Facts) -> Iterator[RequestEntry]:
-    """The webhooks of the last day that were answered with 5xx, the last ones first. Later ones do not replace them."""
+    """The webhooks of the last day that may be lost, the last ones first. Later ones do not replace them."""
     for entry in facts.requests:
-        if entry.receiver and entry.status >= FAULT and entry.last > facts.now - LOST_FOR:
+        if entry.may_be_lost and entry.last > facts.now - LOST_FOR:
             yield entry
 
 
@@ -382,7 +382,7 @@ def troubles(facts: Facts) -> list[Trouble]:
             named = [f"{name}, {ago(facts.now - second)}" for name, second in one.last_missed[:_MOST_NAMES]]
             found.append(Trouble(_missed(one), f"The last ones: {'; '.join(named)}. {_LOG}", facts.now))
     for entry in _refusals(facts):
-        if entry.status < FAULT and entry.last > facts.now - _HOUR:
+        if not entry.may_be_lost and entry.last > facts.now - _HOUR:
             title = f"{_refused(entry, _place(facts, entry))}: {_cause(facts, entry)}"
             found.append(Trouble(title, _advice(facts, entry), entry.last, is_past=True))
     if facts.dead_letters:

@@ -187,7 +187,8 @@ def test_only_what_a_backend_mends_or_what_is_kept_can_wait() -> None:
 def test_refusals_of_before_the_last_good_webhook_are_over() -> None:
     assert troubles(facts(RECEIVING, SENDING, refused("signature_wrong", before=300))) == []
     early = replace(facts(RECEIVER, SENDING, refused("signature_wrong", before=3601)), since=NOW - 9000)
-    assert troubles(early) == [], "it is no news"
+    assert troubles(early) == [], "it is not news"
+    assert len(troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=599.5)))) == 1, "it began before"
     assert len(troubles(replace(early, now=NOW - 2))) == 1
     assert troubles(facts(RECEIVING, SENDING, refused("not_found", receiver=""))) == []
     assert troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=700))) == [], "of an earlier service"
@@ -242,6 +243,13 @@ def test_a_webhook_that_was_answered_with_5xx_is_told_for_a_day_whatever_comes_l
     assert sentence(facts(replace(RECEIVING, last_accepted=NOW), SENDING, *two)).startswith(
         "6 webhooks were answered with 500 or 503, the last 20 seconds ago: Statsig may not send them again. Receiving."
     )
+
+
+def test_a_body_that_strangers_can_send_is_not_called_a_lost_webhook() -> None:
+    (only,) = troubles(facts(RECEIVER, SENDING, refused("in_flight_bytes", "too many bodies", status=503)))
+    assert only.title == "3 requests were refused: too many bodies"
+    assert troubles(facts(replace(RECEIVING, last_accepted=NOW), SENDING, refused("in_flight_bytes", status=503))) == []
+    assert troubles(facts(RECEIVING, SENDING, refused("unexpected", receiver="", status=500))) == []
 
 
 def test_a_webhook_that_was_not_accepted_is_not_called_empty() -> None:

@@ -102,6 +102,8 @@ def test_a_refusal_is_said_until_something_valid_comes() -> None:
     journal.add_request("statsig", 401, "signature_wrong", "another secret")
     why_not = "the signature does not match. A request was refused just now."
     assert words(receiver, of=journal) == f"Not receiving: {why_not}"
+    journal.add_request("statsig", 200, "url_verification", "")
+    assert words(receiver, of=journal) == f"Not receiving: {why_not}", "that needs no secret"
     journal = kept()
     journal.add_request("statsig", 200, "accepted", "", {"accepted": 1})
     journal.add_request("statsig", 401, "signature_wrong", "another secret")
