@@ -21,6 +21,7 @@ from tests.e2e.otelcol import UnavailableError
 from tests.e2e.processes import SECRET, post, signed
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.stores import asked, free_port, prometheus, prometheus_binary, sql, victorialogs, victorialogs_binary
+from tests.peers.audit_log import KEY, AuditLogServer
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.waiting import wait_until
@@ -57,10 +58,16 @@ def had(store: str, get: Callable[[], _T]) -> _T:
 
 @contextmanager
 def serving(
-    folder: Path, exporters: dict[str, Any], *, secure: Mapping[str, object] | None = None, **telemetry: Any
+    folder: Path,
+    exporters: dict[str, Any],
+    *,
+    secure: Mapping[str, object] | None = None,
+    audit_log: Mapping[str, object] | None = None,
+    **telemetry: Any,
 ) -> Iterator[ServiceProcess]:
     """A service whose records have the `service.name` shop; `secure` is of a second receiver."""
     receiver = {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET], "resource": {"service.name": SERVICE}}
+    receiver |= {"audit_log": audit_log} if audit_log else {}
     receivers = {"statsig": receiver, **({"statsig/secure": {**receiver, **secure}} if secure else {})}
     configuration = {
         "receivers": receivers,
@@ -213,14 +220,18 @@ def test_prometheus_finds_something_for_each_panel_of_the_dashboard(tmp_path: Pa
     certificate, key = Authority().issue("127.0.0.1").write(tmp_path)
     with ExitStack() as stack:
         sink = stack.enter_context(HttpSink())
-        queue = {"queue_size": 1000}
+        queue = {"queue_size": 100_000}
         exporters = {
             "otlp_http": {"endpoint": sink.url, "sending_queue": queue},
             "otlp_http/away": {"endpoint": f"http://127.0.0.1:{free_port()}", "sending_queue": queue},
         }
         secure_port, tls = free_port(), {"cert_file": certificate, "key_file": key}
         secure = {"endpoint": f"127.0.0.1:{secure_port}", "tls": tls}
-        service = stack.enter_context(serving(tmp_path, exporters, secure=secure, metrics={"readers": [reader]}))
+        log = stack.enter_context(AuditLogServer())
+        audit_log = {"api_key": KEY, "endpoint": log.url, "interval": "1s", "grace": "0s"}
+        service = stack.enter_context(
+            serving(tmp_path, exporters, secure=secure, audit_log=audit_log, metrics={"readers": [reader]})
+        )
         target, rules = f"127.0.0.1:{port}", EXAMPLE / "alerts.yaml"
         url = stack.enter_context(prometheus(program, tmp_path, target, rules))
 
@@ -232,6 +243,7 @@ def test_prometheus_finds_something_for_each_panel_of_the_dashboard(tmp_path: Pa
         while missing and time.monotonic() < deadline:
             everything_happens(service, secure_port)
             missing = {one for one in expressions if not found(one)}
+            time.sleep(0.2)  # the queue must not fill up until Prometheus has looked twice
         assert missing == set()
 
         def healths() -> set[str]:

@@ -50,7 +50,7 @@ class KafkaLogsSettings(Settings):
         ("message_key_from_metadata_key", "topic_from_metadata_key"), ("",)
     )
 
-    topic: str = Field(default="otlp_logs", json_schema_extra={"pattern": f"^{_TOPIC.pattern}$"})
+    topic: str = Field(default="otlp_logs", json_schema_extra={"minLength": 1})
     encoding: Encoding = "otlp_proto"
 
     @field_validator("topic")
