@@ -24,9 +24,11 @@ queue into dead letters, and one bad record must not hold up the others. These a
    then a record needs more of them than others that were taken after all. Only what was taken since the first one is
    evidence, and if it is refused after faults, only what was taken since that refusal. The ten minutes run for all
    records at once, and stand still while the exporter fails in any other way.
-9. A fault is followed by a wait, and after each wait the head or another record is sent, in turn. But if anything
-   was taken since the last wait, or if the head was refused, the sender goes on with rule 3. So a backend that is away
-   gets one request at a time, and one that takes other records gets them.
+9. A fault is followed by a wait, as is a failure of any other kind. After it the head or another record is sent, each
+   about half of the times, in an order without a period: a backend that fails each second time must not fail each time
+   that the same of the two is sent. But if anything was taken since the last wait, or if the head was refused, the
+   sender goes on with rule 3. So a backend that is away gets one request at a time, and one that takes other records
+   gets them.
 """
 
 import math
@@ -142,7 +144,6 @@ class Decisions:
         self._tries_head = False  # a wait is over: the head is sent again, and then another record that was tried
         self._tries_another = False
         self._another = sys.maxsize  # the seq of the last such record
-        self._spares_head = False  # another record is sent instead of the head after this wait
         self._answers = SeenAnswers()  # how records were refused alone in this outage
 
     def decided(self, batch: Records) -> Decided | None:
@@ -173,8 +174,8 @@ class Decisions:
             return self._part(batch, self.is_held_back)
         if tries_head:
             self._tries_another = True
-            self._spares_head = self._may_pass(head) and not self._spares_head
-            if not self._spares_head:
+            may_spare = self._may_pass(head) or not self._runs
+            if not may_spare or self._sends.bit_count() % 2:  # an order without a period
                 return batch[:1]
         part, may_probe = Records(), self.probe_pause(now) <= 0
         if may_probe or self._works() or not self._of(head).is_fault:
