@@ -30,6 +30,7 @@ from tests.exporters.delivery.helpers import encoded
 from tests.metrics import collected
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import HttpSink
+from tests.plugin.fresh import fresh_process
 from tests.waiting import wait_until
 
 LIMIT = 30.0
@@ -159,7 +160,7 @@ def test_records_of_an_exporter_that_left_are_not_forgotten(configured: Configur
     record.resource_logs.add().scope_logs.add().log_records.add(observed_time_unix_nano=time.time_ns() - 60 * 10**9)
     away = {"otlp_http": {"endpoint": "http://127.0.0.1:1"}, "debug": QUEUED}
     left = {"otlp_http": {"state": "not configured", "waiting": 1}, "debug": {"state": "idle", "waiting": 0}}
-    with running(configured(away), tmp_path) as service, collected() as metrics:
+    with fresh_process(), running(configured(away), tmp_path) as service, collected() as metrics:
         batch = Batch("statsig", (Change("0" * 32, (record.SerializeToString(),)),))
         assert service.consumer.consume(batch).result(LIMIT) == Receipt(1)
         wait_until(lambda: service.condition().exporters["debug"] == left["debug"])
