@@ -6,9 +6,9 @@ The rules begin with those of the OTLP specification, sections "Failures", "Part
 - `Delivered`: gRPC OK; HTTP 2xx, except with a web page.
 - `PartiallyRejected`: the same, with `rejected_log_records` above 0.
 - `RetryLater`: gRPC CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS, and RESOURCE_EXHAUSTED
-  with RetryInfo; HTTP 408, 425, 429, and 5xx except 501 and 505. HTTP 500, gRPC INTERNAL and UNKNOWN may be about the
-  data: a Collector without a queue answers with them what its backend refused for good.
-- `Rejected`: gRPC INVALID_ARGUMENT, and RESOURCE_EXHAUSTED without RetryInfo; HTTP 400, 413, 422.
+  with RetryInfo or without words about a size; HTTP 408, 425, 429, and 5xx except 501 and 505. HTTP 500, gRPC INTERNAL
+  and UNKNOWN may be about the data: a Collector without a queue answers with them what its backend refused for good.
+- `Rejected`: gRPC INVALID_ARGUMENT, and any other RESOURCE_EXHAUSTED; HTTP 400, 413, 422.
 - `Blocked`: all else, including unknown codes, and a web page. Over gRPC, an answer that is not gRPC counts by its HTTP
   status.
 
@@ -89,6 +89,12 @@ _GRPC_UNTRUSTED: Final = re.compile(
 _GRPC_RESPONSE_TOO_LARGE: Final = re.compile(
     rf"message larger than max \([0-9]+ vs\. {MAX_RESPONSE_BYTES}\)", re.IGNORECASE
 )
+_GRPC_TOO_LARGE: Final = re.compile(
+    r"larger than|too[ _](?:large|big|long)\b|\bsize\b.*(?:max|exceed|limit)|(?:max|exceed|limit).*\bsize\b",
+    re.IGNORECASE,
+)
+"""What grpcio, grpc-go, grpc-java and backends say of a request that is too large."""
+
 # The alerts of RFC 8446, section 6.2, about the client's certificate, as OpenSSL and BoringSSL name them.
 _CLIENT_CERTIFICATE_ALERT: Final = re.compile(
     r"ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)"
@@ -215,7 +221,8 @@ def grpc_failure(
     if code == code_pb2.RESOURCE_EXHAUSTED:
         if _GRPC_RESPONSE_TOO_LARGE.search(message):
             return Delivered()  # the call succeeded, but its response is longer than this client reads
-        return RetryLater(reason, after) if has_info else Rejected(reason)
+        is_data = not has_info and _GRPC_TOO_LARGE.search(message)
+        return Rejected(reason) if is_data else RetryLater(reason, after)
     if code == code_pb2.INVALID_ARGUMENT:
         return Rejected(reason)
     return Blocked(reason)

@@ -229,7 +229,7 @@ def test_retry_info_over_the_wire(sink: GrpcSink, code: grpc.StatusCode) -> None
 def test_broken_status_details_are_ignored(sink: GrpcSink) -> None:
     trailers = (("grpc-status-details-bin", b"\xff\xff"), ("other", "x"))
     sink.answer = GrpcAnswer(code=grpc.StatusCode.RESOURCE_EXHAUSTED, message="m", trailers=trailers)
-    assert send_to(sink.address) == Rejected("RESOURCE_EXHAUSTED: m")
+    assert send_to(sink.address) == RetryLater("RESOURCE_EXHAUSTED: m")
 
 
 def test_a_quoted_header_value_is_hidden(sink: GrpcSink) -> None:

@@ -33,7 +33,7 @@ GRPC = {
     "NOT_FOUND": Blocked,
     "ALREADY_EXISTS": Blocked,
     "PERMISSION_DENIED": Blocked,
-    "RESOURCE_EXHAUSTED": Rejected,
+    "RESOURCE_EXHAUSTED": RetryLater,
     "FAILED_PRECONDITION": Blocked,
     "ABORTED": RetryLater,
     "OUT_OF_RANGE": RetryLater,
@@ -82,7 +82,7 @@ def test_a_grpc_code_outside_the_enumeration_is_blocked(code: int) -> None:
 
 @looped("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_retry_info_makes_only_resource_exhausted_retryable(code: grpc.StatusCode) -> None:
-    outcome = grpc_failure(code.value[0], "", retry_info(3, code=code.value[0]))
+    outcome = grpc_failure(code.value[0], "message larger than max", retry_info(3, code=code.value[0]))
     expected = RetryLater if code is grpc.StatusCode.RESOURCE_EXHAUSTED else GRPC[code.name]
     assert type(outcome) is expected
     if isinstance(outcome, RetryLater):
@@ -382,6 +382,31 @@ def test_a_response_too_large_for_us_is_delivered() -> None:
     theirs = "grpc: received message larger than max (5242880 vs. 4194304)"
     assert grpc_failure(8, ours) == Delivered()
     assert isinstance(grpc_failure(8, theirs), Rejected)
+
+
+@looped(
+    ("message", "expected"),
+    [
+        ("grpc: received message larger than max (5242880 vs. 4194304)", Rejected),
+        ("grpc: received message after decompression larger than max 4194304", Rejected),
+        ("gRPC message exceeds maximum size 4194304: 5242880", Rejected),
+        ("received metadata size exceeds hard limit", Rejected),
+        ("max message size exceeded", Rejected),
+        ("Request too large", Rejected),
+        ("TRACE_TOO_LARGE: max size of trace (5000000) exceeded", Rejected),
+        ("", RetryLater),
+        ("rate limit exceeded", RetryLater),
+        ("too many requests", RetryLater),
+        ("Bandwidth exhausted or memory limit exceeded", RetryLater),
+        ("Memory quota exhausted", RetryLater),
+        ("Ingestion rate limit exceeded (limit: 4194304 bytes/sec) while attempting to ingest 9 lines", RetryLater),
+        ("RATE_LIMITED: ingestion rate limit (15000000 bytes) exceeded while adding 4096 bytes", RetryLater),
+    ],
+)
+def test_resource_exhausted_is_about_the_data_only_if_something_is_too_large(
+    message: str, expected: type[Outcome]
+) -> None:
+    assert type(grpc_failure(8, message)) is expected
 
 
 def test_the_message_of_a_status_body_is_read() -> None:
