@@ -351,7 +351,7 @@ class QueueSender:
         elif taken and not self._decisions.is_held_back(head):
             self._end_outage("answers again")
             self.state, self._refused_until = "sending", 0.0
-        elif isinstance(outcome, RetryLater):
+        elif isinstance(outcome, RetryLater) and self.state not in ("refused", "blocked"):
             self.last_error = outcome.reason
         return failure is None
 
@@ -413,6 +413,7 @@ class QueueSender:
             try:
                 # All of them: in a new file other records can follow the same head.
                 if self._storage_fails and self._cursor.read(len(records), sys.maxsize) != records:
+                    self._decisions.ticked_off(records)
                     return False  # the failed commit reached the disk after all, or the file was set aside
                 if dead_letters or len(records) >= self._cursor.waiting:
                     self._cursor.finish(records, dead_letters)

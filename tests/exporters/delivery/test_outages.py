@@ -203,3 +203,19 @@ def test_a_backend_that_is_repaired_badly_buries_no_good_record(tmp_path: Path, 
         made.drained()
         assert made.dead_letters() == []
         assert sorted(backend.taken) == sorted([*some, "other", "later"])
+
+
+def test_a_blocked_sender_says_what_refused_the_head_and_not_how_a_probe_failed(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "rejected" if "head" in names else "broken"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put("head")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        made.put("first")
+        wait_until(lambda: made.sender.state == "blocked")
+        made.put("second")
+        wait_until(lambda: http.count("broken") >= 2)
+        made.put("third")
+        wait_until(lambda: http.count("broken") >= 3)
+        assert "HTTP 400" in made.sender.last_error
+        assert "HTTP 500" not in made.sender.last_error
