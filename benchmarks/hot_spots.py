@@ -279,11 +279,15 @@ def place(stack: str) -> Place:
 
 
 def fold(text: str) -> Counter[Place]:
-    """Read the output of `py-spy record --format raw`: one line per stack, with its number of samples."""
+    """Read the output of `py-spy record --format raw`: one line per stack, with its number of samples.
+
+    The process runs on while it is read, so a name can be torn, and with it the line. Its parts are passed over.
+    """
     found: Counter[Place] = Counter()
     for line in text.splitlines():
         stack, _, times = line.rpartition(" ")
-        found[place(stack)] += int(times)
+        if stack.startswith("thread (") and times.isdecimal():
+            found[place(stack)] += int(times)
     return found
 
 

@@ -284,6 +284,7 @@ def test_a_sample_belongs_to_the_innermost_function_of_ours() -> None:
         "thread (0x7F): reader otlp_grpc_0;_worker (concurrent/futures/thread.py) 4",
         "thread (8);wait (threading.py) 5",
         f"{server} 6",
+        f"{server};se\x0bt (falcon/response.py);run (threading.py) 7",  # a torn name, which ends a line
     ]
     assert hot_spots.fold("\n".join(sampled) + "\n") == {
         ("statsig-otel server", "b.py", "B.g", "falcon"): 5,
