@@ -61,5 +61,5 @@ _TYPES: Final[Sequence[tuple[str, type | tuple[type, ...]]]] = (
 
 
 def comparable(text: str) -> str:
-    """A name or a text as it is compared: its first line without space around it, and at most 1,000 characters."""
+    """The part of a name or text that is compared: its first line, stripped, at most 1,000 characters."""
     return text.strip().partition("\n")[0][:_LONGEST].strip()

@@ -150,7 +150,7 @@ def rows(request: ExportLogsServiceRequest) -> Iterator[dict[str, object]]:
 
 
 def as_string(value: AnyValue) -> str:
-    """As pdata's AsString does: arrays as JSON, all else as it is written."""
+    """The text that pdata's AsString makes: JSON for an array, the plain text for everything else."""
     if value.WhichOneof("value") == "array_value":
         return json.dumps([as_string(one) for one in value.array_value.values], separators=(",", ":"))
     return str(getattr(value, value.WhichOneof("value") or "string_value"))

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import urllib3
@@ -94,15 +94,15 @@ class AuditLogClient:
         proxy = proxy_for(parts)
         self._hide = (key, proxy.authorization, proxy.password) if proxy else (key,)
         self._place = f"{url} through the proxy {proxy}" if proxy else url
-        options: dict[str, object] = {"retries": False, "maxsize": 1}
+        options: dict[str, Any] = {"retries": False, "maxsize": 1}
         if parts.scheme == "https":
             options["ssl_context"] = tls.context(tls.read())
             if tls.server_name_override:
                 options["server_hostname"] = tls.server_name_override
         self._pool: urllib3.PoolManager = (
-            urllib3.ProxyManager(f"http://{proxy}", proxy_headers=proxy.headers, **options)  # type: ignore[arg-type]
+            urllib3.ProxyManager(f"http://{proxy}", proxy_headers=proxy.headers, **options)
             if proxy
-            else urllib3.PoolManager(**options)  # type: ignore[arg-type]
+            else urllib3.PoolManager(**options)
         )
 
     def read(self, begin: int, end: int, save: Callable[[bytes], object] = lambda _: None) -> Page:

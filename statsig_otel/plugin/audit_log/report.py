@@ -19,7 +19,7 @@ Verdict = Literal[
 - `filtered`: likewise, and the receiver's filter dropped it.
 - `missed`: no webhook brought it.
 - `ambiguous`: one of these, and it can't be told which, since other entries are too much like it.
-- `not_remembered`: it is from a time of which it is not remembered what came.
+- `not_remembered`: the queue does not remember what came at that time.
 - `unknown_type`: nothing brought it, and it is not known whether Statsig sends a webhook for its type.
 - `ignored_type`: likewise, and the configuration says that Statsig sends none.
 - `not_a_change`: it is about something else, such as a login.
@@ -52,7 +52,7 @@ class Period:
     Attributes:
         begin: The first second.
         end: The last one.
-        remembered: The first second of which it is remembered what came.
+        remembered: The first second for which the queue remembers what came.
     """
 
     begin: int

@@ -65,7 +65,7 @@ class AuditLogWatch:
         self._clock = clock
         self._entries: dict[str, AuditEntry] = {}
         self._read_to: int | None = None
-        self._unclear: frozenset[str] = frozenset()  # entries of which too few came, and which is not known
+        self._unclear: frozenset[str] = frozenset()  # some of these entries are missed, but it can't be told which
         self._failure = ""  # what was logged last
         self._ended = threading.Event()
         self._due = threading.Event()  # to look at once, or to end

@@ -426,6 +426,6 @@ def _watches(configuration: Configuration, queue: DurableQueue | None) -> "Itera
     """What watches the audit log, for each receiver that has one. Its HTTP client is loaded only then."""
     for name, settings in receiver_settings(configuration).items():
         if queue and settings.audit_log:
-            from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch  # noqa: PLC0415
+            from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch  # noqa: PLC0415 - see above
 
             yield AuditLogWatch(name, queue, settings.audit_log)

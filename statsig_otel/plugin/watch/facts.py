@@ -102,7 +102,7 @@ def entries(
 def request(entry: RequestEntry) -> dict[str, Any]:
     """One entry of requests."""
     shown = {**msgspec.to_builtins(entry), "at": rfc3339(entry.at), "last": rfc3339(entry.last)}
-    del shown["run"]  # an entry says how it goes on only as long as it is the last one of its verdict
+    del shown["run"]  # the count is right only for the last entry of a verdict
     return shown
 
 

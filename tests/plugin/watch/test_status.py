@@ -12,7 +12,7 @@ from statsig_otel._journal import Journal
 from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
 from statsig_otel.plugin import Intake, Service, Verifier
-from statsig_otel.plugin.watch.diagnosis import sentence, troubles
+from statsig_otel.plugin.watch.diagnosis import Facts, sentence, troubles
 from statsig_otel.plugin.watch.health import Condition
 from statsig_otel.plugin.watch.history import totals
 from statsig_otel.plugin.watch.reasons import why
@@ -72,6 +72,20 @@ def seen(intake: Intake, *, verified: float = 0, changed: float = 0) -> Intake:
     intake.counts.last_verified_ns = int((now - verified) * 1e9) if verified else 0
     intake.counts.last_change_ns = int((now - changed) * 1e9) if changed else 0
     return intake
+
+
+def exporters_alone(exporters: Mapping[str, Mapping[str, Any]], journal: Journal) -> Facts:
+    """The facts of a service without receivers."""
+    return facts_of(
+        condition=Condition({}, {}),
+        exporters=exporters,
+        receivers={},
+        paths={},
+        ports={},
+        dead_letters=0,
+        since=0.0,
+        of=journal,
+    )
 
 
 def test_what_came_last() -> None:
@@ -160,16 +174,7 @@ def test_an_exporter_without_a_queue_tells_what_its_backend_said_last_while_it_i
         journal._attempts.last.clear()  # as if it were a second later
     journal.add_attempt("other", "retry_later", "HTTP 502 from b", records=1, delivered=0, seconds=0.1)
     for state, said in (("retrying", "HTTP 503 from a"), ("idle", "")):
-        found = facts_of(
-            condition=Condition({}, {}),
-            exporters={"direct": {"state": state}},
-            receivers={},
-            paths={},
-            ports={},
-            dead_letters=0,
-            since=0.0,
-            of=journal,
-        )
+        found = exporters_alone({"direct": {"state": state}}, journal)
         assert [one.last_error for one in found.exporters] == [said]
 
 
@@ -236,17 +241,7 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     journal.add_attempt("mine", "delivered", "", records=4, delivered=4, seconds=0.1)
     journal._attempts.entries[0].at -= 61
     journal.add_attempt("mine", "partially_rejected", "", records=4, delivered=1, seconds=0.1)
-    nothing = Condition({}, {})
-    facts = facts_of(
-        condition=nothing,
-        exporters={"mine": IDLE},
-        receivers={},
-        paths={},
-        ports={},
-        dead_letters=0,
-        since=0.0,
-        of=journal,
-    )
+    facts = exporters_alone({"mine": IDLE}, journal)
     assert status(facts)["exporters"]["mine"]["delivered_last_minute"] == 1
 
 
