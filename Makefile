@@ -17,10 +17,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz browser test-browser stores dependencies sbom clean
+.PHONY: help demo kafka test test-slow test-all check format bench bench-webhook proof docs fuzz browser test-browser stores dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
+	@echo "make kafka      run examples/kafka on this machine: three brokers, three replicas behind nginx, two Collectors"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
 	@echo "make test-browser   open the live page in Chromium; SCREENSHOTS=docs/images takes the pictures of the docs anew"
@@ -64,6 +65,10 @@ $(VENV)/.dev: $(VENV)/.demo
 # On a terminal the demo keeps listening after its sample day; otherwise it ends.
 demo: $(VENV)/.demo
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
+
+# Ctrl-C ends it. ARGS=--once kills a replica, a broker and a Collector, and ends once everything has arrived.
+kafka: $(VENV)/.dev
+	$(BIN)/python examples/kafka/run.py $(ARGS)
 
 # Four at once, on two cores too: a third of the time of the quick tests is waiting.
 test: $(VENV)/.dev

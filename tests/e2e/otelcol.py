@@ -31,7 +31,7 @@ TEST_TIMEOUT = 30 * 60.0
 
 
 class UnavailableError(Exception):
-    """This machine has no Go, or can't get the modules."""
+    """This machine lacks a program, or can't get what it needs."""
 
 
 def build(manifest_file: Path = _MANIFEST) -> Path:

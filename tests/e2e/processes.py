@@ -64,6 +64,7 @@ class Process:
             self._arguments,
             env=self._environment,
             pass_fds=self._pass_fds,
+            process_group=0,  # Ctrl-C is for the tests, which end it
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,9 +81,7 @@ class Process:
         try:
             self.stop()
         finally:
-            self._process.kill()
-            self._process.wait()
-            self._reader.join()
+            self.kill()
 
     @property
     def output(self) -> str:
@@ -98,10 +97,10 @@ class Process:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
+    def wait_for(self, pattern: str, *, within: float = _PATIENCE) -> re.Match[str]:
         """Wait until its output holds the pattern; `^` and `$` are the ends of a line."""
         compiled = re.compile(pattern, re.MULTILINE)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + within
         with self._said:
             while (match := compiled.search("".join(self._lines))) is None:
                 left = deadline - time.monotonic()
@@ -114,6 +113,12 @@ class Process:
         """Ask it to end with SIGTERM, and wait for its exit code. Safe to call twice."""
         self._process.terminate()
         return self._process.wait(_PATIENCE)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
 
     def _read(self) -> None:
         stream = self._process.stdout

@@ -4,11 +4,9 @@ The jars lie in the user's cache directory ($XDG_CACHE_HOME, else ~/.cache), und
 They need Maven to be fetched (44 MB), and Java 17 or newer to run. A broker takes 330 MB.
 """
 
-import fcntl
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +27,7 @@ from confluent_kafka.admin import (
 )
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from tests.e2e.otelcol import UnavailableError, locked
 from tests.e2e.processes import Process, clean_environment
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import free_port
@@ -42,10 +41,6 @@ _PASSWORDS: Final = {"writer": "w-secret", "stranger": "s-secret"}
 
 TEST_TIMEOUT: Final = 15 * 60.0
 """Seconds for a test that may have to fetch the jars first, or to wait for another worker that does."""
-
-
-class UnavailableError(Exception):
-    """This machine has no Java, or can't get the jars."""
 
 
 @cache
@@ -65,8 +60,7 @@ def fetch() -> Path:
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache_folder / "statsig-otel-tests" / f"kafka-{_VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / "lock"):
         jars, pom = folder / "jars", folder / "pom.xml"
         if not (jars.is_dir() and pom.exists() and pom.read_bytes() == _POM.read_bytes()):
             if maven is None:
@@ -90,10 +84,12 @@ class Broker:
     """One broker, which is also a controller. A context manager: it ends with the block.
 
     Attributes:
+        name: Its name.
         ports: Its ports on 127.0.0.1 by listener: PLAINTEXT, SASL, SSL and CONTROLLER.
     """
 
     def __init__(self, jars: Path, folder: Path, number: int, ports: Mapping[str, int]) -> None:
+        self.name = f"broker {number}"
         self.ports = ports
         self._jars = jars
         self._folder = folder
@@ -131,6 +127,7 @@ class Broker:
             "log.dirs": self._folder / "data",
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": size,
+            "offsets.topic.num.partitions": 3,
             "transaction.state.log.replication.factor": size,
             "transaction.state.log.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
@@ -158,12 +155,17 @@ class Broker:
         """Kill it."""
         if self._process is not None:
             process, self._process = self._process, None
-            os.kill(process.pid, signal.SIGKILL)
-            process.__exit__(None, None, None)
+            process.kill()
 
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.is_running
+
+    @property
+    def pid(self) -> int:
+        """The id of its process, which runs."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def output(self) -> str:
@@ -172,7 +174,7 @@ class Broker:
 
     def _java(self, *arguments: str) -> list[str]:
         return [
-            "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+            "nice", "-n", "10", "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
             "-cp", f"{self._jars}/*", *arguments,
         ]  # fmt: skip
 
@@ -207,7 +209,7 @@ class ApacheKafka:
             for broker in self.brokers:
                 broker.start()
             self._wait()
-            self.create_topic("otlp_logs")
+            self.create_topic("otlp_logs", 6, {"min.insync.replicas": str(min(self._size, 2))})
         except BaseException:
             self.__exit__()
             raise
@@ -236,6 +238,14 @@ class ApacheKafka:
         admin = self._admin()  # it has to last until the answers are there
         for future in [*admin.create_topics([topic]).values(), *admin.create_acls(acls).values()]:
             future.result(60)
+
+    def are_in_sync(self, topic: str) -> bool:
+        """Whether each partition of a topic has a leader, and is on all brokers."""
+        try:
+            found = self._admin().list_topics(topic, timeout=5).topics[topic].partitions.values()
+        except KafkaException:
+            return False
+        return bool(found) and all(one.leader in one.isrs and len(one.isrs) == self._size for one in found)
 
     def _admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": ",".join(self.addresses()), "log_level": 0})

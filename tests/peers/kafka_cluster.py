@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import confluent_kafka
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 PRODUCE: Final = 0
 METADATA: Final = 3
@@ -116,12 +116,36 @@ class KafkaCluster:
         return read(self.brokers, count, "otlp_logs", range(self._partitions) if partitions is None else partitions)
 
 
+def _consumer(brokers: list[str]) -> Consumer:
+    return Consumer({
+        "bootstrap.servers": ",".join(brokers), "group.id": "tests", "enable.auto.commit": False, "log_level": 0,
+        "auto.offset.reset": "earliest", "error_cb": lambda error: None, "enable.partition.eof": True,
+    })  # fmt: skip
+
+
+def read_all(brokers: list[str], topic: str, within: float = 120.0) -> list[Message]:
+    """All messages of a topic, up to the end that each partition has now."""
+    consumer = _consumer(brokers)
+    found: list[Message] = []
+    try:
+        left = set(consumer.list_topics(topic, timeout=within).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, 0) for number in left])
+        latest = time.monotonic() + within
+        while left:
+            assert time.monotonic() < latest, f"partitions {left} were not read in time"
+            for one in consumer.consume(1000, 0.2):
+                if (error := one.error()) is None:
+                    found.append(one)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(one.partition())
+    finally:
+        consumer.close()
+    return found
+
+
 def read(brokers: list[str], count: int, topic: str, partitions: Iterable[int], within: float = 30.0) -> list[Message]:
     """The messages of a topic from its beginning on, at least so many, and what comes within a moment after them."""
-    consumer = Consumer({
-        "bootstrap.servers": ",".join(brokers), "group.id": "tests", "enable.auto.commit": False, "log_level": 0,
-        "auto.offset.reset": "earliest", "error_cb": lambda error: None,
-    })  # fmt: skip
+    consumer = _consumer(brokers)
     found: list[Message] = []
     try:
         consumer.assign([TopicPartition(topic, number, 0) for number in partitions])

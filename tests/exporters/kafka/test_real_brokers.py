@@ -9,10 +9,11 @@ import pytest
 from statsig_otel.exporters import KafkaSettings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.kafka.connection import check_brokers
+from tests.e2e.otelcol import UnavailableError
 from tests.exporters.delivery.helpers import rig, settings
 from tests.exporters.kafka.records import exporter, record, uids_of
 from tests.exporters.kafka.test_delivery import uid_of, webhook
-from tests.peers.apache_kafka import TEST_TIMEOUT, ApacheKafka, UnavailableError, running, sasl
+from tests.peers.apache_kafka import TEST_TIMEOUT, ApacheKafka, running, sasl
 from tests.peers.kafka_cluster import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_TIMEOUT), pytest.mark.xdist_group("apache_kafka")]

@@ -1,0 +1,185 @@
+"""The chain of examples/kafka on this machine: nginx, replicas, brokers and Collectors, each of which can be killed.
+
+The tests, proofs/kafka_kills.py, benchmarks/replicas.py and the example itself use it. It runs with the files of the
+example. Only the ports are others.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, Self
+
+from tests.e2e.otelcol import UnavailableError, build
+from tests.e2e.processes import Process, clean_environment, wait_until_listening
+from tests.peers.apache_kafka import ApacheKafka, Broker, fetch
+from tests.peers.otlp_servers import free_port
+
+EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
+TOPIC: Final = "otlp_logs"
+SECRET: Final = "webhook-0123456789abcdef0123456789abcdef"
+
+_PATIENCE: Final = 120.0
+"""Seconds for a start beside brokers that start too."""
+
+
+class Part:
+    """A process of the chain that can be killed and started again.
+
+    Args:
+        name: Its name.
+        command: Its program and arguments.
+        environment: What it gets in addition to a clean environment.
+        ready: What it says once it is ready; a pattern.
+        port: Where it listens then.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], ready: str = "", port: int = 0
+    ) -> None:
+        self.name = name
+        self.port = port
+        self._command = command
+        self._environment = environment
+        self._ready = ready
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        process = Process(self._command, clean_environment(**self._environment)).__enter__()
+        self._process = process
+        if self._ready:
+            process.wait_for(self._ready, within=_PATIENCE)
+        if self.port:
+            wait_until_listening(process, self.port)
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.kill()
+
+    def stop(self) -> None:
+        """Ask it to end, if it runs, and wait for that."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.__exit__()
+
+    @property
+    def pid(self) -> int:
+        """The id of its process, which runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.is_running
+
+
+Killable = Part | Broker
+"""What can be killed, and started again."""
+
+
+class Chain:
+    """The whole chain. A context manager: all of it ends with the block.
+
+    Args:
+        folder: A folder for its files.
+        backend: The URL of the backend, OTLP over HTTP.
+        brokers: How many brokers, each with a replica of each partition.
+        replicas: How many replicas of the service, at most as many as nginx.conf names.
+        consumers: How many Collectors.
+
+    Raises:
+        UnavailableError: This machine lacks a program of the chain, or can't get it.
+
+    Attributes:
+        kafka: The brokers.
+        replicas: The replicas of the service.
+        consumers: The Collectors.
+        balancer: nginx.
+        url: The webhook's URL, at nginx.
+        access_log: What nginx has passed on, and to whom.
+    """
+
+    def __init__(self, folder: Path, backend: str, *, brokers: int = 3, replicas: int = 3, consumers: int = 2) -> None:
+        self.kafka = ApacheKafka(fetch(), folder / "kafka", brokers)
+        collector = build(EXAMPLE / "collector-builder.yaml") if consumers else Path()
+        addresses = self.kafka.addresses()
+        environment = {
+            "STATSIG_SIGNING_SECRET": SECRET,
+            "BACKEND": backend,
+            **{f"KAFKA_{number}": addresses[(number - 1) % brokers] for number in (1, 2, 3)},
+        }
+        run = [sys.executable, "-m", "statsig_otel", "run", "--config", str(EXAMPLE / "statsig-otel.yaml")]
+        self.replicas: list[Part] = []
+        for number in range(1, replicas + 1):
+            port = free_port()
+            own = {**environment, "WEBHOOK_ENDPOINT": f"127.0.0.1:{port}"}
+            self.replicas.append(Part(f"replica {number}", run, own, "^Webhook URL: ", port))
+        self._collector = [str(collector), "--config", str(EXAMPLE / "collector.yaml")]
+        self._environment = environment
+        self.consumers = [self.consumer(str(number)) for number in range(1, consumers + 1)]
+        self.access_log = folder / "nginx" / "access.log"
+        self.balancer = balancer(folder / "nginx", [replica.port for replica in self.replicas])
+        self.url = f"http://127.0.0.1:{self.balancer.port}/api/v1/data/events/receiver/statsig"
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.kafka)
+            for part in (*self.replicas, *self.consumers, self.balancer):
+                stack.callback(part.stop)
+                part.start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def consumer(self, name: str, **environment: str) -> Part:
+        """A Collector that is not started.
+
+        Args:
+            name: Its number, or what it is for.
+            environment: The variables of collector.yaml that are not those of the chain.
+        """
+        return Part(f"Collector {name}", self._collector, {**self._environment, **environment}, "Everything is ready")
+
+    @property
+    def parts(self) -> list[Killable]:
+        """All processes but nginx."""
+        return [*self.replicas, *self.kafka.brokers, *self.consumers]
+
+
+def balancer(folder: Path, ports: Sequence[int]) -> Part:
+    """nginx with the example's file, before some of its three replicas. It is not started.
+
+    Raises:
+        UnavailableError: There is no nginx.
+    """
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if nginx is None:
+        raise UnavailableError("nginx is not on the PATH (Debian: nginx)")
+    port = free_port()
+    lines = (EXAMPLE / "nginx.conf").read_text().replace("127.0.0.1:8080", f"127.0.0.1:{port}").splitlines()
+    first, *others = [line for line in lines if line.lstrip().startswith("server 127.0.0.1")]
+    servers = "\n".join(first.replace("127.0.0.1:8081", f"127.0.0.1:{one}") for one in ports)
+    text = "\n".join(servers if line == first else line for line in lines if line not in others)
+    folder.mkdir(parents=True)
+    (folder / "nginx.conf").write_text(text)
+    own = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"
+    command = [nginx, "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", own]
+    return Part("nginx", command, {}, port=port)
+
+
+def tries(access_log: Path) -> dict[str, int]:
+    """To how many replicas nginx has passed the requests of each User-Agent."""
+    found: dict[str, int] = {}
+    for line in access_log.read_text().splitlines():
+        _, agent, rest = line.split('"', 2)
+        passed = rest.partition("[")[2].partition("]")[0].split(", ")
+        found[agent] = found.get(agent, 0) + len(passed)
+    return found
