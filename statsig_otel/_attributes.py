@@ -37,6 +37,12 @@ IMPACTED_SERVICES: Final = "statsig.impacted_services"
 ORIGINAL: Final = "log.record.original"
 ORIGINAL_SIZE: Final = "statsig.original.size"
 ORIGINAL_HASH: Final = "statsig.original.sha256"
+ORIGIN: Final = "statsig.origin"
+LOG_ID: Final = "statsig.audit_log.id"
+LOG_ACTION_TYPE: Final = "statsig.audit_log.action_type"
+LOG_OLD: Final = "statsig.audit_log.old"
+LOG_NEW: Final = "statsig.audit_log.new"
+LOG_SIZE: Final = "statsig.audit_log.size"
 
 ALL: Final = (
     CATEGORY,
@@ -74,6 +80,12 @@ ALL: Final = (
     ORIGINAL,
     ORIGINAL_SIZE,
     ORIGINAL_HASH,
+    ORIGIN,
+    LOG_ID,
+    LOG_ACTION_TYPE,
+    LOG_OLD,
+    LOG_NEW,
+    LOG_SIZE,
 )
 """In the order of docs/mapping.md."""
 
@@ -81,6 +93,9 @@ ARRAYS: Final = frozenset(
     {ENVIRONMENTS, TAGS, TARGET_APPS, IMPACTED_SERVICES, DETAIL_KINDS, DETAIL_RULES, DETAIL_GROUPS, DETAIL_PARAMETERS}
 )
 """The attributes whose value is an array."""
+
+FROM_LOG: Final = frozenset({ORIGIN, LOG_ID, LOG_ACTION_TYPE, LOG_OLD, LOG_NEW, LOG_SIZE})
+"""The attributes that only records from Statsig's audit log have."""
 
 DETAILS: Final = frozenset(
     {DETAIL_KIND, DETAIL_RULE, DETAIL_FROM, DETAIL_TO, DETAIL_KINDS, DETAIL_RULES, DETAIL_GROUPS, DETAIL_PARAMETERS}

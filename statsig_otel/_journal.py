@@ -98,6 +98,8 @@ class ChangeEntry(NamedTuple):
         uid: The change's `log.record.uid`.
         records: Its records, each as a serialised `ExportLogsServiceRequest`; none if they are too large to keep.
         size: The bytes of its records.
+        note: `missed` or `filled in` for a change of the audit log that no webhook brought. In the first case its
+            records are those that would be made of it.
     """
 
     at_ns: int
@@ -105,6 +107,7 @@ class ChangeEntry(NamedTuple):
     uid: str
     records: tuple[bytes, ...]
     size: int
+    note: str = ""
 
 
 @dataclass(slots=True)
@@ -177,7 +180,9 @@ class Journal:
         self._taken: Final = _Kind[RequestEntry]()
         self._refused: Final = _Kind[RequestEntry]()
         self._attempts: Final = _Kind[AttemptEntry]()
-        self._changes: Final[deque[tuple[int, str, str, tuple[bytes, ...], int]]] = deque()  # as in a `ChangeEntry`
+        self._changes: Final[deque[tuple[int, str, str, tuple[bytes, ...], int, str]]] = (
+            deque()
+        )  # as in a `ChangeEntry`
         self._bytes = 0  # of the records in there
         self._most = DEFAULT_ENTRIES
         self._most_bytes = DEFAULT_BYTES
@@ -239,13 +244,14 @@ class Journal:
         accepted = self._taken.last.get((refused.receiver, ACCEPTED, 0))
         return accepted is not None and accepted.last > refused.last
 
-    def add_changes(self, receiver: str, at_ns: int, changes: Sequence[_Change]) -> None:
-        """Add accepted changes of one request.
+    def add_changes(self, receiver: str, at_ns: int, changes: Sequence[_Change], note: str = "") -> None:
+        """Add accepted changes of one request, or changes of the audit log.
 
         Args:
             receiver: The receiver's id.
             at_ns: When the request arrived, in nanoseconds since the epoch.
             changes: The changes, in order. Only the last few hundred are kept.
+            note: See `ChangeEntry`.
         """
         if not self.is_kept:
             return
@@ -259,7 +265,7 @@ class Journal:
                     total += size
                 else:
                     records = ()
-                entries.append((at_ns, receiver, change.uid, records, size))
+                entries.append((at_ns, receiver, change.uid, records, size, note))
             while len(entries) > most or total > most_bytes:
                 oldest = entries.popleft()
                 if oldest[3]:
@@ -318,6 +324,8 @@ class Journal:
         once: dict[str, ChangeEntry] = {}
         for row in found:  # a change that came again stands where it came first
             entry = ChangeEntry(*row)
+            if entry.note:  # what was missed may be filled in now
+                once.pop(entry.uid, None)
             once.setdefault(entry.uid, entry)
         return [*reversed(once.values())]
 

@@ -61,7 +61,9 @@ class ReceiverCounts:
         last_verified_ns: When the last verified webhook arrived, in nanoseconds since the epoch; 0 if none did.
         last_change_ns: When the last accepted change arrived, likewise.
         ahead_ms: The timestamp of the last verified webhook, less the time when it arrived.
-        missed: The changes of the audit log that no webhook brought; None if it was not read.
+        missed: The changes of the audit log that no webhook brought, and that were not filled in; None if it was not
+            read.
+        filled_in: The changes that no webhook brought, and of which records were made from the audit log.
         last_missed: The names of those of the last day, newest first, with the second of each.
         compared: Up to when the audit log was compared with what came, in seconds since the epoch; 0 for never.
     """
@@ -82,6 +84,7 @@ class ReceiverCounts:
         self.last_change_ns: int = 0
         self.ahead_ms: int = 0
         self.missed: int | None = None
+        self.filled_in: int = 0
         self.last_missed: tuple[tuple[str, int], ...] = ()
         self.compared: int = 0
 
@@ -294,9 +297,17 @@ Metric(
     "statsig_otel_receiver_missed_changes",
     "gauge",
     "{changes}",
-    "Changes of the last audit_log::keep in Statsig's audit log that no webhook brought.",
+    "Changes of the last audit_log::keep in Statsig's audit log that no webhook brought, and that were not filled in.",
     ("receiver",),
     read=_of_receivers(lambda one: {} if one.missed is None else {(): one.missed}),
+)
+Metric(
+    "statsig_otel_receiver_filled_in_changes",
+    "counter",
+    "{changes}",
+    "Changes that no webhook brought, and of which records were made from Statsig's audit log.",
+    ("receiver",),
+    read=_of_receivers(lambda one: {(): one.filled_in}),
 )
 Metric(
     "statsig_otel_receiver_audit_log_compared_timestamp",

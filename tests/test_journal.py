@@ -195,7 +195,12 @@ def test_only_the_last_changes_are_kept_newest_first_and_each_once() -> None:
     journal.add_changes("statsig", 1, [OneChange("a", (b"1",)), OneChange("b", (b"2", b"2"))])
     journal.add_changes("statsig", 2, [OneChange("a", (b"1",)), OneChange("c", (b"3",))])
     assert [(one.uid, one.at_ns, one.size) for one in journal.changes()] == [("c", 2, 1), ("b", 1, 2), ("a", 1, 1)]
-    journal.add_changes("statsig", 3, [OneChange(str(number), (b"x",)) for number in range(1000)])
+    journal.add_changes("statsig", 3, [OneChange("d", (b"4",))], "missed")
+    journal.add_changes("statsig", 4, [OneChange("e", (b"5",))])
+    journal.add_changes("statsig", 5, [OneChange("d", (b"4",))], "filled in")
+    noted = [(one.uid, one.note) for one in journal.changes()]
+    assert noted == [("d", "filled in"), ("e", ""), ("c", ""), ("b", ""), ("a", "")]
+    journal.add_changes("statsig", 6, [OneChange(str(number), (b"x",)) for number in range(1000)])
     assert [one.uid for one in journal.changes()] == [str(number) for number in range(999, 699, -1)]
 
 

@@ -19,6 +19,7 @@ from statsig_otel.plugin import DEFAULT_PATH, Service, sign
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.watch import site
 from tests.metrics import Collected, collected
+from tests.peers.audit_log import KEY, AuditLogServer, audit_entry
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
@@ -231,6 +232,16 @@ def test_a_certificate_that_has_expired(scene: Callable[..., Any], tmp_path: Pat
     tls = {"cert_file": cert_file, "key_file": key_file}
     with scene(receivers={"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET], "tls": tls}}) as now:
         now.check("The certificate has expired")
+
+
+@pytest.mark.slow
+def test_a_change_that_never_came(scene: Callable[..., Any]) -> None:
+    with AuditLogServer() as log:
+        audit_log = {"api_key": KEY, "endpoint": log.url, "interval": "1s", "grace": "0s", "tolerance": "0s"}
+        own = {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET], "audit_log": audit_log}
+        with scene(receivers={"statsig/log": own}) as now:
+            log.entries = [audit_entry(1, int(time.time()) + 1, "a")]
+            now.check("A change never came")
 
 
 def test_a_service_that_does_not_start(scene: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is remembered of each change that a webhook brought, so that it can be compared with Statsig's audit log."""
+"""What is remembered of each change that came, so that it can be compared with Statsig's audit log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _LONGEST: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A config change that a webhook brought, whether or not a record was made of it.
+    """A config change that came, whether or not a record was made of it.
 
     Attributes:
         uid: The change's `log.record.uid`: 32 hex digits.
@@ -25,6 +25,7 @@ class Arrival:
         action: What was done to it; empty if Statsig did not say.
         text: The first line of the description.
         filtered: Whether the receiver's filter dropped it.
+        from_log: Whether no webhook brought it, and the service has read it in the audit log.
 
     Raises:
         TypeError: A value has another type.
@@ -45,6 +46,7 @@ class Arrival:
     action: str = ""
     text: str = ""
     filtered: bool = False
+    from_log: bool = False
 
     def __post_init__(self) -> None:
         for name, types in _TYPES:
@@ -56,7 +58,7 @@ _TYPES: Final[Sequence[tuple[str, type | tuple[type, ...]]]] = (
     *((name, str) for name in ("uid", "name", "type", "action", "text")),
     *((name, (str, NoneType)) for name in ("user_id", "user_name", "user_email")),
     ("second", int),
-    ("filtered", bool),
+    *((name, bool) for name in ("filtered", "from_log")),
 )
 
 

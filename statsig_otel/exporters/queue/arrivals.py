@@ -23,11 +23,13 @@ class Remembered(NamedTuple):
     Attributes:
         since: The second from which on everything that came is remembered.
         compared: The second up to which the audit log was compared with it.
+        oldest_missed: The second of the oldest missed entry; None if none is missed.
         arrivals: What came.
     """
 
     since: int
     compared: int
+    oldest_missed: int | None
     arrivals: list[Arrival]
 
 
@@ -66,7 +68,7 @@ def are_kept(connection: sqlite3.Connection) -> bool:
     return schema.pragma(connection, "user_version") >= schema.REMEMBERING
 
 
-def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arrival], *, now_ms: int) -> None:
+def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arrival]) -> None:
     """Remember what came."""
     connection.executemany(
         "INSERT INTO arrivals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -74,7 +76,6 @@ def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arriva
             (
                 receiver,
                 bytes.fromhex(one.uid),
-                now_ms // 1000,
                 one.second,
                 one.name,
                 one.user_id,
@@ -84,6 +85,7 @@ def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arriva
                 one.action,
                 one.text,
                 one.filtered,
+                one.from_log,
             )
             for one in arrivals
         ],
@@ -91,15 +93,20 @@ def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arriva
 
 
 def forget(connection: sqlite3.Connection, kept: Mapping[str, float], *, now_ms: int) -> int:
-    """Delete some of what came longer ago than a receiver keeps it, in seconds; the number of deleted rows."""
+    """Delete some of the changes that are older than a receiver keeps them, in seconds; the number of deleted rows.
+
+    What was deleted does not count as missed, also if it was the clock that was wrong.
+    """
     query = (
         "DELETE FROM arrivals WHERE (receiver, uid) IN "
-        "(SELECT receiver, uid FROM arrivals WHERE at < ? AND receiver = ? LIMIT ?)"
+        "(SELECT receiver, uid FROM arrivals WHERE receiver = ? AND second < ? LIMIT ?)"
     )
     deleted = 0
     for receiver, seconds in kept.items():
         before = now_ms // 1000 - int(seconds)
-        deleted += connection.execute(query, (before, receiver, _DELETED_AT_ONCE)).rowcount
+        if rows := connection.execute(query, (receiver, before, _DELETED_AT_ONCE)).rowcount:
+            connection.execute("UPDATE remembered SET since = max(since, ?) WHERE receiver = ?", (before, receiver))
+            deleted += rows
     return deleted
 
 
@@ -145,10 +152,11 @@ def read(connection: sqlite3.Connection, receiver: str, first: float, last: floa
     state = connection.execute("SELECT since, compared FROM remembered WHERE receiver = ?", (receiver,)).fetchone()
     if state is None:
         return None
+    oldest = connection.execute("SELECT min(second) FROM missed WHERE receiver = ?", (receiver,)).fetchone()[0]
     rows: Iterable[list[Any]] = connection.execute(
-        "SELECT uid, second, name, user_id, user_name, user_email, type, action, text, filtered FROM arrivals "
-        "WHERE receiver = ? AND second BETWEEN ? AND ?",
+        "SELECT uid, second, name, user_id, user_name, user_email, type, action, text, filtered, from_log "
+        "FROM arrivals WHERE receiver = ? AND second BETWEEN ? AND ?",
         (receiver, first, last),
     )
-    found = [Arrival(*(uid.hex(), *columns, bool(filtered))) for uid, *columns, filtered in rows]
-    return Remembered(int(state[0]), int(state[1]), found)
+    found = [Arrival(*(uid.hex(), *columns, bool(filtered), bool(log))) for uid, *columns, filtered, log in rows]
+    return Remembered(int(state[0]), int(state[1]), None if oldest is None else int(oldest), found)

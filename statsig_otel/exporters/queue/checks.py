@@ -22,7 +22,7 @@ def check_database(connection: sqlite3.Connection) -> None:
     """
     tables = [("records", "seq"), ("seen", "at"), ("dead_letters", "id"), ("exporters", "id")]
     if arrivals.are_kept(connection):
-        tables.append(("arrivals", "at"))
+        tables.append(("arrivals", "receiver"))
     for table, column in tables:
         for order in ("ASC", "DESC"):
             connection.execute(f"SELECT * FROM {table} ORDER BY {column} {order} LIMIT 1").fetchall()  # noqa: S608 - ours

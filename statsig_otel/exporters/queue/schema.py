@@ -86,7 +86,6 @@ CREATE TABLE missed (
 CREATE TABLE arrivals (
     receiver   TEXT NOT NULL,
     uid        BLOB NOT NULL,
-    at         INTEGER NOT NULL,  -- when it came, in seconds
     second     INTEGER NOT NULL,  -- when the change was made
     name       TEXT NOT NULL,
     user_id    TEXT,
@@ -96,9 +95,10 @@ CREATE TABLE arrivals (
     action     TEXT NOT NULL,
     text       TEXT NOT NULL,     -- the first line of the description
     filtered   INTEGER NOT NULL,
+    from_log   INTEGER NOT NULL,  -- read in the audit log, since no webhook brought it
     PRIMARY KEY (receiver, uid)
 ) WITHOUT ROWID;
-CREATE INDEX arrivals_by_time ON arrivals (at);
+CREATE INDEX arrivals_by_time ON arrivals (receiver, second);
 """
 
 _MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1, _VERSION_2)

@@ -162,7 +162,7 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
         receipt = Receipt(accepted, len(its_uids) - accepted)
         left_out = _keep_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
         if entry.batch.arrivals and entry.route.remembered:
-            arrivals.add(connection, entry.batch.receiver, entry.batch.arrivals, now_ms=now_ms)
+            arrivals.add(connection, entry.batch.receiver, entry.batch.arrivals)
         size = sum(len(row[2]) for row in rows[before:])
         stored.append(Appended(receipt, records=len(rows) - before, size=size, bodies_left_out=left_out))
     for some in _chunks(rows):

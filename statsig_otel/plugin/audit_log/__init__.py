@@ -1,4 +1,4 @@
-"""Reads Statsig's audit log, and finds the changes in it that no webhook brought."""
+"""Reads Statsig's audit log, finds the changes in it that no webhook brought, and makes records of them."""
 
 from typing import Final
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from hashlib import sha256
 from typing import Final, Literal
 
 from statsig_otel.exporters.arrival import comparable
@@ -43,6 +44,29 @@ _OTHER: Final = re.compile(
 )
 """The types of entries that no webhook is sent for, as far as is known: reviews, templates, logins, metrics, ..."""
 
+_TYPES: Final[Mapping[str, str | None]] = {
+    "gate": "Gate",
+    "dynamic_config": "Dynamic Config",
+    "segment": "Segment",
+    "experiment": "Experiment",
+    "layer": "Layer",
+    "holdout": "Holdout",
+    "autotune": "Autotune",
+    "config": None,  # of gates, dynamic configs and segments alike
+    "param_store": None,  # it is not known how a webhook spells it
+}
+"""What the types of entries begin with, and the types of webhooks that mean the same without a doubt."""
+
+_ACTIONS: Final[Mapping[str, str]] = {"create": "created", "update": "updated", "delete": "deleted"}
+"""What the types of entries end with, and the actions of webhooks, likewise."""
+
+_TYPE_AND_ACTION: Final = re.compile(rf"({'|'.join(_TYPES)})_(?!layer_)(\w+)")
+
+_MOST_VALUES: Final = 32 << 10
+"""The most bytes of the old values of an entry, and of the new ones, in JSON. Larger ones are left out."""
+
+_compact: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 _DATE: Final = re.compile(r"(?:[A-Z][a-z]{2},? )?([A-Z][a-z]{2}) ([0-9]{1,2}),? ([0-9]{4})")
 """JavaScript's `toDateString` (ECMA-262, section 21.4.4.35): `Mon Sep 26 2022`."""
 
@@ -75,6 +99,9 @@ class AuditEntry:
         user_id: The id of the user who did it.
         user_name: That user's name.
         user_email: That user's email address.
+        old: The values of before, as a JSON object by field; empty if there are none.
+        new: Those of after, likewise.
+        size: The bytes of `old` and `new`, if they are left out since one of them is too large; else 0.
     """
 
     id: str
@@ -85,11 +112,28 @@ class AuditEntry:
     user_id: str | None
     user_name: str | None
     user_email: str | None
+    old: str = ""
+    new: str = ""
+    size: int = 0
 
     @property
     def kind(self) -> Kind:
         """What it is about."""
         return kind_of(self.action_type)
+
+    @property
+    def uid(self) -> str:
+        """The `log.record.uid` of a record that is made of it, since no webhook brought its change.
+
+        The first half of SHA-256 over `statsig-otel/1/audit_log`, a line feed and the id. So it is the same each time
+        and everywhere, and no change that a webhook brings has it. A change of this definition is a major version.
+        """
+        return _digest("statsig-otel/1/audit_log", self.id)
+
+    @property
+    def details_uid(self) -> str:
+        """The `log.record.uid` of the record with its old and new values: likewise, over `.../audit_log/details`."""
+        return _digest("statsig-otel/1/audit_log/details", self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +156,21 @@ def kind_of(action_type: str) -> Kind:
     if _OTHER.fullmatch(action_type):
         return "other"
     return "change" if _CHANGE.fullmatch(action_type) else "unknown"
+
+
+def type_and_action(action_type: str) -> tuple[str | None, str | None]:
+    """What a webhook would say of a change, as far as the type of its entry says it without a doubt.
+
+    Args:
+        action_type: The type of the entry.
+
+    Returns:
+        The type of what was changed, and the action.
+    """
+    if action_type == "archive_experiment":
+        return "Experiment", "archived"
+    found = _TYPE_AND_ACTION.fullmatch(action_type.removeprefix("update_"))
+    return (_TYPES[found[1]], _ACTIONS.get(found[2])) if found else (None, None)
 
 
 def parse_page(body: bytes) -> Page:
@@ -148,15 +207,19 @@ def _entry(item: object) -> AuditEntry | str:
     second = _second(_string(item, "date") or "", _string(item, "time") or "")
     if second is None:
         return f"the entry {identity} has no date and time that can be read"
+    old, new, size = _values(item.get("changes"))
     entry = AuditEntry(
         id=identity,
         second=second,
         name=comparable(_string(item, "name") or ""),
         action_type=_string(item, "actionType") or "",
         text=comparable(_string(item, "changeLog") or ""),
-        user_id=_string(item, "updatedByUserID"),
-        user_name=_string(item, "updatedBy"),
-        user_email=_string(item, "modifierEmail"),
+        user_id=comparable(_string(item, "updatedByUserID") or "") or None,
+        user_name=comparable(_string(item, "updatedBy") or "") or None,
+        user_email=comparable(_string(item, "modifierEmail") or "") or None,
+        old=old,
+        new=new,
+        size=size,
     )
     if not entry.name and entry.kind in ("change", "unknown"):
         return f"the entry {identity} does not name what was changed"
@@ -166,6 +229,28 @@ def _entry(item: object) -> AuditEntry | str:
 def _string(item: Mapping[str, object], name: str) -> str | None:
     value = item.get(name)
     return valid(value) if isinstance(value, str) and value else None
+
+
+def _values(changes: object) -> tuple[str, str, int]:
+    """The old and the new values of an entry's fields, and their bytes if these are too many to keep."""
+    fields = changes if isinstance(changes, dict) else {}
+    pairs = {
+        name: value if isinstance(value, dict) and value.keys() <= {"old", "new"} else {"new": value}
+        for name, value in fields.items()
+    }
+    texts: list[str] = []
+    for side in ("old", "new"):
+        values = {name: pair[side] for name, pair in pairs.items() if side in pair}
+        try:
+            texts.append(valid(_compact.encode(values)) if values else "")
+        except (ValueError, RecursionError):  # NaN is not JSON
+            return "", "", 0
+    sizes = [len(text.encode()) for text in texts]
+    return ("", "", sum(sizes)) if max(sizes) > _MOST_VALUES else (texts[0], texts[1], 0)
+
+
+def _digest(rule: str, identity: str) -> str:
+    return sha256(f"{rule}\n{identity}".encode()).hexdigest()[:32]
 
 
 def _second(date: str, time: str) -> int | None:

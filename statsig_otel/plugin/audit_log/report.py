@@ -11,13 +11,22 @@ from statsig_otel.plugin.audit_log.entries import AuditEntry, Page
 from statsig_otel.plugin.audit_log.matching import Outcome, match
 
 Verdict = Literal[
-    "received", "filtered", "missed", "ambiguous", "not_remembered", "unknown_type", "ignored_type", "not_a_change"
+    "received",
+    "filtered",
+    "missed",
+    "filled_in",
+    "ambiguous",
+    "not_remembered",
+    "unknown_type",
+    "ignored_type",
+    "not_a_change",
 ]
 """What is said of an entry:
 
 - `received`: a webhook brought its change, and it was accepted.
-- `filtered`: likewise, and the receiver's filter dropped it.
+- `filtered`: likewise, and the receiver's filter dropped it. Or no webhook brought it, and the filter drops it.
 - `missed`: no webhook brought it.
+- `filled_in`: likewise, or that can't be told; and a record was made of the entry.
 - `ambiguous`: one of these, and it can't be told which, since other entries are too much like it.
 - `not_remembered`: the queue does not remember what came at that time.
 - `unknown_type`: nothing brought it, and it is not known whether Statsig sends a webhook for its type.
@@ -36,7 +45,7 @@ class Line:
         entry: The entry.
         verdict: What is said of it.
         may_be: What an ambiguous one can be.
-        uid: The `log.record.uid` of its change, if that is certain.
+        uid: The `log.record.uid` of its record, if that is certain.
     """
 
     entry: AuditEntry
@@ -113,13 +122,16 @@ def report(
     """
     entries = [entry for entry in page.entries if period.begin - tolerance <= entry.second <= period.end + tolerance]
     candidates = [entry for entry in entries if entry.kind in ("change", "unknown")]
+    made = {one.uid: one for one in arrivals if one.from_log}
 
     def is_expected(entry: AuditEntry) -> bool:
         """Whether its webhook is missed if it did not come."""
         is_inside = max(period.begin, period.remembered + tolerance) <= entry.second <= period.end
-        return is_inside and entry.kind == "change" and entry.action_type not in ignore
+        is_made = bool(made) and entry.uid in made
+        return is_inside and entry.kind == "change" and entry.action_type not in ignore and not is_made
 
-    found = match(candidates, arrivals, tolerance=tolerance, wanted=is_expected)
+    came = [one for one in arrivals if not one.from_log]
+    found = match(candidates, came, tolerance=tolerance, wanted=is_expected)
     matched = dict(zip((entry.id for entry in candidates), found.entries, strict=True))
     lines: list[Line] = []
     for entry in entries:
@@ -134,6 +146,8 @@ def report(
             verdict = "unknown_type" if entry.kind == "unknown" else "ignored_type"
         if "missed" in outcomes and entry.second < period.remembered + tolerance:
             verdict = "not_remembered"
+        if "missed" in outcomes and made and (own := made.get(entry.uid)) is not None:
+            verdict, uid = ("filtered", None) if own.filtered else ("filled_in", own.uid)
         lines.append(Line(entry, verdict, outcomes if verdict == "ambiguous" else frozenset(), uid))
     lines.sort(key=lambda line: line.entry.second)
     return Report(period, tuple(lines), found.missed, page.unreadable)

@@ -36,6 +36,7 @@ _WORDS: Final[dict[Verdict, str]] = {
     "received": "received",
     "filtered": "filtered here",
     "missed": "missed",
+    "filled_in": "filled in from the audit log",
     "ambiguous": "can't be told",
     "not_remembered": "from before it was remembered what comes",
     "unknown_type": "of types that are not known",

@@ -200,7 +200,7 @@ def _request(one: Mapping[str, Any], now: float) -> tuple[str, ...]:
 def _change(one: Mapping[str, Any], now: float) -> tuple[str, ...]:
     return (
         age(max(now - _seconds(one["at"]), 0)),
-        one.get("title") or one["uid"],
+        f"{one['note']}: {one.get('title') or one['uid']}" if "note" in one else one.get("title") or one["uid"],
         ", ".join(map(str, one.get("environments", ()))),
         one.get("who", ""),
         one.get("description", ""),

@@ -305,6 +305,7 @@ class Assembly:
             for endpoint in self._endpoints:
                 endpoint.server.bind()
             self._outbound.open(self.consumer)
+            self._outbound.watch_audit_logs(self._settings_with_resource(), self.consumer.consume)
             if self._endpoints:
                 self.servers.start()
         except BaseException:
@@ -420,6 +421,7 @@ class Assembly:
                 intake.mapper = mappers[name]
                 if name in verifiers:
                     intake.verifier = verifiers[name]
+            self._outbound.use_audit_logs(self._settings_with_resource())
             for use_tls in renewed.values():
                 use_tls()
             self._renew_handlers()
@@ -430,6 +432,11 @@ class Assembly:
             self.receivers[name].patience = self.wsgi_receivers[name].patience = patience
         changed = [f"receivers::{name}: has changed" for name in after if before[name] != after[name]]
         return Applied([*changed, *map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
+
+    def _settings_with_resource(self) -> dict[str, StatsigReceiverSettings]:
+        return {
+            name: with_resource(one, self._resource) for name, one in receiver_settings(self._configuration).items()
+        }
 
     def _read_tls_again(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
         """Functions that make the servers use their changed TLS files, by place; and why others can't use theirs."""
@@ -460,7 +467,7 @@ class Assembly:
             for name, settings in after.items():
                 if settings.signing_secrets != before[name].signing_secrets:
                     self._intakes[name].verifier = settings.verifier()
-            self._outbound.use_audit_logs(self._configuration)
+            self._outbound.use_audit_logs(self._settings_with_resource())
 
     def renew_certificates(self) -> Applied:
         """Use the content of PEM files that has changed, of servers and of exporters.

@@ -1,4 +1,8 @@
-"""Compares Statsig's audit log with what came, while the service runs, and says which changes are missed."""
+"""Compares Statsig's audit log with what came, while the service runs: says what is missed, and fills it in.
+
+What is made of the log goes the way of a webhook's changes. The commit that stores a record also remembers that it was
+made, so it is made once, whenever the process ends.
+"""
 
 import contextlib
 import logging
@@ -6,10 +10,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Final
 
+from statsig_otel._journal import journal
 from statsig_otel._telemetry import counts_of
 from statsig_otel.config.opaque import reveal
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import arrivals, schema
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -17,8 +25,11 @@ from statsig_otel.exporters.terminal import printable
 from statsig_otel.exporters.wording import rfc3339
 from statsig_otel.plugin.audit_log.client import AuditLogClient, AuditLogError
 from statsig_otel.plugin.audit_log.entries import AuditEntry, Page
-from statsig_otel.plugin.audit_log.report import Period, Report, report
+from statsig_otel.plugin.audit_log.records import LogRecords
+from statsig_otel.plugin.audit_log.report import Line, Period, Report, report
+from statsig_otel.plugin.record.change_event import InvalidItemError
 from statsig_otel.plugin.settings.audit_log import AuditLogSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, log_records
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -32,8 +43,31 @@ _PASSING: Final = (AuditLogError, QueueError, sqlite3.Error, OSError, ValueError
 """Errors that are of the network, the disk or the settings."""
 
 
+_PATIENCE: Final = 0.2
+"""Seconds between two looks at whether the service ends, while a record is being stored."""
+
+
 class _StoppedError(Exception):
     """The service ends while a request waits for another attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look has to do.
+
+    Attributes:
+        settings: How the log is read.
+        period: The period.
+        records: Makes the records.
+        hides: Whether the log must not name who made a change.
+        hindrances: Why records could not be made or stored.
+    """
+
+    settings: AuditLogSettings
+    period: Period
+    records: LogRecords
+    hides: bool
+    hindrances: set[str] = field(default_factory=set)
 
 
 class AuditLogWatch:
@@ -44,7 +78,8 @@ class AuditLogWatch:
     Args:
         receiver: The receiver's id.
         queue: Remembers what came, and how far the log was compared.
-        settings: How the log is read.
+        settings: The receiver's settings, with all of its resource. It has `audit_log`.
+        consume: Takes what is made of the log, as it takes the batches of webhooks.
         clock: Seconds since the epoch.
 
     Attributes:
@@ -55,16 +90,19 @@ class AuditLogWatch:
         self,
         receiver: str,
         queue: DurableQueue,
-        settings: AuditLogSettings,
+        settings: StatsigReceiverSettings,
+        consume: Callable[[Batch], Future[Receipt]],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.receiver: Final = receiver
         self._settings = settings
         self._queue = queue
+        self._consume = consume
         self._clock = clock
         self._entries: dict[str, AuditEntry] = {}
-        self._read_to: int | None = None
+        self._known: tuple[int, int] | None = None  # the first and the last second of what was read
+        self._hindrances: set[str] = set()  # why records could not be made or stored at this look and the last one
         self._unclear: frozenset[str] = frozenset()  # some of these entries are missed, but it can't be told which
         self._failure = ""  # what was logged last
         self._ended = threading.Event()
@@ -73,13 +111,15 @@ class AuditLogWatch:
 
     @property
     def settings(self) -> AuditLogSettings:
-        """How the log is read. Others are used at once, since a wrong key may be what has changed."""
-        return self._settings
+        """How the log is read."""
+        if self._settings.audit_log is None:
+            raise RuntimeError("there is no watch without audit_log")
+        return self._settings.audit_log
 
-    @settings.setter
-    def settings(self, settings: AuditLogSettings) -> None:
-        if settings != self._settings:
-            self._settings = settings
+    def use(self, settings: StatsigReceiverSettings) -> None:
+        """Use other settings, at once if the log is read in another way: a wrong key may be what has changed."""
+        before, self._settings = self._settings, settings
+        if settings.audit_log != before.audit_log:
             self._due.set()
 
     def start(self) -> None:
@@ -101,16 +141,17 @@ class AuditLogWatch:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            if self._settings.interval:
+            interval = self.settings.interval
+            if interval:
                 with contextlib.suppress(_StoppedError):
                     self.look()
-            self._due.wait(self._settings.interval or None)
+            self._due.wait(interval or None)
             self._due.clear()
 
     def look(self) -> None:
         """Compare once, and say what has changed. An error is logged once, until it works again."""
         try:
-            self._compare(self._settings)
+            self._compare()
         except _StoppedError:
             raise
         except Exception as error:
@@ -124,37 +165,140 @@ class AuditLogWatch:
             self._failure = ""
             _logger.warning("%s: the audit log can be compared with what came again", self.receiver)
 
-    def _compare(self, settings: AuditLogSettings) -> None:
-        now, tolerance = int(self._clock()), settings.tolerance
+    def _compare(self) -> None:
+        settings, now = self.settings, int(self._clock())
         end = now - int(settings.grace)
-        with contextlib.closing(schema.connect_reading(self._queue.database)) as connection:
-            state = arrivals.read(connection, self.receiver, end, end)
+        state = self._remembered(end, end)
         if state is None:
             return
-        begin = max(state.since, min(state.compared, end - _AGAIN))
-        if self._read_to is None or end > state.since:  # at first also if it is too early: the key may be wrong
-            self._read(settings, begin if self._read_to is None else self._read_to - _LATE, now)
+        counts = counts_of(self.receiver)
+        counts.compared = counts.compared or state.compared  # also if the log can't be read
+        begin = min(state.compared, end - _AGAIN)
+        if settings.backfill and state.oldest_missed is not None:  # from before it was switched on
+            begin = min(begin, state.oldest_missed)
+        begin = max(state.since, begin)
+        if self._known is None or end > state.since:  # at first also if it is too early: the key may be wrong
+            self._read_on(settings, begin, now)
         if end <= state.since:
             return
-        self._entries = {key: one for key, one in self._entries.items() if one.second >= begin - tolerance}
-        with contextlib.closing(schema.connect_reading(self._queue.database)) as connection:
-            came = arrivals.read(connection, self.receiver, begin - tolerance, end + tolerance)
-        if came is None:
-            return
         kept = now - int(settings.keep)
-        period = Period(begin, end, max(came.since, kept))
+        look = _Look(settings, Period(begin, end, max(state.since, kept)), log_records(self._settings),
+                     hides=self._settings.user != "full")  # fmt: skip
+        found, made = self._report(look)
+        if settings.backfill and self._fill_in(look, found):
+            found, made = self._report(look)
+        self._note(look, found, kept)
+        if settings.enrich:
+            self._enrich(look, [line for line in found.lines if line.entry.details_uid not in made])
+        for what in sorted(look.hindrances - self._hindrances):
+            _logger.error("%s: %s", self.receiver, printable(what))
+        self._hindrances = look.hindrances
+
+    def _remembered(self, first: float, last: float) -> arrivals.Remembered | None:
+        with contextlib.closing(schema.connect_reading(self._queue.database)) as connection:
+            return arrivals.read(connection, self.receiver, first, last)
+
+    def _report(self, look: _Look) -> tuple[Report, set[str]]:
+        """What is said of the entries, and the uids of the records that were made of the log."""
+        period, tolerance = look.period, look.settings.tolerance
+        came = self._remembered(period.begin - tolerance, period.end + tolerance)
+        if came is None:
+            raise QueueError("it is not remembered any more what came")
         page = Page(tuple(self._entries.values()), ())
-        found = report(page, came.arrivals, period, tolerance=tolerance, ignore=settings.ignore)
+        found = report(page, came.arrivals, period, tolerance=tolerance, ignore=look.settings.ignore)
+        return found, {one.uid for one in came.arrivals if one.from_log}
+
+    def _note(self, look: _Look, found: Report, kept: int) -> None:
+        """Remember what is missed, count it, and say what has changed."""
+        begin, end = look.period.begin, look.period.end
         missed = {line.entry.id: line.entry for line in found.lines if line.verdict == "missed"}
         seconds = {key: one.second for key, one in missed.items()}
         noted = self._queue.submit(
             lambda connection: arrivals.note(connection, self.receiver, seconds, begin=begin, end=end, kept=kept)
         ).result()
-        self._say(noted, missed, found)
+        self._say(look, noted, missed, found)
         counts = counts_of(self.receiver)
         last = sorted(missed.values(), key=lambda one: -one.second)
         counts.last_missed = tuple((one.name, one.second) for one in last if one.second > end - _AGAIN)
         counts.missed, counts.compared = noted.missed + found.missed - len(missed), end
+
+    def _fill_in(self, look: _Look, found: Report) -> bool:
+        """Make records of what is missed, or may be; whether there was something to make."""
+        missed = [line for line in found.lines if _may_be_missed(line, look.settings)]
+        return self._make_all(look, missed, lambda line, now_ns: self._fill_in_one(look, line.entry, now_ns))
+
+    def _fill_in_one(self, look: _Look, entry: AuditEntry, now_ns: int) -> None:
+        batch = look.records.change(self.receiver, entry, observed_ns=now_ns)
+        self._store(batch)
+        if not batch.changes:
+            _logger.info("%s: the filter drops %s", self.receiver, _described(entry, hides=look.hides))
+            return
+        journal.add_changes(self.receiver, now_ns, batch.changes, "filled in")
+        counts = counts_of(self.receiver)
+        with counts.lock:
+            counts.filled_in += 1
+        message = "%s: no webhook brought %s. It is filled in from the audit log"
+        _logger.warning(message, self.receiver, _described(entry, hides=look.hides))
+
+    def _enrich(self, look: _Look, lines: list[Line]) -> None:
+        """Send the old and new values of changes that came."""
+        came = [line for line in lines if line.verdict == "received" and _has_values(line.entry)]
+
+        def make(line: Line, now_ns: int) -> None:
+            if line.uid is not None:
+                self._store(look.records.details(self.receiver, line.entry, line.uid, observed_ns=now_ns))
+
+        self._make_all(look, came, make)
+
+    def _make_all(self, look: _Look, lines: list[Line], make: Callable[[Line, int], None]) -> bool:
+        """Make records, one after the other, while there is room for them; whether there was something to make."""
+        for line in lines:
+            try:
+                self._check_room()
+                make(line, int(self._clock() * 1e9))
+            except InvalidItemError as error:
+                look.hindrances.add(f"no record can be made of the audit log's entry {line.entry.id}: it {error}")
+            except RefusedError as error:
+                look.hindrances.add(f"records of the audit log can't be stored now: {error}")
+                break
+        return bool(lines)
+
+    def _check_room(self) -> None:
+        """Check that webhooks are not refused for what can wait.
+
+        Raises:
+            RefusedError: They might soon be.
+        """
+        capacities = self._queue.capacities()
+        for name, waiting in self._queue.sizes().items():
+            if waiting * 2 >= capacities.get(name, waiting * 2 + 1):
+                raise RefusedError(f"half of queue_size or more waits for {name}", reason="queue_full")
+
+    def _store(self, batch: Batch) -> None:
+        """Store a batch, and wait until it is on disk.
+
+        Raises:
+            RefusedError: It was refused.
+        """
+        answer = self._consume(batch)
+        while not self._ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                accepted = answer.result(_PATIENCE).accepted
+                records = sum(len(one.records) for one in batch.changes) if accepted else 0
+                counts = counts_of(self.receiver)
+                with counts.lock:
+                    counts.accepted += records
+                return
+        raise _StoppedError
+
+    def _read_on(self, settings: AuditLogSettings, begin: int, now: int) -> None:
+        """Read what is new in the log; all of the period if some of it is not known, or the clock was put back."""
+        first, last = self._known or (begin, 0)
+        begins_anew = begin < first or not first <= last <= now
+        self._read(settings, begin if begins_anew else last - _LATE, now)
+        before = begin - settings.tolerance
+        self._entries = {key: one for key, one in self._entries.items() if one.second >= before}
+        self._known = begin, now
 
     def _read(self, settings: AuditLogSettings, begin: int, end: int) -> None:
         """Read the entries of a period, in addition to those that are known."""
@@ -165,29 +309,43 @@ class AuditLogWatch:
         finally:
             client.close()
         self._entries.update((one.id, one) for one in page.entries)
-        self._read_to = end
 
     def _wait(self, seconds: float) -> None:
         if self._ended.wait(seconds):
             raise _StoppedError
 
-    def _say(self, noted: arrivals.Noted, missed: dict[str, AuditEntry], found: Report) -> None:
-        for key in noted.found:
+    def _say(self, look: _Look, noted: arrivals.Noted, missed: dict[str, AuditEntry], found: Report) -> None:
+        came = {line.entry.id for line in found.lines if line.uid is not None and line.verdict != "filled_in"}
+        for key in noted.found & came:
             _logger.info("%s: the change of the audit log's entry %s has come after all", self.receiver, key)
         for entry in sorted((missed[key] for key in noted.new), key=lambda one: one.second):
-            _logger.warning("%s: no webhook brought %s", self.receiver, _described(entry))
+            _logger.warning("%s: no webhook brought %s", self.receiver, _described(entry, hides=look.hides))
+            now_ns = int(self._clock() * 1e9)
+            with contextlib.suppress(InvalidItemError):  # too large for the page
+                shown = look.records.change(self.receiver, entry, observed_ns=now_ns)
+                journal.add_changes(self.receiver, now_ns, shown.changes, "missed")
         unclear = [line.entry for line in found.lines if line.verdict == "ambiguous" and "missed" in line.may_be]
         number = found.missed - len(missed)
         ids = frozenset(one.id for one in unclear) if number else frozenset[str]()
         if ids - self._unclear:
-            told = "; ".join(map(_described, unclear[:10]))
+            told = "; ".join(_described(one, hides=look.hides) for one in unclear[:10])
             _logger.warning("%s: of these changes webhooks did not bring %d, and it is not known which: %s",
                             self.receiver, number, told)  # fmt: skip
         self._unclear = ids
 
 
-def _described(entry: AuditEntry) -> str:
-    """An entry in one line."""
-    who = entry.user_name or entry.user_email or entry.user_id or "somebody"
+def _may_be_missed(line: Line, settings: AuditLogSettings) -> bool:
+    """Whether a change has to be filled in: better twice than not at all."""
+    is_change = line.entry.kind == "change" and line.entry.action_type not in settings.ignore
+    return is_change and (line.verdict == "missed" or "missed" in line.may_be)
+
+
+def _has_values(entry: AuditEntry) -> bool:
+    return bool(entry.old or entry.new or entry.size)
+
+
+def _described(entry: AuditEntry, *, hides: bool) -> str:
+    """An entry in one line. With `hides` it does not say who made the change."""
+    who = "" if hides else f" by {entry.user_name or entry.user_email or entry.user_id or 'somebody'}"
     what = entry.text or entry.action_type
-    return printable(f"{entry.name} ({what}), changed at {rfc3339(entry.second)} by {who}: entry {entry.id}")
+    return printable(f"{entry.name} ({what}), changed at {rfc3339(entry.second)}{who}: entry {entry.id}")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from statsig_otel._telemetry import NOT_CONFIGURED
 from statsig_otel._times import AUDIT_LOG_CLOSING, BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
+from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.delivery.guarded import StartError
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
@@ -31,7 +33,8 @@ from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
-from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings, routing
+from statsig_otel.plugin.settings.reading import configured_exporters, routing
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.watch.health import Condition
 
@@ -82,7 +85,7 @@ class Outbound:
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
-        self._watches = list(_watches(configuration, self._queue))
+        self._watches: list[AuditLogWatch] = []
 
     def _create_queue(self, configuration: Configuration, failed: Callable[[QueueError], None]) -> DurableQueue:
         storage = configuration.extension(FileStorageSettings)
@@ -187,8 +190,6 @@ class Outbound:
             self._synchronous.start()
             if self._queue is not None and self._recovery is not None:
                 self._recovery.start()
-                for watch in self._watches:
-                    watch.start()
                 waiting = sum(self._queue.cursor(name).waiting for name in self._senders)
                 _logger.info("The queue is in %s; waiting: %s", self._directory, counted(waiting, "record"))
                 self._warn_of_unused_cursors(self._queue)
@@ -253,7 +254,6 @@ class Outbound:
         else:
             self._routing.now = routing(wanted)
         coming = self._exchange(after, created)
-        self.use_audit_logs(wanted)
         applied()
         renewed, failures = self._renew(after, [name for name in after if name in same])
         leaving = self._leaving
@@ -272,12 +272,27 @@ class Outbound:
         started = {name for name in unstarted & set(coming) if coming[name].is_started}
         return Applied(list(_changes(current, wanted, renewed=renewed, started=started)), failures)
 
-    def use_audit_logs(self, configuration: Configuration) -> None:
-        """Read the audit logs as a configuration says, from the next look on."""
-        receivers = receiver_settings(configuration)
+    def watch_audit_logs(
+        self, receivers: Mapping[str, StatsigReceiverSettings], consume: Callable[[Batch], Future[Receipt]]
+    ) -> None:
+        """Watch the audit logs, for each receiver that has one. Its HTTP client is loaded only then. After `open`.
+
+        Args:
+            receivers: The settings of the receivers, with all of their resource.
+            consume: Takes what is made of the logs.
+        """
+        for name, settings in receivers.items():
+            if self._queue and settings.audit_log:
+                from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch  # noqa: PLC0415 - see above
+
+                watch = AuditLogWatch(name, self._queue, settings, consume)
+                watch.start()
+                self._watches.append(watch)
+
+    def use_audit_logs(self, receivers: Mapping[str, StatsigReceiverSettings]) -> None:
+        """Read the audit logs as these settings say, from the next look on."""
         for watch in self._watches:
-            if (settings := receivers[watch.receiver].audit_log) is not None:
-                watch.settings = settings
+            watch.use(receivers[watch.receiver])
 
     def renew_certificates(self, configuration: Configuration) -> Applied:
         """Let exporters use the content of their PEM files that has changed, and try at once."""
@@ -420,12 +435,3 @@ def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float =
     for thread in [in_thread(partial(one.shutdown, drain, finish=finish), "stop sender") for one in senders]:
         if thread is not None:
             thread.join()
-
-
-def _watches(configuration: Configuration, queue: DurableQueue | None) -> "Iterator[AuditLogWatch]":
-    """What watches the audit log, for each receiver that has one. Its HTTP client is loaded only then."""
-    for name, settings in receiver_settings(configuration).items():
-        if queue and settings.audit_log:
-            from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch  # noqa: PLC0415 - see above
-
-            yield AuditLogWatch(name, queue, settings.audit_log)

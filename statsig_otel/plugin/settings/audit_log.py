@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
@@ -79,9 +79,26 @@ class AuditLogSettings(Settings):
         description="Types of the log's entries, such as config_add_tag, for which your project sends no webhook. They "
         "are never called missed.",
     )
+    backfill: bool = Field(
+        default=False,
+        description="Make records of missed changes from the log, once they are older than `grace`. Their "
+        "statsig.origin is audit_log, and the log says less than a webhook.",
+    )
+    enrich: bool = Field(
+        default=False,
+        description="Send the old and new values of changes that came, in events of their own "
+        "(statsig.config_change.details).",
+    )
     endpoint: str = Field(default=URL, description="The URL of the log.")
     timeout: Duration = Field(default=30.0, gt=0, description="The time for one request.")
     tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings, description="The client's side of TLS.")
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> "AuditLogSettings":
+        for key in ("backfill", "enrich"):
+            if getattr(self, key) and not self.interval:
+                raise SettingError(f"{key} needs the running service to read the log", "leave interval out")
+        return self
 
     @field_validator("endpoint")
     @classmethod

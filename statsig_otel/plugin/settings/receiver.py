@@ -16,6 +16,7 @@ from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.config.values import ReadAs, Secret
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
+from statsig_otel.plugin.audit_log.records import LogRecords, OnlyAttributes
 from statsig_otel.plugin.receiver.bodies import Limits
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
@@ -25,13 +26,14 @@ from statsig_otel.plugin.record.record import (
     MAX_RECORD_BYTES,
     EncoderOfSettings,
     IncludeOriginal,
+    RecordHook,
     UserMode,
 )
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
 from statsig_otel.plugin.settings.audit_log import AuditLogSettings
-from statsig_otel.plugin.settings.filter import FilterSettings
+from statsig_otel.plugin.settings.filter import FilterSettings, blocks_of
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.resource import (
     misshapen_variables,
@@ -55,6 +57,9 @@ def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | N
     what = f"has {{{name}}}, which no change has"
     if name in _attributes.DETAILS and not receiver.include_change_details:
         return Fault(f"{what} without include_change_details", "set include_change_details: true")
+    log = receiver.audit_log
+    if name in _attributes.FROM_LOG and not (log and (log.backfill or log.enrich)):
+        return Fault(f"{what} without audit_log::backfill", "set backfill: true there")
     if name in _ORIGINAL and not receiver.include_original:
         return Fault(f"{what} without include_original", "set include_original: true")
     services = receiver.impacted_services
@@ -364,18 +369,9 @@ class StatsigReceiverSettings(Settings):
         if problems:
             raise ConfigError(problems)
         resource = {**resource_from_environment(environ), **resource}
-        encoder = EncoderOfSettings(
-            resource={**DEFAULT_RESOURCE, **resource, **self.resource},
-            user=self.user,
-            hash_key=reveal(self.hash_key) if self.hash_key else None,
-            include_original=self.include_original,
-            lowercase_environments=self.lowercase_environments,
-            include_change_details=self.include_change_details,
-            mapping=self.mapping.create() if self.mapping else None,
-            max_record_bytes=self.max_record_bytes,
-        )
+        mapping = self.mapping.create() if self.mapping else None
         return Mapper(
-            encoder,
+            _encoder(self, resource, mapping, include_original=self.include_original),
             self.filter.create() if self.filter else None,
             self.impacted_services.create() if self.impacted_services else None,
             remembers=self.audit_log is not None,
@@ -405,6 +401,41 @@ class StatsigReceiverSettings(Settings):
             read_timeout=self.read_timeout,
         )
         return Intake(verifier=self.verifier(), mapper=self.mapper(resource, environ=environ), name=name, limits=limits)
+
+
+def log_records(settings: StatsigReceiverSettings) -> LogRecords:
+    """What makes records of the audit log for a receiver, whose settings have all of the resource.
+
+    They have no original: there is no item.
+    """
+    mapping = settings.mapping.create() if settings.mapping else None
+    change_filter = settings.filter
+    return LogRecords(
+        _encoder(settings, {}, mapping),
+        _encoder(settings, {}, OnlyAttributes(mapping)),
+        include=blocks_of(change_filter.include) if change_filter else (),
+        exclude=blocks_of(change_filter.exclude) if change_filter else (),
+        services=settings.impacted_services.create() if settings.impacted_services else None,
+    )
+
+
+def _encoder(
+    settings: StatsigReceiverSettings,
+    resource: Mapping[str, AttributeValue],
+    mapping: RecordHook | None,
+    *,
+    include_original: IncludeOriginal = False,
+) -> EncoderOfSettings:
+    return EncoderOfSettings(
+        resource={**DEFAULT_RESOURCE, **resource, **settings.resource},
+        user=settings.user,
+        hash_key=reveal(settings.hash_key) if settings.hash_key else None,
+        include_original=include_original,
+        lowercase_environments=settings.lowercase_environments,
+        include_change_details=settings.include_change_details,
+        mapping=mapping,
+        max_record_bytes=settings.max_record_bytes,
+    )
 
 
 def with_resource(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> StatsigReceiverSettings:

@@ -18,7 +18,8 @@ sent. Both may be left out. The answer, newest first:
 
 Requests of one second with the same verdict share an entry that counts them, and so do attempts; the rest of the entry
 is that of the first one. A key of a change is missing if its record has no such attribute, since Statsig sent none or
-the mapping drops or renames it. Strings are as they came from outside: `printable` of `exporters/terminal.py` makes
+the mapping drops or renames it. A change with a `note` is of Statsig's audit log, and no webhook brought it: it is
+`missed`, or `filled in`. Strings are as they came from outside: `printable` of `exporters/terminal.py` makes
 them safe for a terminal.
 """
 
@@ -118,6 +119,7 @@ def change(entry: ChangeEntry) -> dict[str, Any]:
         "receiver": entry.receiver,
         "uid": entry.uid,
         "bytes": entry.size,
+        **({"note": entry.note} if entry.note else {}),
     }
     services: list[str] = []
     for position, (resource, attributes, body) in enumerate(_records(entry)):

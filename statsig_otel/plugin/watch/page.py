@@ -274,13 +274,14 @@ def _change(change: Mapping[str, Any], now: float) -> "_Row":
         (
             _clock(datetime.fromisoformat(change["at"]).timestamp(), now),
             f'<b class="long">{_breakable(_cut(title))}</b><span class="quiet type long">{_breakable(type_)}</span>',
-            _long(change.get("action", "")),
+            _long(", ".join(filter(None, (change.get("action", ""), change.get("note", ""))))),
             _long(change.get("who", "")),
             _long(", ".join(map(str, change.get("environments", ())))),
             _long(change.get("description", "")),
             _long(", ".join(map(str, change["services"]))),
             f'<a href="{link}" class="show" aria-label="Show the record of {_text(_cut(title))}">Record</a>',
         ),
+        is_bad=change.get("note") == "missed",
         type=type_,
     )
 

@@ -25,6 +25,8 @@ from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route
 from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, put, running, uid
 
 NOBODY = 65534
+LATER = 4_000_000_000
+"""The second in which the first change of `remember` was made: in many years, so that none is forgotten."""
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # the SDK is for one of the programs alone
@@ -242,8 +244,8 @@ def remember(directory: str) -> None:
                 queue.reconfigure(Routing(receivers, {"otlp": QueuedExporter()}))
             made = batch(number)
             arrivals = (
-                Arrival(uid(number), number, "gate"),
-                Arrival(uid(number + (1 << 40)), number, "gate", filtered=True),
+                Arrival(uid(number), LATER + number, "gate"),
+                Arrival(uid(number + (1 << 40)), LATER + number, "gate", filtered=True),
             )
             consume(queue, Batch("statsig", made.changes, arrivals=arrivals)).result(PATIENCE)
             say(number)

@@ -134,6 +134,12 @@ def test_everything_fits_whatever_it_is() -> None:
     assert screen[-1].endswith("…")
 
 
+def test_what_no_webhook_brought_says_so() -> None:
+    seen = full()
+    seen["journal"]["changes"] = [{"at": seen["status"]["since"], "uid": "0", "title": "a changed", "note": "missed"}]
+    assert any("missed: a changed" in line for line in _screen(seen, 80, 24, colored=False))
+
+
 class Terminal:
     """A terminal of 80 columns and 24 lines with `statsig-otel top` in it."""
 

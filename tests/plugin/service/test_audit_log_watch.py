@@ -2,25 +2,28 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from statsig_otel._telemetry import counts_of
 from statsig_otel.config import Opaque
 from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.routing import Route
+from statsig_otel.exporters.routing import QueuedExporter, Route
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch
-from statsig_otel.plugin.settings.audit_log import AuditLogSettings
 from statsig_otel.plugin.settings.reading import receiver_settings
-from tests.exporters.queue.helpers import PATIENCE, consume, running, uid
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from tests.exporters.queue.helpers import PATIENCE, consume, delivered, put, reading, running, uid
 from tests.metrics import collected
 from tests.peers.audit_log import KEY, AuditLogServer, audit_entry, failing
+from tests.plugin.record.record_helpers import plain, record_in
 from tests.waiting import wait_until
 
 SINCE = 1_790_000_000
@@ -42,10 +45,35 @@ class Watched:
     """A queue with its watch, and a log. The time does not go on by itself."""
 
     def __init__(self, directory: Path, log: AuditLogServer, now: Now, queue: DurableQueue, **settings: object) -> None:
-        given = {"api_key": KEY, "endpoint": log.url, **settings}
         self.queue = queue
-        self.watch = AuditLogWatch(RECEIVER, queue, AuditLogSettings.model_validate(given), clock=now)
+        self._log = log
         self._now = now
+        self.watch = AuditLogWatch(
+            RECEIVER, queue, self._settings(settings), lambda batch: consume(queue, batch), clock=now
+        )
+
+    def _settings(self, given: Mapping[str, object]) -> StatsigReceiverSettings:
+        """Settings of a receiver: those in `receiver` are its own, and all others those of `audit_log`."""
+        own = given.get("receiver", {})
+        log = {"api_key": KEY, "endpoint": self._log.url, **given}
+        log.pop("receiver", None)
+        assert isinstance(own, dict)
+        return StatsigReceiverSettings.model_validate(
+            {"signing_secrets": ["webhook-0123456789"], "audit_log": log, **own}
+        )
+
+    def use(self, **settings: object) -> None:
+        """Use other settings, as a reload does."""
+        self.watch.use(self._settings(settings))
+
+    def made(self) -> list[LogRecord]:
+        """The records in the queue, in order."""
+        with reading(self.queue.database) as connection:
+            return [record_in(row[0]) for row in connection.execute("SELECT payload FROM records ORDER BY seq")]
+
+    def filled_in(self) -> list[str]:
+        """The names of the changes whose records are in the queue, in order."""
+        return [told(record)["feature_flag.key"] for record in self.made()]
 
     def came(self, second: int, number: int, name: str = "gate") -> None:
         one = Arrival(uid(number), second, name, "u1", "Ada", "ada@example.com", "Gate", "updated", "Updated Gate")
@@ -66,18 +94,34 @@ def log() -> Iterator[AuditLogServer]:
 
 @pytest.fixture
 def now() -> Iterator[Now]:
+    counts = counts_of(RECEIVER)
+    counts.filled_in = counts.accepted = 0
     yield Now()
-    counts_of(RECEIVER).missed, counts_of(RECEIVER).compared = None, 0
+    counts.missed, counts.compared = None, 0
 
 
 @contextmanager
-def watched(directory: Path, log: AuditLogServer, now: Now, **settings: object) -> Iterator[Watched]:
-    receivers = {RECEIVER: Route(("otlp",), remembered=30 * 86_400.0)}
-    with running(directory, receivers=receivers, clock=now) as queue:
+def watched(
+    directory: Path,
+    log: AuditLogServer,
+    now: Now,
+    *,
+    window: float = 86_400.0,
+    size: int | None = None,
+    **settings: object,
+) -> Iterator[Watched]:
+    receivers = {RECEIVER: Route(("otlp",), window=window, remembered=30 * 86_400.0)}
+    exporters = {"otlp": QueuedExporter(queue_size=size)}
+    with running(directory, receivers=receivers, exporters=exporters, clock=now) as queue:
         one = Watched(directory, log, now, queue, **settings)
         yield one
         one.watch.end()
         one.watch.join(PATIENCE)
+
+
+def told(record: LogRecord) -> dict[str, Any]:
+    """The attributes of a record."""
+    return {one.key: plain(one.value) for one in record.attributes}
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -211,19 +255,21 @@ def test_a_key_in_a_file_is_renewed_without_a_reload_and_a_wrong_one_disturbs_no
     }
     (tmp_path / "config.yaml").write_text(json.dumps(document))
     service = Service.from_file(str(tmp_path / "config.yaml"), environ={})
-    (watch,) = service._assembly._outbound._watches
-    key.write_text(KEY)
-    service._reloader.use_changed_secrets()
-    assert watch.settings.api_key == Opaque(KEY)
-    key.write_text("webhook-in-the-wrong-place")
-    secret.write_text("webhook-abcdef0123456789")
-    service._reloader.use_changed_secrets()
-    assert watch.settings.api_key == Opaque(KEY)
+    with service:
+        (watch,) = service._assembly._outbound._watches
+        key.write_text(KEY)
+        service._reloader.use_changed_secrets()
+        assert watch.settings.api_key == Opaque(KEY)
+        key.write_text("webhook-in-the-wrong-place")
+        secret.write_text("webhook-abcdef0123456789")
+        service._reloader.use_changed_secrets()
+        assert watch.settings.api_key == Opaque(KEY)
     assert receiver_settings(service._assembly.configuration)["statsig"].signing_secrets == [
         Opaque("webhook-abcdef0123456789")
     ]
     place, stays = "receivers::statsig::audit_log::api_key", "the key for the audit log of statsig stays as it was"
-    assert [one.getMessage() for one in caplog.records] == [
+    said = [one.getMessage() for one in caplog.records]
+    assert [message for message in said if message.startswith("receivers::")] == [
         f"{place}: is a new secret, valid from now on",
         f"{place}: is a webhook's signing secret, which can't read the audit log; {stays}",
         "receivers::statsig::signing_secrets[0]: is a new secret, valid from now on",
@@ -239,5 +285,170 @@ def test_a_wrong_key_is_said_at_the_start_and_another_one_is_tried_at_once(
         wait_until(lambda: "what is missed is not known now: HTTP 401" in caplog.text)
         log.entries = [audit_entry(1, SINCE + 100)]
         now.seconds = SINCE + GRACE + 300
-        one.watch.settings = AuditLogSettings.model_validate({**one.watch.settings.model_dump(), "api_key": KEY})
+        one.use(interval="1h")
         wait_until(lambda: counts_of(RECEIVER).missed == 1)
+
+
+def test_what_is_missed_is_filled_in_once_also_over_restarts(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a window for duplicates, too: it is not the uid that prevents a second one."""
+    log.entries = [audit_entry(1, SINCE + 100), audit_entry(2, SINCE + 200, "other"), audit_entry(3, SINCE + 300)]
+    for look in range(3):
+        with watched(tmp_path, log, now, window=0.0, backfill=True) as one:
+            if not look:
+                one.came(SINCE + 100, 1)
+                assert one.look(SINCE + GRACE + 150) == 0
+                assert one.filled_in() == [], "it may still come"
+            assert one.look(SINCE + GRACE + 1000 * (look + 1)) == 0
+            assert one.look(SINCE + GRACE + 1000 * (look + 1) + 300) == 0
+            assert one.filled_in() == ["other", "gate"]
+            assert {told(record)["statsig.origin"] for record in one.made()} == {"audit_log"}
+    counts = counts_of(RECEIVER)
+    assert (counts.filled_in, counts.accepted, counts.last_missed) == (2, 2, ())
+    first, second = warnings(caplog)
+    assert first == (
+        "statsig/audited: no webhook brought other (Updated Gate), changed at 2026-09-21T14:16:40Z by Ada: "
+        "entry id00000000000000000002. It is filled in from the audit log"
+    )
+    assert "id00000000000000000003. It is filled in" in second
+
+
+def test_a_webhook_that_comes_after_it_was_filled_in_is_delivered_too(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.entries = [audit_entry(1, SINCE + 100)]
+    with watched(tmp_path, log, now, backfill=True) as one:
+        assert one.look(SINCE + GRACE + 300) == 0
+        one.came(SINCE + 100, 7)
+        assert put(one.queue, 7, receiver=RECEIVER).accepted == 1
+        assert one.look(SINCE + GRACE + 600) == 0
+        assert len(delivered(one.queue.cursor("otlp"))) == 2
+    assert len(warnings(caplog)) == 1
+
+
+def test_all_that_can_not_be_told_apart_are_filled_in(tmp_path: Path, log: AuditLogServer, now: Now) -> None:
+    """One of two came, and nobody knows which: better twice than not at all. Where both came there is nothing to do."""
+    log.entries = [
+        audit_entry(1, SINCE + 100),
+        audit_entry(2, SINCE + 101),
+        audit_entry(3, SINCE + 200, "both came"),
+        audit_entry(4, SINCE + 201, "both came"),
+        audit_entry(5, SINCE + 100, actionType="thing_of_tomorrow"),
+        audit_entry(6, SINCE + 400, "a", actionType="config_add_tag"),
+    ]
+    with watched(tmp_path, log, now, backfill=True, ignore=["config_add_tag"]) as one:
+        one.came(SINCE + 100, 1)
+        one.came(SINCE + 200, 2, "both came")
+        one.came(SINCE + 201, 3, "both came")
+        assert one.look(SINCE + GRACE + 600) == 0
+        assert sorted(told(record)["statsig.audit_log.id"][-1] for record in one.made()) == ["1", "2"]
+        assert one.look(SINCE + GRACE + 900) == 0
+        assert len(one.made()) == 2
+
+
+def test_what_was_missed_before_it_was_switched_on_is_filled_in_too(
+    tmp_path: Path, log: AuditLogServer, now: Now
+) -> None:
+    day = 86_400
+    log.entries = [audit_entry(1, SINCE + 100, "old"), audit_entry(2, SINCE + 5 * day, "new")]
+    with watched(tmp_path, log, now) as one:
+        assert one.look(SINCE + GRACE + 5 * day + 300) == 2
+        assert one.look(SINCE + GRACE + 7 * day) == 2
+        one.use(backfill=True)
+        assert one.look(SINCE + GRACE + 7 * day + 300) == 0
+        assert one.filled_in() == ["old", "new"]
+        one.use()
+        log.entries.append(audit_entry(3, SINCE + 7 * day, "later"))
+        assert one.look(SINCE + GRACE + 7 * day + 600) == 1
+        assert len(one.made()) == 2
+
+
+def test_filling_in_waits_while_webhooks_may_need_the_room(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.entries = [audit_entry(number, SINCE + 100 * number, f"g{number}") for number in range(1, 6)]
+    with watched(tmp_path, log, now, size=6, backfill=True) as one:
+        assert one.look(SINCE + GRACE + 600) == 2
+        assert one.look(SINCE + GRACE + 900) == 2
+        assert one.filled_in() == ["g1", "g2", "g3"]
+        delivered(one.queue.cursor("otlp"))
+        assert one.look(SINCE + GRACE + 1200) == 0
+    errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
+    assert errors == [
+        "statsig/audited: records of the audit log can't be stored now: half of queue_size or more waits for otlp"
+    ]
+
+
+def test_the_filter_drops_what_would_be_filled_in_and_the_log_names_nobody(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    log.entries = [audit_entry(1, SINCE + 100, "noise"), audit_entry(2, SINCE + 200, "gate")]
+    receiver = {"filter": {"exclude": {"names": ["noise"]}}, "user": "drop"}
+    with watched(tmp_path, log, now, backfill=True, receiver=receiver) as one:
+        for again in range(3):
+            assert one.look(SINCE + GRACE + 300 * (again + 1)) == 0
+        assert one.filled_in() == ["gate"]
+        assert "user.name" not in told(one.made()[0])
+    about = [one.getMessage() for one in caplog.records if "Updated Gate" in one.getMessage()]
+    assert [message.partition(": ")[2].partition(" (")[0] for message in about] == [
+        "the filter drops noise",
+        "no webhook brought gate",
+    ]
+    assert "Ada" not in caplog.text
+
+
+def test_a_record_that_is_too_large_is_said_once_and_stays_missed(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.entries = [audit_entry(1, SINCE + 100, "a"), audit_entry(2, SINCE + 200, "b")]
+    receiver = {"max_record_bytes": 10_000, "resource": {"k": "x" * 10_000}}
+    with watched(tmp_path, log, now, backfill=True, receiver=receiver) as one:
+        for again in range(3):
+            assert one.look(SINCE + GRACE + 300 * (again + 1)) == 2
+        assert one.made() == []
+        one.use(backfill=True)
+        assert one.look(SINCE + GRACE + 1500) == 0
+        assert one.filled_in() == ["a", "b"]
+    assert len([one for one in caplog.records if "no record can be made" in one.getMessage()]) == 2
+
+
+def test_old_and_new_values_follow_a_change_that_came_once(tmp_path: Path, log: AuditLogServer, now: Now) -> None:
+    values = {"rules": {"old": 1, "new": 2}}
+    log.entries = [
+        audit_entry(1, SINCE + 100, changes=values),
+        audit_entry(2, SINCE + 200, "has none"),
+        audit_entry(3, SINCE + 300, "is dropped", changes=values),
+        audit_entry(4, SINCE + 400, "is missed", changes=values),
+        audit_entry(5, SINCE + 500, "twins", changes=values),
+        audit_entry(6, SINCE + 501, "twins", changes=values),
+    ]
+    made: list[LogRecord] = []
+    for look in range(2):
+        with watched(tmp_path, log, now, window=0.0, enrich=True) as one:
+            if not look:
+                one.came(SINCE + 100, 1)
+                one.came(SINCE + 200, 2, "has none")
+                dropped = Arrival(uid(3), SINCE + 300, "is dropped", filtered=True)
+                consume(one.queue, Batch(RECEIVER, arrivals=(dropped,))).result(PATIENCE)
+                one.came(SINCE + 500, 5, "twins")
+                one.came(SINCE + 501, 6, "twins")
+            assert one.look(SINCE + GRACE + 1000 * (look + 1)) == 1
+            made = one.made()
+    (record,) = made
+    assert record.event_name == "statsig.config_change.details"
+    assert told(record)["statsig.config_change.uid"] == uid(1)
+    assert told(record)["statsig.audit_log.new"] == '{"rules":2}'
+
+
+def test_a_clock_that_was_put_back_hides_nothing(tmp_path: Path, log: AuditLogServer, now: Now) -> None:
+    """It was two days fast. What happens after it is right again is seen within the usual time."""
+    two_days = 2 * 86_400
+    with watched(tmp_path, log, now, backfill=True) as one:
+        assert one.look(SINCE + GRACE + two_days) == 0
+        log.entries = [audit_entry(1, SINCE + 400)]
+        assert one.look(SINCE + GRACE + 600) == 0
+        assert one.filled_in() == ["gate"]
+        assert one.look(SINCE + GRACE + two_days + 300) == 0
+        assert len(one.made()) == 1

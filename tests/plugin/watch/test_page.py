@@ -238,6 +238,17 @@ def test_times_of_another_day_have_their_date() -> None:
     assert ">Jan 14, 08:00:01</time>" in page.sections(found)["attempts"]
 
 
+def test_what_no_webhook_brought_is_a_row_that_says_so() -> None:
+    found = shown("a")
+    (change,) = found.entries["changes"]
+    plain = page.sections(found)["changes"]
+    change["note"] = "filled in"  # type: ignore[index]
+    assert page.sections(found)["changes"] == plain.replace('"long">a</span>', '"long">a, filled in</span>', 1)
+    change["note"] = "missed"  # type: ignore[index]
+    missed = page.sections(found)["changes"]
+    assert ("a, missed" in missed, 'class="bad"' in missed, 'class="bad"' in plain) == (True, True, False)
+
+
 def test_an_idle_service_has_a_page_too() -> None:
     history = History(lambda: (0.0,) * 4)
     empty = Shown(
