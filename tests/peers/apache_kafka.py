@@ -266,7 +266,7 @@ class ApacheKafka:
             time.sleep(0.2)
 
 
-def sasl(user: str, *, mechanism: str = "SCRAM-SHA-512", password: str | None = None) -> dict[str, object]:
+def sasl(user: str, *, mechanism: str = "SCRAM-SHA-512", password: str | None = None) -> dict[str, dict[str, str]]:
     """The key `auth` of an exporter, with the user's password or another one."""
     secret = _PASSWORDS[user] if password is None else password
     return {"sasl": {"mechanism": mechanism, "username": user, "password": secret}}

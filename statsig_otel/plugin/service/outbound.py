@@ -313,7 +313,7 @@ class Outbound:
                 if exporter is not None and exporter.renew(configured[name].settings):
                     renewed.add(name)
             except (OSError, ValueError) as error:
-                failures.append(f"exporters::{name}: its certificates and headers were not renewed: {error}")
+                failures.append(f"exporters::{name}: its certificates and secrets were not renewed: {error}")
         return renewed, failures
 
     def _changed_keys(self, name: str, before: ConfiguredExporter, after: ConfiguredExporter) -> list[str]:

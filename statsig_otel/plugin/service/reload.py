@@ -3,7 +3,7 @@
 import copy
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Final
@@ -31,11 +31,17 @@ from statsig_otel.plugin.webhook.secret import doubt_of_secret
 
 _logger: Final = logging.getLogger(__name__)
 
-_WATCHED: Final = frozenset({"signing_secrets", "api_key", "headers"})
-"""The keys of strings whose files are looked at again and again."""
+_CERTIFICATES: Final = "certificates"
+_RENEWED: Final = {
+    "headers": "headers", "password": "password", **dict.fromkeys(("ca_pem", "cert_pem", "key_pem"), _CERTIFICATES),
+}  # fmt: skip
+"""The keys of exporters' strings whose files are looked at again and again, and what to call these strings."""
+
+_WATCHED: Final = frozenset({"signing_secrets", "api_key", *_RENEWED})
+"""All keys of such strings."""
 
 _INTERVAL: Final = 1.0
-"""Seconds between two looks at the files of signing secrets, certificates and exporters' headers."""
+"""Seconds between two looks at the files of secrets and certificates."""
 
 REFUSALS: Final = (ConfigError, RestartNeededError, QueueError)
 """The errors of a reload that has changed nothing."""
@@ -74,6 +80,7 @@ class Reloader:
         self._unusable: list[str] = []  # what was said of the secrets' files at the last look
         self._emptied: set[Path] = set()  # secrets whose files were found empty once
         self._pem = self._pem_seen = b""  # the PEM files that are used, and those of the last look
+        self._strings_seen: dict[str, dict[Path, str]] = {}  # changed strings of exporters at the last look
         self._ended = threading.Event()
         assembly.before_resume = self.use_changed_secrets
         assembly.offer("reload", lambda _: asdict(self._answer()))
@@ -89,7 +96,7 @@ class Reloader:
         return self._read is not None
 
     def start(self) -> None:
-        """Use changed files of secrets, certificates and exporters' headers from now on.
+        """Use changed files of secrets and certificates from now on.
 
         Raises:
             RuntimeError: No thread can be started.
@@ -130,7 +137,7 @@ class Reloader:
             return applied.changes
 
     def use_changed_secrets(self) -> None:
-        """Use changed files of secrets, keys and exporters' headers. One that can't be used changes nothing.
+        """Use changed files of receivers' and exporters' secrets. One that can't be used changes nothing.
 
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
@@ -155,12 +162,12 @@ class Reloader:
                 if secret != before[path]
             }
             changes = [f"{path}: is {'a new secret, valid from now on' if new[path] else 'empty now'}" for path in new]
-            headers = self._change_headers()
-            unusable, self._unusable = self._unusable, [*failures, *headers.failures]
+            exporters = self._change_exporters()
+            unusable, self._unusable = self._unusable, [*failures, *exporters.failures]
             for failure in self._unusable:
                 if failure not in unusable:
                     _logger.error("%s", failure)
-            for change in [*changes, *headers.changes]:
+            for change in [*changes, *exporters.changes]:
                 _logger.info("%s", change)
             for path, secret in new.items():
                 if "audit_log" not in path and (doubt := doubt_of_secret(secret)):
@@ -201,34 +208,36 @@ class Reloader:
                     said = repr(error)
                     _logger.exception("Changed files of secrets or certificates can't be used now")
 
-    def _change_headers(self) -> Applied:
-        """Use exporters' headers from files that have changed, those of each exporter by itself."""
+    def _change_exporters(self) -> Applied:
+        """Use exporters' headers, passwords and PEM strings from files that have changed, those of each by itself."""
         changes, failures = list[str](), list[str]()
         file_backed: dict[str, dict[Path, FileBacked]] = {}
         for path, string in self._document.file_backed.items():
-            if path[:1] == ("exporters",) and "headers" in path:
+            if path[:1] == ("exporters",) and _RENEWED.keys() & path:
                 file_backed.setdefault(str(path[1]), {})[path] = string
         for name, of_one in file_backed.items():
             try:
-                applied = self._use_headers(name, {path: self._text(path, one) for path, one in of_one.items()})
+                applied = self._use_strings(name, {path: self._text(path, one) for path, one in of_one.items()})
             except ConfigError as error:
                 wrong = "; ".join(str(replace(problem, hint=None)) for problem in error.problems)
-                failures.append(f"{wrong}; the headers of {name} stay as they were")
+                failures.append(f"{wrong}; {name} keeps the {_kinds(of_one)} that it has")
             except (*REFUSALS, ValueError) as error:
-                failures.append(f"{error}; the headers of {name} stay as they were")
+                failures.append(f"{error}; {name} keeps the {_kinds(of_one)} that it has")
             else:
                 changes += applied.changes
                 failures += applied.failures
         return Applied(changes, failures)
 
-    def _use_headers(self, name: str, texts: Mapping[Path, str]) -> Applied:
-        """Use other values of an exporter's headers.
+    def _use_strings(self, name: str, texts: Mapping[Path, str]) -> Applied:
+        """Use other values of an exporter's strings. PEM strings have to be the same at two looks, as PEM files have.
 
         Raises:
             ConfigError: A value is not valid. For the others see `Assembly.reconfigure`.
         """
         changed = {path: text for path, text in texts.items() if text != _value(self._document.values, path)}
-        if not changed or not self._assembly.is_open:
+        seen, self._strings_seen[name] = self._strings_seen.get(name), changed
+        is_settled = changed == seen or _CERTIFICATES not in _kinds(changed)
+        if not changed or not is_settled or not self._assembly.is_open:
             return Applied([], [])
         document = replace(self._document, values=_with_texts(self._document.values, changed))
         before = self._assembly.configuration
@@ -236,7 +245,8 @@ class Reloader:
         applied = self._assembly.reconfigure(replace(before, exporters=exporters))
         self._document = document
         others = [change for change in applied.changes if change != f"exporters::{name}: has changed"]
-        return Applied([f"exporters::{name}: the files of its headers have changed", *others], applied.failures)
+        changes = [f"exporters::{name}: the files of its {_kinds(changed)} have changed", *others]
+        return Applied(changes, applied.failures)
 
     def _answer(self) -> Applied:
         """The answer to the command `reload`."""
@@ -311,6 +321,11 @@ class Reloader:
         if faults:
             raise ValueError(f"{render(path)}: {faults[0].message}")
         return text
+
+
+def _kinds(paths: Iterable[Path]) -> str:
+    """What exporters' strings at these paths are."""
+    return " and ".join(dict.fromkeys(_RENEWED[key] for path in paths for key in map(str, path) if key in _RENEWED))
 
 
 def _value(values: Any, path: Path) -> object:

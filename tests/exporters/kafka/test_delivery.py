@@ -53,22 +53,6 @@ def test_while_a_broker_is_away_the_others_get_their_records_and_it_gets_its_own
     assert sorted(uids_of(one.value() for one in cluster.read(100))) == sorted(map(uid_of, range(100)))
 
 
-def test_a_record_that_the_topic_does_not_take_becomes_a_dead_letter(tmp_path: Path, cluster: KafkaCluster) -> None:
-    small = exporter(cluster.brokers, producer={"max_message_bytes": 2000})
-    with rig(tmp_path, small, settings()) as made:
-        route = made.queue.routing.route("statsig")
-        for number in range(10):
-            made.queue.consume(webhook(number, size=3000 if number == 4 else 0), route).result(30)
-        made.start()
-        made.drained()
-        (dead_letter,) = made.dead_letters()
-        assert dead_letter.uid == bytes.fromhex(uid_of(4))
-        assert dead_letter.reason.startswith("MSG_SIZE_TOO_LARGE from the topic otlp_logs at ")
-    assert sorted(uids_of(one.value() for one in cluster.read(9))) == sorted(
-        uid_of(number) for number in range(10) if number != 4
-    )
-
-
 def test_a_webhook_that_waits_is_refused_only_for_its_own_records(cluster: KafkaCluster) -> None:
     """While a broker is away, and each record is in the topic once all the same."""
     consumer = SynchronousConsumer({"kafka": SynchronousExporter(exporter(cluster.brokers), 4.0)})

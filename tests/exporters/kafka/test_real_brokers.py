@@ -1,6 +1,7 @@
 """The exporter against a real Apache Kafka: listeners, users, rights, sizes, and what is said of each mistake."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import pytest
 from statsig_otel.exporters import KafkaSettings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.kafka.connection import check_brokers
+from statsig_otel.plugin.record.record import uid
 from tests.e2e.otelcol import UnavailableError
+from tests.e2e.service_process import ServiceProcess
+from tests.e2e.statsig_client import ENV, change, post
 from tests.exporters.delivery.helpers import rig, settings
 from tests.exporters.kafka.records import exporter, record, uids_of
 from tests.exporters.kafka.test_delivery import uid_of, webhook
 from tests.peers.apache_kafka import TEST_TIMEOUT, ApacheKafka, running, sasl
-from tests.peers.kafka_cluster import read
+from tests.peers.kafka_cluster import KafkaCluster, read, read_all
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_TIMEOUT), pytest.mark.xdist_group("apache_kafka")]
 
@@ -103,13 +108,21 @@ def test_a_topic_that_is_not_there_blocks(kafka: ApacheKafka) -> None:
     assert "create the topic, or correct logs::topic" in reason_of(outcome, Blocked)
 
 
-def test_a_topic_with_a_smaller_limit_takes_all_but_what_is_too_large_by_itself(
-    kafka: ApacheKafka, tmp_path: Path
+@pytest.mark.parametrize("limit", ["of the exporter", "of the topic"])
+def test_all_arrives_but_what_is_too_large_by_itself(
+    limit: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """A request with many messages is over the limit too, although each of them fits."""
-    kafka.create_topic("small", settings={"max.message.bytes": "2000"})
-    made = exporter(kafka.addresses(), logs={"topic": "small"})
-    with rig(tmp_path, made, settings()) as queued:
+    """It becomes a dead letter. A request with many messages is over a topic's limit too, though each of them fits."""
+    with ExitStack() as stack:
+        if limit == "of the exporter":
+            brokers = stack.enter_context(KafkaCluster(partitions=3)).brokers
+            made = exporter(brokers, producer={"max_message_bytes": 2000})
+        else:
+            kafka: ApacheKafka = request.getfixturevalue("kafka")
+            kafka.create_topic("otlp_logs_small", settings={"max.message.bytes": "2000"})
+            brokers = kafka.addresses()
+            made = exporter(brokers, logs={"topic": "otlp_logs_small"})
+        queued = stack.enter_context(rig(tmp_path, made, settings()))
         route = queued.queue.routing.route("statsig")
         for number in range(40):
             queued.queue.consume(webhook(number, size=5000 if number == 7 else 200), route).result(30)
@@ -117,5 +130,44 @@ def test_a_topic_with_a_smaller_limit_takes_all_but_what_is_too_large_by_itself(
         queued.drained()
         (dead_letter,) = queued.dead_letters()
         assert dead_letter.uid == bytes.fromhex(uid_of(7))
-    written = uids_of(one.value() for one in read(kafka.addresses(), 39, "small", range(3)))
+        topic = "otlp_logs" if limit == "of the exporter" else "otlp_logs_small"
+        assert dead_letter.reason.startswith(f"MSG_SIZE_TOO_LARGE from the topic {topic} at ")
+        written = uids_of(one.value() for one in read(brokers, 39, topic, range(3)))
     assert sorted(written) == sorted(uid_of(number) for number in range(40) if number != 7)
+
+
+PASSWORD_IN_A_FILE = """
+receivers: {statsig: {endpoint: "127.0.0.1:0", signing_secrets: ["${env:STATSIG_SIGNING_SECRET}"]}}
+exporters:
+  kafka:
+    brokers: ["${env:BROKER}"]
+    timeout: 3s
+    logs: {topic: "${env:TOPIC}"}
+    auth: {sasl: {mechanism: SCRAM-SHA-512, username: writer, password: "${file:password}"}}
+    sending_queue:
+      enabled: ${env:QUEUED}
+extensions: {file_storage: {directory: queue, min_free_bytes: 0}}
+service:
+  extensions: [file_storage]
+  pipelines: {logs: {receivers: [statsig], exporters: [kafka]}}
+"""
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_new_password_in_the_file_counts_without_a_reload(kafka: ApacheKafka, tmp_path: Path, queued: bool) -> None:
+    """The exporter is blocked by the old one, and tries again at once."""
+    topic = f"passwords_{queued}"
+    kafka.create_topic(topic)
+    (tmp_path / "password").write_text("old")
+    (tmp_path / "config.yaml").write_text(PASSWORD_IN_A_FILE)
+    env = {**ENV, "BROKER": kafka.addresses("SASL")[0], "QUEUED": str(queued).lower(), "TOPIC": topic}
+    with ServiceProcess(tmp_path / "config.yaml", env=env) as service:
+        assert post(service.url, change(1)).status == (200 if queued else 503)
+        wait_until(lambda: service.has_logged("check auth::sasl: mechanism, username and password"), "it is refused")
+        (tmp_path / "password").write_text(sasl("writer")["sasl"]["password"])
+        wait_until(lambda: service.has_logged("the files of its password have changed"), "the new password")
+        if queued:
+            wait_until(lambda: service.has_logged("kafka answers again"), "it is delivered", within=60)
+        else:
+            wait_until(lambda: post(service.url, change(1)).status == 200, "it is delivered", within=60)
+    assert set(uids_of(one.value() for one in read_all(kafka.addresses(), topic))) == {uid(change(1))}

@@ -222,7 +222,7 @@ def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
             wait_until(lambda: "otlp_http is blocked" in caplog.text)
             if is_watched:  # a file that can't be used changes nothing
                 key.unlink()
-                wait_until(lambda: "the headers of otlp_http stay as they were" in caplog.text)
+                wait_until(lambda: "otlp_http keeps the headers that it has" in caplog.text)
             key.write_text("new-key")
             if not is_watched:
                 call(tmp_path / "queue" / CONTROL, "queue resume", exporter="otlp_http")
@@ -382,9 +382,10 @@ def test_files_that_can_not_be_used_keep_no_other_secret_from_being_used(
     """One receiver and one exporter have a new secret: the log names both, and each of those that keep their own."""
     caplog.set_level(logging.INFO, "statsig_otel")
     monkeypatch.setattr(reload, "_INTERVAL", 3600.0)
-    files = {name: tmp_path / name for name in ("here", "eu", "key", "token", "odd", "none")}
+    files = {name: tmp_path / name for name in ("here", "eu", "key", "token", "odd", "none", "password", "ca")}
     for file in files.values():
         file.write_text(SECRET)
+    files["ca"].write_bytes(Authority().pem)
     (tmp_path / "config.yaml").write_text("""
 receivers:
   statsig: {endpoint: "127.0.0.1:0", signing_secrets: ["${file:here}"]}
@@ -394,10 +395,18 @@ exporters:
   otlp_http/b: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:token}"}}
   otlp_http/c: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:odd}"}}
   otlp_grpc/d: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:none}"}}
+  otlp_http/e: {endpoint: "https://127.0.0.1:1", headers: {key: "${file:token}"}, tls: {ca_pem: "${file:ca}"}}
+  kafka/f:
+    brokers: ["127.0.0.1:1"]
+    timeout: 200ms
+    auth: {sasl: {mechanism: PLAIN, username: u, password: "${file:password}"}}
 extensions: {file_storage: {directory: queue, min_free_bytes: 0}}
 service:
   extensions: [file_storage]
-  pipelines: {logs: {receivers: [statsig, statsig/eu], exporters: [otlp_http/a, otlp_http/b, otlp_http/c, otlp_grpc/d]}}
+  pipelines:
+    logs:
+      receivers: [statsig, statsig/eu]
+      exporters: [otlp_http/a, otlp_http/b, otlp_http/c, otlp_grpc/d, otlp_http/e, kafka/f]
 """)
     with Service.from_file(tmp_path / "config.yaml", environ={}) as running:
         files["here"].write_text(OTHER)
@@ -406,21 +415,25 @@ service:
         files["token"].write_text(OTHER)
         files["odd"].write_text("a\x01b")
         files["none"].write_text("")
+        files["password"].write_text(OTHER)
+        files["ca"].write_bytes(Authority().pem)
         caplog.clear()
-        for _ in range(2):  # what did not change is said once
+        for _ in range(2):  # what did not change is said once, and a PEM string counts from the second look on
             running._reloader.use_changed_secrets()
         assert post(running, "a", secret=OTHER).status == 200
     said = [record.getMessage() for record in caplog.records if record.name == reload.__name__]
-    assert [line for line in said if "stay as they were" not in line] == [
+    assert [line for line in said if "stay as they were" not in line and "keeps the" not in line] == [
         "receivers::statsig::signing_secrets[0]: is a new secret, valid from now on",
         "exporters::otlp_http/b: the files of its headers have changed",
+        "exporters::kafka/f: the files of its password have changed",
+        "exporters::otlp_http/e: the files of its headers and certificates have changed",
     ]
-    eu, a, c, d = (line for line in said if "stay as they were" in line)
+    eu, a, c, d = (line for line in said if "stay as they were" in line or "keeps the" in line)
     assert eu.startswith("receivers::statsig/eu::signing_secrets[0]: ")
     assert eu.endswith("; the secrets of statsig/eu stay as they were")
     assert a.startswith("exporters::otlp_http/a::headers::key: ")
-    assert a.endswith("; the headers of otlp_http/a stay as they were")
+    assert a.endswith("; otlp_http/a keeps the headers that it has")
     assert c.startswith("exporters::otlp_http/c::headers: ")
-    assert c.endswith("; the headers of otlp_http/c stay as they were")
+    assert c.endswith("; otlp_http/c keeps the headers that it has")
     assert d.startswith("exporters::otlp_grpc/d::headers: the value of the header 'key' is empty (")
-    assert d.endswith("config.yaml:9); the headers of otlp_grpc/d stay as they were")
+    assert d.endswith("config.yaml:9); otlp_grpc/d keeps the headers that it has")
