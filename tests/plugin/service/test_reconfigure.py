@@ -236,7 +236,7 @@ def test_renewed_headers_and_certificates_are_taken_over(
             assert applied.changes == []
             (failure,) = applied.failures
             assert failure.startswith(
-                "exporters::otlp_http: its certificates and headers were not renewed: tls::ca_file"
+                "exporters::otlp_http: its certificates and secrets were not renewed: tls::ca_file"
             )
             assert send(service, "c") == Receipt(1)
             sink.wait_for(3)
@@ -312,7 +312,7 @@ def test_certificates_that_can_not_be_used_keep_none_from_being_renewed(configur
             first, second = applied.failures
             assert first.startswith("receivers::statsig: its certificates were not renewed: tls: ")
             assert second.startswith(
-                "exporters::otlp_grpc/a: its certificates and headers were not renewed: tls::ca_file"
+                "exporters::otlp_grpc/a: its certificates and secrets were not renewed: tls::ca_file"
             )
             if apply == service.renew_certificates:
                 assert applied.changes == [
