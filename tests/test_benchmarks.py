@@ -48,6 +48,7 @@ TINY = {
     "mapping_cost": ["--seconds", "0.1"],
     "request_cost": ["--size", "1000", "--only", "chunks"],
     "memory": ["--requests", "200"],
+    "remembered": [],
     "startup": [],
 }
 """The options, after --quick, that make each as short as it gets."""
