@@ -89,8 +89,9 @@ class Chain:
         folder: A folder for its files.
         backend: The URL of the backend, OTLP over HTTP.
         brokers: How many brokers, each with a replica of each partition.
-        replicas: How many replicas of the service, at most as many as nginx.conf names.
+        replicas: How many replicas of the service.
         consumers: How many Collectors.
+        secret: The signing secret.
 
     Raises:
         UnavailableError: This machine lacks a program of the chain, or can't get it.
@@ -104,12 +105,21 @@ class Chain:
         access_log: What nginx has passed on, and to whom.
     """
 
-    def __init__(self, folder: Path, backend: str, *, brokers: int = 3, replicas: int = 3, consumers: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backend: str,
+        *,
+        brokers: int = 3,
+        replicas: int = 3,
+        consumers: int = 2,
+        secret: str = SECRET,
+    ) -> None:
         self.kafka = ApacheKafka(fetch(), folder / "kafka", brokers)
         collector = build(EXAMPLE / "collector-builder.yaml") if consumers else Path()
         addresses = self.kafka.addresses()
         environment = {
-            "STATSIG_SIGNING_SECRET": SECRET,
+            "STATSIG_SIGNING_SECRET": secret,
             "BACKEND": backend,
             **{f"KAFKA_{number}": addresses[(number - 1) % brokers] for number in (1, 2, 3)},
         }
@@ -155,7 +165,7 @@ class Chain:
 
 
 def balancer(folder: Path, ports: Sequence[int]) -> Part:
-    """nginx with the example's file, before some of its three replicas. It is not started.
+    """nginx with the example's file, before replicas on these ports. It is not started.
 
     Raises:
         UnavailableError: There is no nginx.
