@@ -13,6 +13,9 @@ from typing import Any, Final, NamedTuple
 from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.queue import schema
 
+_NEVER: Final = 1 << 62
+"""A second that is later than that of any change."""
+
 _DELETED_AT_ONCE: Final = 5000
 """The most rows that one transaction deletes, so that nobody waits long for it."""
 
@@ -48,7 +51,10 @@ class Noted(NamedTuple):
 
 
 def begin(connection: sqlite3.Connection, receivers: Iterable[str], *, now_ms: int) -> None:
-    """Begin to remember what comes for some receivers, if that has not begun, and forget what came for others."""
+    """Begin to remember what comes for some receivers, if that has not begun, and end it for others.
+
+    What came for these is not remembered any more; `forget` deletes it bit by bit.
+    """
     wanted = set(receivers)
     if wanted:
         schema.upgrade(connection, schema.REMEMBERING)
@@ -56,7 +62,6 @@ def begin(connection: sqlite3.Connection, receivers: Iterable[str], *, now_ms: i
         return
     for receiver in {str(row[0]) for row in connection.execute("SELECT receiver FROM remembered")} - wanted:
         connection.execute("DELETE FROM remembered WHERE receiver = ?", (receiver,))
-        connection.execute("DELETE FROM arrivals WHERE receiver = ?", (receiver,))
         connection.execute("DELETE FROM missed WHERE receiver = ?", (receiver,))
     now = now_ms // 1000
     query = "INSERT INTO remembered (receiver, since, compared) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
@@ -93,21 +98,33 @@ def add(connection: sqlite3.Connection, receiver: str, arrivals: Iterable[Arriva
 
 
 def forget(connection: sqlite3.Connection, kept: Mapping[str, float], *, now_ms: int) -> int:
-    """Delete some of the changes that are older than a receiver keeps them, in seconds; the number of deleted rows.
+    """Delete some of the changes that are older than a receiver keeps them, in seconds, and of receivers without that.
 
     What was deleted does not count as missed, also if it was the clock that was wrong.
+
+    Returns:
+        The number of deleted rows.
     """
+    if not are_kept(connection):
+        return 0
     query = (
         "DELETE FROM arrivals WHERE (receiver, uid) IN "
         "(SELECT receiver, uid FROM arrivals WHERE receiver = ? AND second < ? LIMIT ?)"
     )
-    deleted = 0
-    for receiver, seconds in kept.items():
-        before = now_ms // 1000 - int(seconds)
+    deleted, receiver = 0, _next_receiver(connection, "")
+    while receiver is not None:
+        before = now_ms // 1000 - int(kept[receiver]) if receiver in kept else _NEVER
         if rows := connection.execute(query, (receiver, before, _DELETED_AT_ONCE)).rowcount:
             connection.execute("UPDATE remembered SET since = max(since, ?) WHERE receiver = ?", (before, receiver))
             deleted += rows
+        receiver = _next_receiver(connection, receiver)
     return deleted
+
+
+def _next_receiver(connection: sqlite3.Connection, after: str) -> str | None:
+    """The next receiver of which there are changes, by name."""
+    row = connection.execute("SELECT min(receiver) FROM arrivals WHERE receiver > ?", (after,)).fetchone()
+    return None if row[0] is None else str(row[0])
 
 
 def note(

@@ -5,6 +5,7 @@ time, everything else may be missing or of another type, and unknown members are
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ _TYPE_AND_ACTION: Final = re.compile(rf"({'|'.join(_TYPES)})_(?!layer_)(\w+)")
 
 _MOST_VALUES: Final = 32 << 10
 """The most bytes of the old values of an entry, and of the new ones, in JSON. Larger ones are left out."""
+
+_MOST_DIGITS: Final = 1000
 
 _compact: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -180,7 +183,7 @@ def parse_page(body: bytes) -> Page:
         MalformedPageError: It is not a page. The message does not show its content.
     """
     try:
-        document = json.loads(body)
+        document = json.loads(body, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise MalformedPageError("the answer is not JSON, or was cut short") from error
     data = document.get("data") if isinstance(document, dict) else None
@@ -229,6 +232,11 @@ def _entry(item: object) -> AuditEntry | str:
 def _string(item: Mapping[str, object], name: str) -> str | None:
     value = item.get(name)
     return valid(value) if isinstance(value, str) and value else None
+
+
+def _integer(digits: str) -> float:
+    """A number. One of thousands of digits, which Python would take long to read, is infinite."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else math.inf
 
 
 def _values(changes: object) -> tuple[str, str, int]:

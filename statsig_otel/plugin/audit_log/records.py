@@ -24,6 +24,9 @@ DETAILS: Final = "statsig.config_change.details"
 _UNKNOWN: Final = frozenset({"environments", "projects", "tags", "target_apps"})
 """The fields of a filter that no entry has."""
 
+_ALSO: Final[Mapping[str, Sequence[str]]] = {"Gate": ("Feature Gate",)}
+"""Other types that webhooks may have for the same things, as a filter tells them apart."""
+
 _NO_ITEM: Final[Mapping[str, object]] = {}
 
 
@@ -135,7 +138,8 @@ class LogRecords:
         known = ChangeFilter(
             include=include if all(include) else (), exclude=[one for one in self.exclude if not unknown & one.keys()]
         )
-        return known.why_dropped(event) is not None
+        spellings = [event, *(replace(event, entity_type=one) for one in _ALSO.get(event.entity_type, ()))]
+        return all(known.why_dropped(one) is not None for one in spellings)
 
 
 def _event(entry: AuditEntry) -> ChangeEvent:

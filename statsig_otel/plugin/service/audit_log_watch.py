@@ -269,9 +269,11 @@ class AuditLogWatch:
         Raises:
             RefusedError: They might soon be.
         """
-        capacities = self._queue.capacities()
-        for name, waiting in self._queue.sizes().items():
-            if waiting * 2 >= capacities.get(name, waiting * 2 + 1):
+        routing = self._queue.routing
+        for name in routing.route(self.receiver).queued:
+            limit, cursor = routing.exporters[name], self._queue.cursor(name)
+            used = cursor.size if limit.counts_bytes else cursor.waiting
+            if limit.queue_size is not None and used * 2 >= limit.queue_size:
                 raise RefusedError(f"half of queue_size or more waits for {name}", reason="queue_full")
 
     def _store(self, batch: Batch) -> None:

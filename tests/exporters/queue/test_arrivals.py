@@ -171,9 +171,28 @@ def test_it_is_remembered_from_when_on(tmp_path: Path) -> None:
     with remembering(tmp_path, clock=lambda: time) as queue:
         consume(queue, told(1)).result(PATIENCE)
     assert state(REMEMBERING) == (NOW, 1)
-    assert state(FORGETTING) == (None, 0)
+    with running(tmp_path, receivers=FORGETTING, clock=lambda: time) as queue:
+        assert (since(queue), remembered(queue)) == (None, [])
+        wait_until(lambda: count(queue.database, "arrivals") == 0)
     assert state(REMEMBERING) == (NOW + 100, 0)
     assert version(tmp_path / "queue.db") == 2
+
+
+def test_neither_reading_nor_deleting_looks_at_all_that_came(tmp_path: Path) -> None:
+    with contextlib.closing(schema.connect(tmp_path / "queue.db")) as connection:
+        schema.upgrade(connection, schema.REMEMBERING)
+        asked: list[str] = []
+        connection.set_trace_callback(asked.append)
+        arrivals.begin(connection, ["statsig"], now_ms=NOW * 1000)
+        arrivals.add(connection, "statsig", [arrival(1, NOW - 100)])
+        assert arrivals.forget(connection, {"statsig": 50.0}, now_ms=NOW * 1000) == 1
+        arrivals.read(connection, "statsig", NOW - 10, NOW)
+        connection.set_trace_callback(None)
+        about = [one for one in asked if "FROM arrivals" in one]
+        plans = [str(row[3]) for one in about for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
+    assert len(about) == 4
+    assert not [plan for plan in plans if plan.startswith("SCAN arrivals")], plans
+    assert sum("arrivals_by_time (receiver=? AND second" in plan for plan in plans) == 2
 
 
 def test_a_reload_can_begin_and_end_it(tmp_path: Path) -> None:

@@ -168,7 +168,9 @@ def test_a_filter_drops_only_what_it_would_drop_whatever_the_log_does_not_tell()
         assert not dropped(entry, exclude={"names": ["a"], "environments": [""]})
         assert not dropped(entry, exclude={"target_apps": ["*"]})
     assert dropped(gate, include={"types": ["segment"]})
-    assert dropped(gate, exclude={"types": ["gate"], "actions": ["created"]})
+    assert not dropped(gate, include={"types": ["feature gate"]}), "webhooks have both"
+    assert not dropped(gate, exclude={"types": ["feature_gate"]})
+    assert dropped(gate, exclude={"types": ["gate", "feature_gate"], "actions": ["created"]})
     assert not dropped(unclear, include={"types": ["segment"]})
     assert not dropped(unclear, exclude={"types": ["*"]})
     assert not dropped(unclear, exclude={"actions": [""]})
@@ -232,11 +234,18 @@ def test_old_and_new_values_are_bounded() -> None:
         ({"a": {"x": 1, "old": 2}}, "", '{"a":{"x":1,"old":2}}'),
         ({"a": {"old": None, "new": "\u00fc\ud800"}}, '{"a":null}', '{"a":"\u00fc\ufffd"}'),
         ({"a": {"old": float("nan"), "new": 1}}, "", ""),
+        ({"a": {"old": 1 << 60, "new": -1}}, '{"a":1152921504606846976}', '{"a":-1}'),
     ],
 )
 def test_values_are_read_leniently(changes: object, old: str, new: str) -> None:
     entry = read(changes=changes)
     assert (entry.old, entry.new) == (old, new)
+
+
+def test_a_number_that_nobody_can_read_spoils_no_page() -> None:
+    page = json.dumps({"data": [audit_entry(1, SECOND, changes={"a": {"new": 0}})]})
+    (entry,) = parse_page(page.replace('"new": 0', '"new": ' + "9" * 100_000).encode()).entries
+    assert (entry.old, entry.new) == ("", "")
 
 
 def test_hostile_strings_make_a_bounded_record() -> None:

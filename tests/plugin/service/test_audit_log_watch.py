@@ -327,6 +327,22 @@ def test_a_webhook_that_comes_after_it_was_filled_in_is_delivered_too(
     assert len(warnings(caplog)) == 1
 
 
+def test_two_services_make_the_same_records_of_one_log(tmp_path: Path, log: AuditLogServer, now: Now) -> None:
+    """Each queue knows only what came to itself."""
+    log.entries = [audit_entry(1, SINCE + 100, "to the first"), audit_entry(2, SINCE + 200, "to none")]
+    made: list[dict[str, str]] = []
+    for number in (1, 2):
+        now.seconds = float(SINCE)
+        with watched(tmp_path / str(number), log, now, backfill=True) as one:
+            if number == 1:
+                one.came(SINCE + 100, 1, "to the first")
+            assert one.look(SINCE + GRACE + 300) == 0
+            made.append({told(record)["feature_flag.key"]: told(record)["log.record.uid"] for record in one.made()})
+    assert made[0].keys() == {"to none"}
+    assert made[1].keys() == {"to none", "to the first"}
+    assert made[0]["to none"] == made[1]["to none"]
+
+
 def test_all_that_can_not_be_told_apart_are_filled_in(tmp_path: Path, log: AuditLogServer, now: Now) -> None:
     """One of two came, and nobody knows which: better twice than not at all. Where both came there is nothing to do."""
     log.entries = [
