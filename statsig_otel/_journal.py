@@ -160,11 +160,12 @@ class _Kind(Generic[_E]):
         yield from self.entries
         yield from self.last.values()
 
-    def add(self, verdict: tuple[str | int, ...], entry: _E) -> None:
+    def add(self, verdict: tuple[str | int, ...], entry: _E) -> _E:
         self.entries.append(entry)
         if self.last.pop(verdict, None) is None and len(self.last) >= _MOST_KINDS:
             del self.last[next(iter(self.last))]
         self.last[verdict] = entry
+        return entry
 
 
 class Journal:
@@ -180,11 +181,9 @@ class Journal:
         self._taken: Final = _Kind[RequestEntry]()
         self._refused: Final = _Kind[RequestEntry]()
         self._attempts: Final = _Kind[AttemptEntry]()
-        self._changes: Final[deque[tuple[int, str, str, tuple[bytes, ...], int, str]]] = (
-            deque()
-        )  # as in a `ChangeEntry`
-        self._bytes = 0  # of the records in there
-        self._most = DEFAULT_ENTRIES
+        # As in a `ChangeEntry`, and with the bytes of all records that were added before it.
+        self._changes: deque[tuple[int, str, str, tuple[bytes, ...], int, str, int]] = deque(maxlen=DEFAULT_ENTRIES)
+        self._added_bytes = 0
         self._most_bytes = DEFAULT_BYTES
         self._now = 0.0  # the time of the last entry
         os.register_at_fork(after_in_child=self._renew_lock)
@@ -202,11 +201,12 @@ class Journal:
         """
         with self._lock:
             self.is_kept = True
-            self._most, self._most_bytes = entries, size
+            self._most_bytes = size
             self._taken.resize(entries)
             self._refused.resize(entries)
             self._attempts.resize(entries)
-            self.add_changes("", 0, ())  # removes those that are too many now
+            self._changes = deque(self._changes, maxlen=entries)
+            self._drop_oldest_changes()
 
     def add_request(
         self,
@@ -224,14 +224,16 @@ class Journal:
         verdict = receiver, reason, port
         kind = self._taken if status == _OK else self._refused
         with self._lock:
-            now = self._time()
-            entry = kind.last.get(verdict)
-            run = 0 if entry is None or kind is self._taken or self._is_over(entry, now) else entry.run
+            now = time()
+            if now < self._now:
+                self._move_back(now)
+            self._now = now
+            entry = before = kind.last.get(verdict)
             if entry is None or now - entry.at >= _TOGETHER:
-                entry = RequestEntry(receiver, status, reason, detail, now, port=port)
-                kind.add(verdict, entry)
+                entry = kind.add(verdict, RequestEntry(receiver, status, reason, detail, now, port=port))
+            if kind is self._refused:
+                entry.run = 1 if before is None or self._is_over(before, now) else before.run + 1
             entry.count += 1
-            entry.run = run + 1
             entry.last = now
             for word, number in items.items():
                 if number and isinstance(number, int):
@@ -253,24 +255,24 @@ class Journal:
             changes: The changes, in order. Only the last few hundred are kept.
             note: See `ChangeEntry`.
         """
-        if not self.is_kept:
+        if not self.is_kept or not changes:
             return
-        entries, most, most_bytes = self._changes, self._most, self._most_bytes
         with self._lock:
-            total = self._bytes
-            for change in changes[-most:]:
-                records = change.records
+            for change in changes:
+                records, added = change.records, self._added_bytes
                 size = sum(map(len, records))
-                if size <= most_bytes:
-                    total += size
+                if size <= self._most_bytes:
+                    self._added_bytes = added + size
                 else:
                     records = ()
-                entries.append((at_ns, receiver, change.uid, records, size, note))
-            while len(entries) > most or total > most_bytes:
-                oldest = entries.popleft()
-                if oldest[3]:
-                    total -= oldest[4]
-            self._bytes = total
+                self._changes.append((at_ns, receiver, change.uid, records, size, note, added))
+            if self._added_bytes - self._changes[0][-1] > self._most_bytes:
+                self._drop_oldest_changes()
+
+    def _drop_oldest_changes(self) -> None:
+        """Drop changes until the records of the others fit."""
+        while self._changes and self._added_bytes - self._changes[0][-1] > self._most_bytes:
+            self._changes.popleft()
 
     def add_attempt(
         self, exporter: str, outcome: str, reason: str, *, records: int, delivered: int, seconds: float
@@ -283,24 +285,27 @@ class Journal:
             now = self._time()
             entry = self._attempts.last.get(verdict)
             if entry is None or now - entry.at >= _TOGETHER:
-                entry = AttemptEntry(exporter, outcome, reason, now, seconds)
-                self._attempts.add(verdict, entry)
+                entry = self._attempts.add(verdict, AttemptEntry(exporter, outcome, reason, now, seconds))
             entry.count += 1
             entry.records += records
             entry.delivered += delivered
 
     def _time(self) -> float:
-        """The time now. If the clock was put back, all entries are moved back, in order: they would stay the newest."""
+        """The time now, which is that of no earlier entry."""
         now = time()
         if now < self._now:
-            back = self._now - now + _TOGETHER
-            requests = {id(one): one for kind in (self._taken, self._refused) for one in kind.all()}
-            for entry in requests.values():
-                entry.at, entry.last = entry.at - back, entry.last - back
-            for attempt in {id(one): one for one in self._attempts.all()}.values():
-                attempt.at -= back
+            self._move_back(now)
         self._now = now
         return now
+
+    def _move_back(self, now: float) -> None:
+        """Move all entries back, in order, since the clock was put back: they would stay the newest."""
+        back = self._now - now + _TOGETHER
+        requests = {id(one): one for kind in (self._taken, self._refused) for one in kind.all()}
+        for entry in requests.values():
+            entry.at, entry.last = entry.at - back, entry.last - back
+        for attempt in {id(one): one for one in self._attempts.all()}.values():
+            attempt.at -= back
 
     def requests(self) -> list[RequestEntry]:
         """The last requests, newest first."""
@@ -323,7 +328,7 @@ class Journal:
             found = list(self._changes)
         once: dict[str, ChangeEntry] = {}
         for row in found:  # a change that came again stands where it came first
-            entry = ChangeEntry(*row)
+            entry = ChangeEntry(*row[:-1])
             if entry.note:  # what was missed may be filled in now
                 once.pop(entry.uid, None)
             once.setdefault(entry.uid, entry)

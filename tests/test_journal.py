@@ -213,19 +213,23 @@ def test_a_change_that_is_too_large_is_named_without_its_records() -> None:
 
 @given(st.lists(st.lists(st.lists(st.integers(1, 3 << 20), min_size=1, max_size=3), max_size=4), max_size=12))
 def test_records_take_bounded_memory(requests: list[list[list[int]]]) -> None:
-    """Whatever the sizes are, the newest change is named, and the bytes are what is counted."""
-    journal, number = kept(), 0
+    """The newest change is always named, and as many are kept as fit, without the records of those that never would."""
+    journal, added = kept(), list[tuple[str, int]]()
     block = memoryview(bytes(3 << 20))
     for batch in requests:
         changes = []
         for sizes in batch:
-            number += 1
-            changes.append(OneChange(str(number), tuple(bytes(block[:size]) for size in sizes)))
-        journal.add_changes("statsig", number, changes)
-        size = sum(len(record) for entry in journal.changes() for record in entry.records)
-        assert size == journal._bytes <= 4 << 20
-    if number:
-        assert journal.changes()[0].uid == str(number)
+            changes.append(OneChange(str(len(added)), tuple(bytes(block[:size]) for size in sizes)))
+            added.append((changes[-1].uid, sum(sizes)))
+        journal.add_changes("statsig", len(added), changes)
+        expected, total = [], 0
+        for uid, size in reversed(added):
+            total += size if size <= 4 << 20 else 0
+            if total > 4 << 20:
+                break
+            expected.append((uid, size))
+        assert [(one.uid, one.size) for one in journal.changes()] == expected
+        assert sum(len(record) for one in journal.changes() for record in one.records) <= 4 << 20
 
 
 def test_what_was_read_does_not_change_any_more(clock: Clock) -> None:

@@ -21,7 +21,7 @@ def fresh_process() -> Iterator[None]:
             kind.entries.clear()
             kind.last.clear()
         journal._changes.clear()
-        journal._bytes = 0
+        journal._added_bytes = 0
     try:
         yield
     finally:
