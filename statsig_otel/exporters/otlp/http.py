@@ -43,6 +43,9 @@ _logger: Final = logging.getLogger(__name__)
 
 _JSON: Final = "application/json"
 _CHUNK: Final = 64 << 10
+_CONNECTION: Final = re.compile(r"^HTTPS?Connection\(host=.*?, port=\d+\): ")
+"""With what urllib3 begins its messages, after which it says what happened. The place is said anyway."""
+
 _TUNNEL_FAILED: Final = re.compile(r"Tunnel connection failed: ([0-9]{3})(.*)", re.DOTALL)
 _FINAL: Final = 200  # lower status codes are interim
 _OK: Final = range(_FINAL, 300)
@@ -320,7 +323,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     def _failure(self, error: Exception, *, is_new: bool) -> Outcome:
         """The outcome of a request without an answer, over a new connection or over one that was kept."""
         message = str(error)
-        reason = f"{type(error).__name__} from {self._place}: {one_line(message, self._hide)}"
+        reason = f"{type(error).__name__} from {self._place}: {one_line(_CONNECTION.sub('', message), self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Blocked(f"{UNTRUSTED}: {reason}")
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
