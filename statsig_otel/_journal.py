@@ -40,6 +40,8 @@ _TOGETHER: Final = 1.0
 _MOST_KINDS: Final = 200
 """The journal keeps the last entry of each of these verdicts for as long as the process runs."""
 
+_MINUTE: Final = 60
+
 _NO_ITEMS: Final[Mapping[str, object]] = {}
 _OK: Final = 200
 """The HTTP status of all requests that are not refused."""
@@ -65,6 +67,7 @@ class RequestEntry:
         count: The number of requests.
         run: The refused requests with this verdict, up to the last one of these, since the receiver accepted a webhook.
             Those that may be lost are counted for a day after the last of them, whatever was accepted since.
+        follows: Whether the receiver had accepted a webhook before the last one of these.
         items: The items of accepted requests, by what became of them: accepted, duplicates, ignored, invalid.
         port: The port of the server that refused them before they reached a receiver; 0 if it is not known.
     """
@@ -79,6 +82,7 @@ class RequestEntry:
     port: int = 0
     last: float = 0.0
     run: int = 0
+    follows: bool = False
 
     @property
     def may_be_lost(self) -> bool:
@@ -181,6 +185,7 @@ class Journal:
         self._taken: Final = _Kind[RequestEntry]()
         self._refused: Final = _Kind[RequestEntry]()
         self._attempts: Final = _Kind[AttemptEntry]()
+        self._delivered: Final[dict[str, deque[tuple[int, int]]]] = {}  # by exporter, records by second
         # As in a `ChangeEntry`, and with the bytes of all records that were added before it.
         self._changes: deque[tuple[int, str, str, tuple[bytes, ...], int, str, int]] = deque(maxlen=DEFAULT_ENTRIES)
         self._added_bytes = 0
@@ -232,19 +237,20 @@ class Journal:
             if entry is None or now - entry.at >= _TOGETHER:
                 entry = kind.add(verdict, RequestEntry(receiver, status, reason, detail, now, port=port))
             if kind is self._refused:
-                entry.run = 1 if before is None or self._is_over(before, now) else before.run + 1
+                accepted = self._taken.last.get((receiver, ACCEPTED, 0))
+                is_over = before is None or self._is_over(before, now, 0.0 if accepted is None else accepted.last)
+                entry.run = 1 if before is None or is_over else before.run + 1
+                entry.follows = accepted is not None
             entry.count += 1
             entry.last = now
             for word, number in items.items():
                 if number and isinstance(number, int):
                     entry.items[word] = entry.items.get(word, 0) + number
 
-    def _is_over(self, refused: RequestEntry, now: float) -> bool:
+    @staticmethod
+    def _is_over(refused: RequestEntry, now: float, last_accepted: float) -> bool:
         """Whether a run of refusals has ended, so that the next one begins another."""
-        if refused.may_be_lost:
-            return now - refused.last > LOST_FOR
-        accepted = self._taken.last.get((refused.receiver, ACCEPTED, 0))
-        return accepted is not None and accepted.last > refused.last
+        return now - refused.last > LOST_FOR if refused.may_be_lost else last_accepted > refused.last
 
     def add_changes(self, receiver: str, at_ns: int, changes: Sequence[_Change], note: str = "") -> None:
         """Add accepted changes of one request, or changes of the audit log.
@@ -289,6 +295,19 @@ class Journal:
             entry.count += 1
             entry.records += records
             entry.delivered += delivered
+            if delivered:
+                by_second, second = self._delivered.setdefault(exporter, deque(maxlen=_MINUTE)), int(now)
+                before = by_second.pop()[1] if by_second and by_second[-1][0] == second else 0
+                by_second.append((second, before + delivered))
+
+    def delivered_last_minute(self) -> dict[str, int]:
+        """The records that each exporter's backend has taken in the last minute, however many entries are kept."""
+        with self._lock:
+            now = self._time()
+            return {
+                name: sum(number for second, number in by_second if now - _MINUTE < second <= now)
+                for name, by_second in self._delivered.items()
+            }
 
     def _time(self) -> float:
         """The time now, which is that of no earlier entry."""
@@ -304,6 +323,10 @@ class Journal:
         requests = {id(one): one for kind in (self._taken, self._refused) for one in kind.all()}
         for entry in requests.values():
             entry.at, entry.last = entry.at - back, entry.last - back
+        # A change of the request that has noticed it came after that.
+        now_ns, back_ns = int(now * 1e9), int(back * 1e9)
+        moved = ((one[0] - back_ns if one[0] > now_ns else one[0], *one[1:]) for one in self._changes)
+        self._changes = deque(moved, maxlen=self._changes.maxlen)
         for attempt in {id(one): one for one in self._attempts.all()}.values():
             attempt.at -= back
 
@@ -325,6 +348,7 @@ class Journal:
     def changes(self) -> list[ChangeEntry]:
         """The last changes, newest first, each once."""
         with self._lock:
+            self._time()
             found = list(self._changes)
         once: dict[str, ChangeEntry] = {}
         for row in found:  # a change that came again stands where it came first

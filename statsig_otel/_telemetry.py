@@ -10,6 +10,7 @@ import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from time import time_ns
 from typing import Final, Protocol, TypeVar
 
 from opentelemetry.metrics import get_meter
@@ -87,6 +88,12 @@ class ReceiverCounts:
         self.filled_in: int = 0
         self.last_missed: tuple[tuple[str, int], ...] = ()
         self.compared: int = 0
+
+    def move_back(self) -> None:
+        """If the clock was put back, no time is in the future any more. The lock has to be held."""
+        now_ns = time_ns()
+        self.last_verified_ns = min(self.last_verified_ns, now_ns)
+        self.last_change_ns = min(self.last_change_ns, now_ns)
 
     def ignore(self, names: Mapping[str, int]) -> None:
         """Count ignored items by the names of their events, which come from outside. The lock has to be held."""
@@ -166,6 +173,7 @@ def _of_receivers(read: Callable[[ReceiverCounts], Mapping[Values, float]]) -> R
     def items() -> Iterator[tuple[Values, float]]:
         for name, counts in list(_receivers.items()):
             with counts.lock:
+                counts.move_back()
                 numbers = list(read(counts).items())
             yield from (((name, *values), number) for values, number in numbers)
 

@@ -123,7 +123,12 @@ def test_after_the_clock_was_put_back_no_entry_is_newer_than_the_next_one(clock:
     assert journal.last_requests()[-1].at == clock.now
     accepted, refused = journal.last_requests()
     assert refused.last == accepted.last
-    clock.now += 5
+    journal.add_changes("statsig", int((clock.now + 86400) * 1e9), [OneChange("early", (b"x",))])
+    clock.now += 86400
+    journal.add_request("statsig", 200, "accepted", "")
+    clock.now -= 86395
+    journal.add_changes("statsig", int(clock.now * 1e9), [OneChange("first after it", (b"x",))])
+    assert [one.at_ns / 1e9 - clock.now for one in journal.changes()] == pytest.approx([0.0, -1.0], abs=0.01)
     journal.add_request("statsig", 200, "accepted", "")
     clock.now -= 86400
     accepted, refused = journal.last_requests()
@@ -168,6 +173,17 @@ def test_a_run_of_refusals_ends_with_the_receivers_next_accepted_webhook(clock: 
     refuse("a", 503, "queue_full")
     assert runs() == {wrong: 2, full: 1, **others}
     assert sum(one.count for one in journal.requests()) == 45
+
+
+def test_a_refusal_knows_whether_webhooks_were_accepted_before_it(clock: Clock) -> None:
+    journal = kept()
+    journal.add_request("a", 401, "signature_wrong", "")
+    journal.add_request("b", 200, "accepted", "")
+    journal.add_request("b", 401, "signature_wrong", "")
+    assert {one.receiver: one.follows for one in journal.requests() if one.status != 200} == {"a": False, "b": True}
+    journal.add_request("a", 200, "accepted", "")
+    journal.add_request("a", 401, "signature_wrong", "")  # in the same second
+    assert {one.receiver: one.follows for one in journal.requests() if one.status != 200} == {"a": True, "b": True}
 
 
 def test_an_entry_says_when_its_last_request_was_answered(clock: Clock) -> None:

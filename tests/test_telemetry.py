@@ -302,3 +302,15 @@ def test_requests_on_one_connection_are_counted_one_by_one(tmp_path: Path) -> No
         data = collecting.all()["statsig_otel_receiver_request_body_size"].data
         (point,) = (point for point in data.data_points if point.attributes == {"receiver": "statsig/kept"})
         assert (point.count, point.sum) == (3, 3 * len(body))  # type: ignore[union-attr] # a histogram's
+
+
+def test_after_the_clock_was_put_back_no_time_is_in_the_future(seen: Collected) -> None:
+    """It would keep the alert on missing webhooks from firing until then."""
+    counts = counts_of("statsig/from_the_future")
+    counts.last_verified_ns = counts.last_change_ns = time.time_ns() + 86_400_000_000_000
+    for name in ("last_verified_webhook_timestamp", "last_change_timestamp"):
+        ((told,),) = [seen.numbers(f"statsig_otel_receiver_{name}", receiver="statsig/from_the_future").values()]
+        assert told <= time.time()
+    before = counts.last_verified_ns
+    seen.all()
+    assert counts.last_verified_ns == before, "it does not go on with the clock"

@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from http import HTTPStatus
 from operator import attrgetter
 from time import perf_counter
@@ -43,6 +44,17 @@ _HEADERS: Final = "pairs of a name and a value in bytes, such as (b'host', b'h.c
 
 def _unauthorized(error: UnauthorizedError) -> Answer:
     return refusal(HTTPStatus.UNAUTHORIZED, error.reason, str(error))
+
+
+def _with_both_clocks(error: UnauthorizedError, timestamps: Sequence[bytes], now_ns: int) -> UnauthorizedError:
+    """The error of a webhook with a wrong time says both times: who sees them knows which clock is wrong."""
+    if error.reason != "timestamp_outside_tolerance":
+        return error
+    its, here = (datetime.fromtimestamp(ms // 1000, UTC) for ms in (int(timestamps[0]), now_ns // 1_000_000))
+    form = "%H:%M:%S" if its.date() == here.date() else "%Y-%m-%d %H:%M:%S"
+    return UnauthorizedError(
+        error.reason, f"{error}; the webhook's time is {its:{form}}, this machine's {here:{form}} UTC"
+    )
 
 
 def _refuse(status: HTTPStatus, reason: str) -> AnsweredError:
@@ -169,7 +181,8 @@ class Intake:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
         try:
             verification = self.verifier.begin(signatures, timestamps, now_ns // 1_000_000)
-        except UnauthorizedError as error:
+        except UnauthorizedError as found:
+            error = _with_both_clocks(found, timestamps, now_ns)
             # A short body may be a URL verification. A longer one is not even read.
             if length is not None and length > MAX_URL_VERIFICATION_SIZE:
                 raise AnsweredError(_unauthorized(error)) from error

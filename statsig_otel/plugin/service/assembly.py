@@ -121,7 +121,7 @@ class Assembly:
         self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
-        self._since = 0.0  # when it has opened, in seconds since the epoch
+        self._since = self._since_monotonic = 0.0  # when it has opened, by the clock of the wall and the monotonic one
         self._closing = False
         self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
         self._ending = threading.Event()  # a shutdown was asked for
@@ -192,12 +192,16 @@ class Assembly:
 
     def facts(self) -> Facts:
         """What is known of the service, for its live page and for `top`."""
-        self._since = min(self._since, time.time())  # if the clock was put back
+        began = time.time() - (time.monotonic() - self._since_monotonic)
+        if began < self._since - 1:  # The clock was put back. The journal has moved its entries a second further back.
+            self._since = began - 1
+        bound = [endpoint for endpoint in self._endpoints if endpoint.port]
         return facts_of(
             condition=self.condition(),
             exporters=self._outbound.exporters(),
             receivers=self._intakes,
             paths={name: one.path for name, one in receiver_settings(self._configuration).items()},
+            urls=self.urls if self._url else {name: url for one in bound for name, url in one.urls.items()},
             ports={name: endpoint.port for endpoint in self._endpoints for name in endpoint.receivers},
             dead_letters=self._outbound.dead_letters(),
             since=self._since,
@@ -254,7 +258,7 @@ class Assembly:
                 self.health.start()
             self._start_outbound(go_on)
             self._open_servers()
-            self._is_open, self._since = True, time.time()
+            self._is_open, self._since, self._since_monotonic = True, time.time(), time.monotonic()
         except BaseException as error:
             self._failed = True
             self._stop_health()

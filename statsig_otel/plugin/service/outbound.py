@@ -31,7 +31,7 @@ from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
-from statsig_otel.plugin.settings.catalog import create_exporter
+from statsig_otel.plugin.settings.catalog import create_exporter, destination
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.reading import configured_exporters, routing
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -77,6 +77,7 @@ class Outbound:
         self._queue = self._create_queue(configuration, failed) if self._routing.now.exporters else None
         self._recovery = Recovery(self._queue) if self._queue else None
         self._exporters = {name: create_exporter(name, one.settings) for name, one in configured.items()}
+        self._destinations = {name: destination(one.settings) for name, one in configured.items()}
         unqueued = {
             name: SynchronousExporter(self._exporters[name], one.timeout)
             for name, one in configured.items()
@@ -123,7 +124,7 @@ class Outbound:
         return Condition({} if self._queue is None else self._queue.refusal_reasons(), exporters)
 
     def exporters(self) -> dict[str, dict[str, Any]]:
-        """As in `condition`; of a queued one also its failures, and how long the first record has waited."""
+        """As in `condition`, and where each sends; of a queued one also its failures, and its first record's age."""
         found: dict[str, dict[str, Any]] = {
             name: {"state": state} for name, state in self._synchronous.states().items()
         }
@@ -138,6 +139,8 @@ class Outbound:
             }
         for name in self._left(sizes):
             found[name] = {"state": NOT_CONFIGURED, "waiting": sizes[name], "oldest_age_seconds": ages.get(name)}
+        for name in self._exporters.keys() & found.keys():
+            found[name]["destination"] = self._destinations[name]
         return found
 
     def _left(self, waiting: Collection[str]) -> list[str]:
@@ -338,6 +341,7 @@ class Outbound:
         self._senders = {name: senders[name] for name, one in configured.items() if one.is_queued}
         self._leaving = {name: one for name, one in before.items() if self._senders.get(name) is not one}
         self._exporters = {name: exporters[name] for name in configured}
+        self._destinations = {name: destination(one.settings) for name, one in configured.items()}
         return coming
 
     def close(self, grace: float = SYNCHRONOUS_GRACE.longest) -> None:

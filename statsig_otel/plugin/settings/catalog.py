@@ -149,3 +149,17 @@ def create_exporter(name: str, settings: Settings) -> Exporter:
         exporter: Exporter = settings.exporter
         return exporter
     return EXPORTERS.create(name, settings)
+
+
+def destination(settings: Settings) -> str:
+    """Where an exporter with these settings sends to, without anything secret; empty if nobody can tell."""
+    match settings:
+        case OtlpHttpSettings(url=url):
+            return url.netloc.rpartition("@")[2]
+        case OtlpGrpcSettings(target=target):
+            return target.removeprefix("dns:///")
+        case KafkaSettings(brokers=brokers):
+            return ", ".join(brokers)
+        case FileSettings(path=path):
+            return str(path)
+    return ""

@@ -8,12 +8,13 @@ from typing import Final, NamedTuple
 from statsig_otel._journal import LOST_FOR, RequestEntry
 from statsig_otel._telemetry import NOT_CONFIGURED, OTHER
 from statsig_otel.exporters.wording import ago, counted
-from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, why
+from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, repair, why
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 _HOUR: Final = 3600.0
 _MOST_NAMES: Final = 3
-_MOST_PROBLEMS: Final = 8
+_MOST_REFUSALS: Final = 5
+"""What strangers cause does not push out what else is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class ReceiverFacts:
     Attributes:
         name: Its id.
         path: The path that webhooks are sent to.
+        url: The URL that webhooks are sent to, on this machine or, behind a proxy, in front of it; empty if it is not
+            known.
         has_secret: Whether it has a signing secret.
         port: The port that it listens on; 0 if it is not known.
         last_verified: When the last webhook with a valid signature arrived.
@@ -40,6 +43,7 @@ class ReceiverFacts:
 
     name: str
     path: str = ""
+    url: str = ""
     has_secret: bool = True
     port: int = 0
     last_verified: float = 0.0
@@ -60,6 +64,7 @@ class ExporterFacts:
 
     Attributes:
         name: Its id.
+        destination: Where it sends to, such as a host; empty if nobody can tell.
         state: One of `_telemetry.EXPORTER_STATES`, or `stopped`.
         waiting: The records that wait for it; None if it has no queue, and a webhook waits for it.
         oldest: Seconds since the webhook of the oldest of them arrived; None if none waits.
@@ -70,6 +75,7 @@ class ExporterFacts:
     """
 
     name: str
+    destination: str = ""
     state: str = "idle"
     waiting: int | None = 0
     oldest: float | None = None
@@ -148,6 +154,20 @@ _DEAD_LETTERS: Final = (
 _FIRST_TO_CHECK: Final = frozenset({"not_found", "tls", "tls_handshake", "http2", "proxy_protocol"})
 """Reasons of refusals by the server that are worth a word until a webhook with a valid signature arrives."""
 
+_OF_OTHERS: Final = frozenset({"method", "signature_missing", "signature_malformed", "timestamp_missing", "no_secret"})
+"""Reasons of refusals that somebody causes who looks for open doors. Between accepted webhooks they are no news."""
+
+_BARE: Final = "no_secret"
+"""The reason of a refusal by a receiver without a signing secret."""
+
+_NOT_A_WEBHOOK: Final = "method"
+"""The reason of a refusal that a webhook can't have, once one was accepted."""
+
+_SPORADIC: Final = (
+    "Webhooks before and after it were accepted. If it happens again, look for what these have in common: a second "
+    "webhook that uses this URL, large bodies, or one of several proxies."
+)
+
 _MEND: Final = {
     "certificate_expired": "Renew its files: the service uses the new ones by itself.",
     "not_running": "Look at the log for why, and restart the service.",
@@ -155,14 +175,6 @@ _MEND: Final = {
 """What to do while webhooks are refused, for the reasons that are not those of an answer."""
 
 _AGAIN: Final = "The service tries again by itself; Try now does it at once."
-
-_REPAIRS: Final = {
-    "Replace the key (headers)": ("HTTP 401", "UNAUTHENTICATED"),
-    "Let the key (headers) write logs, or replace it": ("HTTP 403", "PERMISSION_DENIED"),
-    "Correct the address (endpoint)": ("HTTP 404", "UNIMPLEMENTED"),
-    "Look at what the backend says, at its limits and at what it takes": ("nothing is taken",),
-}
-"""What to repair, by how the answer of the backend begins."""
 
 AT_FAULT: Final = ("retrying", "refused", "blocked")
 """The states of an exporter that delivers nothing."""
@@ -183,11 +195,18 @@ def sentences(facts: Facts) -> Iterator[str]:
         if receiver.last_missed:
             name, second = receiver.last_missed[0]
             yield f"{_missed(receiver)}, the last one {name}, changed {ago(facts.now - second)}."
+    if any(one.last_change for one in facts.receivers):
+        yield from (f"{title}." for one in facts.receivers if (title := _only(one)))
     if not facts.reasons:
-        yield from _last(facts, is_refusing=bool(refused))
+        yield from _last(facts, refused)
+    for entry in _sporadic(facts):
+        yield f"Some requests{_to(_place(facts, entry))} are refused: {_cause(facts, entry)}."
     for one in facts.exporters:
         if one.state == "retrying":
             yield f"{one.name} is retrying{_waiting(one)}."
+    well = sum(one.state in ("idle", "sending") for one in facts.exporters)
+    if 0 < well < len(facts.exporters):
+        yield f"{well} of {len(facts.exporters)} exporters {'is' if well == 1 else 'are'} well."
     if facts.dead_letters:
         yield f"{counted(facts.dead_letters, 'dead letter')} held."
 
@@ -204,7 +223,7 @@ def _not_received(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str
     last = {(one.receiver, one.port): one for one in reversed(refused)}
     for one in reversed(last.values()):
         place = _place(facts, one)
-        if one.reason != "no_secret" or one.receiver not in without:
+        if one.reason != _BARE or one.receiver not in without:
             has_accepted = any(receiver.last_accepted for receiver in _concerned(facts, one))
             state = "refusing requests" if has_accepted else "not receiving"
             who = f"{place if one.receiver else place.capitalize()} is {state}" if place else state.capitalize()
@@ -233,18 +252,25 @@ def _not_delivered(facts: Facts) -> Iterator[str]:
             yield f"{one.name} is not configured any more{_waiting(one)}."
 
 
-def _last(facts: Facts, *, is_refusing: bool) -> Iterator[str]:
-    """What came last."""
+def _last(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str]:
+    """What came last, and where nothing has come."""
+    is_refusing = bool(refused)
     now, verified = facts.now, max((one.last_verified for one in facts.receivers), default=0.0)
     if change := max((one.last_change for one in facts.receivers), default=0.0):
         yield f"{'' if is_refusing else 'Receiving. '}Last config change {ago(now - change)}."
-    elif verified:
+    elif any(one.last_accepted for one in facts.receivers):
         instead = "; ".join(filter(None, map(_instead, facts.receivers)))
         only = f", only {instead}" if instead else ""
         yield f"No new config change since the start{only}."
         yield f"Last webhook {ago(now - verified)}."
+    elif verified and not is_refusing:
+        yield f"No webhook was accepted since the start, {ago(now - facts.since)}."
     elif not is_refusing and not _without_secret(facts):
         yield f"Ready. No webhook with a valid signature since the start, {ago(now - facts.since)}."
+    told = {one.name for entry in refused for one in _concerned(facts, entry)} | set(_without_secret(facts))
+    silent = [one.name for one in facts.receivers if not one.last_verified and one.name not in told]
+    if verified and silent:
+        yield f"Nothing with a valid signature has come to {' or '.join(silent)} since the start."
 
 
 def _without_secret(facts: Facts) -> list[str]:
@@ -318,21 +344,32 @@ def _instead(receiver: ReceiverFacts) -> str:
 
 
 def _refusals(facts: Facts) -> Iterator[RequestEntry]:
-    """The refusals since the start that are not over, the last ones first.
+    """The refusals of the last day that are not over, since the start, the last ones first.
 
     Those of a receiver are over once it has accepted a webhook after them. Those of the server count only as long as a
     receiver on its port has got no webhook with a valid signature. Later they are the noise of a public address.
     """
     for entry in facts.requests:
-        if entry.status == HTTPStatus.OK or entry.last < facts.since:
+        if entry.status == HTTPStatus.OK or entry.last < max(facts.since, facts.now - LOST_FOR):
             continue
         concerned = _concerned(facts, entry)
-        if entry.receiver:
+        if entry.reason == _NOT_A_WEBHOOK:
+            is_open = not any(one.last_accepted for one in concerned)
+        elif entry.receiver:
             is_open = any(entry.last >= one.last_accepted for one in concerned)
         else:
             is_open = entry.reason in _FIRST_TO_CHECK and not all(one.last_verified for one in concerned)
         if is_open:
             yield entry
+
+
+def _sporadic(facts: Facts) -> Iterator[RequestEntry]:
+    """The refusals of the last hour by receivers that had accepted webhooks before, and have accepted others since."""
+    for entry in facts.requests:
+        if entry.follows and not entry.may_be_lost and entry.reason not in _OF_OTHERS:
+            since = max(facts.since, facts.now - _HOUR)
+            if any(since <= entry.last < one.last_accepted for one in _concerned(facts, entry)):
+                yield entry
 
 
 def _lost(facts: Facts) -> Iterator[RequestEntry]:
@@ -343,19 +380,19 @@ def _lost(facts: Facts) -> Iterator[RequestEntry]:
 
 
 def steps(facts: Facts) -> list[Step]:
-    """The steps of the set-up; none once it is complete."""
+    """The steps of the set-up; none once it is complete. What waits or was delivered proves the steps before that."""
     receivers = facts.receivers
-    has_change = any(one.last_change for one in receivers)
     delivered = any(one.delivered for one in facts.exporters)
+    has_change = delivered or any(one.last_change for one in receivers) or any(one.waiting for one in facts.exporters)
+    is_accepted = has_change or any(one.last_accepted for one in receivers)
     paths = " or ".join(dict.fromkeys(one.path for one in receivers))
     without = _without_secret(facts)
     for_which = f" for {', '.join(without)}" if without and len(receivers) > 1 else ""
     done = {
-        f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": any(
-            one.last_verified or one.answers for one in receivers
-        ),
+        f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": is_accepted
+        or any(one.last_verified or one.answers for one in receivers),
         f"A signing secret is set{for_which}": bool(receivers) and not without,
-        "A signed webhook is accepted": has_change or any(one.last_accepted for one in receivers),
+        "A signed webhook is accepted": is_accepted,
         "It has a config change": has_change,
         "A change is delivered": delivered,
     }
@@ -371,6 +408,16 @@ def troubles(facts: Facts) -> list[Trouble]:
         Trouble("Webhooks are refused", f"{reason}. {_MEND.get(word) or check(word)}".rstrip(), facts.now)
         for word, reason in facts.reasons.items()
     ]
+    refusals = [entry for entry in _refusals(facts) if not entry.may_be_lost]
+    for entry in refusals[:_MOST_REFUSALS]:
+        title = f"{_refused(entry, _place(facts, entry))}: {_cause(facts, entry)}"
+        found.append(Trouble(title, _advice(facts, entry), entry.last, is_past=True))
+    told = {one.receiver for one in refusals if one.reason == _BARE}
+    found += [
+        Trouble(f"{name} has no signing secret yet", check(_BARE), facts.now, can_wait=True)
+        for name in _without_secret(facts)
+        if name not in told
+    ]
     for entry in _lost(facts):
         title = f"{_answered(entry.run, int(entry.status), _place(facts, entry))}: {why(entry.reason, entry.detail)}"
         advice = check(entry.reason, entry.detail, entry.status)
@@ -381,14 +428,14 @@ def troubles(facts: Facts) -> list[Trouble]:
         if one.last_missed:
             named = [f"{name}, {ago(facts.now - second)}" for name, second in one.last_missed[:_MOST_NAMES]]
             found.append(Trouble(_missed(one), f"The last ones: {'; '.join(named)}. {_LOG}", facts.now))
-    for entry in _refusals(facts):
-        if not entry.may_be_lost and entry.last > facts.now - _HOUR:
-            title = f"{_refused(entry, _place(facts, entry))}: {_cause(facts, entry)}"
-            found.append(Trouble(title, _advice(facts, entry), entry.last, is_past=True))
+    for entry in _sporadic(facts):
+        title = f"Some requests{_to(_place(facts, entry))} are refused: {_cause(facts, entry)}"
+        advice = f"{_SPORADIC} {check(entry.reason, entry.detail)}"
+        found.append(Trouble(title, advice, entry.last, is_past=True, can_wait=True))
     if facts.dead_letters:
         title = f"{counted(facts.dead_letters, 'dead letter')} held"
         found.append(Trouble(title, _DEAD_LETTERS, facts.now, can_wait=True))
-    return sorted(found, key=lambda trouble: trouble.can_wait)[:_MOST_PROBLEMS]
+    return sorted(found, key=lambda trouble: trouble.can_wait)
 
 
 def _advice(facts: Facts, entry: RequestEntry) -> str:
@@ -414,23 +461,23 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
     advice = {
         "retrying": "The backend does not answer, or asks to wait.",
         "refused": "The backend refuses the records. Look at what it says, and at its limits.",
-        "blocked": f"{_repair(exporter.last_error)}, and reload.",
+        "blocked": f"{repair(exporter.name, exporter.last_error)}, and reload.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
     return Trouble(title, f"{advice} {again}", now, can_wait=exporter.state == "retrying")
 
 
-def _repair(error: str) -> str:
-    """What repairs a blocked exporter whose backend said this."""
-    return next(
-        (repair for repair, beginnings in _REPAIRS.items() if error.startswith(beginnings)),
-        "Repair the key (headers), the address (endpoint) or the certificate (tls)",
-    )
+def _only(receiver: ReceiverFacts) -> str:
+    """What has come to a receiver that accepts webhooks, but none with a change; empty for others."""
+    if not receiver.last_accepted or receiver.last_change:
+        return ""
+    return f"No new config change has come to {receiver.name}, only {_instead(receiver) or 'empty webhooks'}"
 
 
 def _without_change(receiver: ReceiverFacts) -> Trouble | None:
     """A receiver that accepts webhooks, but none with a change."""
-    if not receiver.last_accepted or receiver.last_change:
+    title = _only(receiver)
+    if not title:
         return None
     names = sorted(set(receiver.ignored) - {OTHER, CONFIG_CHANGE}, key=lambda name: -receiver.ignored[name])
     listed = f" ({', '.join(names[:_MOST_NAMES])})" if names else ""
@@ -441,7 +488,7 @@ def _without_change(receiver: ReceiverFacts) -> Trouble | None:
         "Duplicates are changes that were accepted before.": receiver.duplicates,
     }
     return Trouble(
-        f"No new config change has come to {receiver.name}, only {_instead(receiver) or 'empty webhooks'}{listed}",
+        f"{title}{listed}",
         " ".join(said for said, applies in advice.items() if applies),
         receiver.last_accepted,
     )

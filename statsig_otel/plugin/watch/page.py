@@ -18,6 +18,7 @@ from statsig_otel.exporters.wording import age, counted
 from statsig_otel.plugin.watch.diagnosis import (
     ExporterFacts,
     Facts,
+    ReceiverFacts,
     Trouble,
     sentences,
     steps,
@@ -35,6 +36,11 @@ _TIME: Final = "Time (UTC)"
 _SIGN: Final = re.compile(r"([_/.:-])(?=\w)")
 _BARS: Final = 40.0  # the height of the chart's bars
 _AT_FAULT: Final = ("refused", "blocked")
+_LOCAL: Final = re.compile(r"\w+://(localhost|127\.|0\.0\.0\.0|\[::1?\])")
+_FINE: Final = (200, "delivered")
+_REFUSAL: Final = ("status", "receiver", "reason", "port")
+_FAILURE: Final = ("outcome", "exporter", "reason")
+"""What entries have in common that are one row, first of all how they ended."""
 
 SECTIONS: Final[Mapping[str, str]] = {
     "state": "State",
@@ -117,12 +123,12 @@ def sections(shown: Shown) -> dict[str, str]:
         "changes": _changes(shown),
         "requests": _table(
             (_TIME, "Receiver", "Answer", "What happened"),
-            (_request(one, now) for one in entries["requests"][:_MOST_ROWS]),
+            (_request(group, now) for group in _grouped(entries["requests"], _REFUSAL)[:_MOST_ROWS]),
             "No request has arrived since the start.",
         ),
         "attempts": _table(
             (_TIME, "Exporter", "Outcome", "Records", "Took", "The backend's answer"),
-            (_attempt(one, now) for one in entries["attempts"][:_MOST_ROWS]),
+            (_attempt(group, now) for group in _grouped(entries["attempts"], _FAILURE)[:_MOST_ROWS]),
             "Nothing was sent since the start.",
         ),
     }
@@ -141,13 +147,25 @@ def _state(facts: Facts) -> str:
 
 def _steps(facts: Facts) -> str:
     found = steps(facts)
+    urls = "".join(map(_url, facts.receivers)) if found else ""
     rows = "".join(
         f"<li{_attribute('aria-current', 'step' if step.is_current else '')} "
         f'class="{"done" if step.is_done else "to-do"}">'
         f"{_text(step.text)} <span>({'done' if step.is_done else 'now' if step.is_current else 'to do'})</span></li>"
         for step in found
     )
-    return f"<ol>{rows}</ol>" if found else ""
+    return f"<ol>{rows}</ol>{urls}" if found else ""
+
+
+def _url(receiver: ReceiverFacts) -> str:
+    """What to enter in Statsig's console, until a webhook has shown that it was entered."""
+    if not receiver.url or receiver.last_verified:
+        return ""
+    is_local = _LOCAL.match(receiver.url) is not None
+    public = f"https://YOUR-HOST{receiver.path}" if is_local else receiver.url
+    behind = f"<br>What is sent there has to reach: <code>{_text(receiver.url)}</code>" if is_local else ""
+    where = "in Statsig's console (Settings &gt; Integrations &gt; Generic Webhook)"
+    return f"<p>The URL of {_text(receiver.name)} {where}: <code>{_text(public)}</code>{behind}</p>"
 
 
 def _troubles(facts: Facts) -> str:
@@ -162,9 +180,13 @@ def _trouble(one: Trouble) -> str:
 
 
 def _chart(minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
-    if not any(any(values) for _, values in minutes):
+    totals = [sum(values[number] for _, values in minutes) for number in range(len(SERIES))]
+    none = [name[0].lower() + name[1:] for name, total in zip(SERIES, totals, strict=True) if not total]
+    if len(none) == len(SERIES):
         return '<p class="quiet">Nothing has happened in the last hour.</p>'
-    return f'<div class="charts">{"".join(_bars(number, name, minutes) for number, name in enumerate(SERIES))}</div>'
+    charts = "".join(_bars(number, name, minutes) for number, name in enumerate(SERIES) if totals[number])
+    rest = f'<p class="quiet">None: {", ".join(none)}.</p>' if none else ""
+    return f'<div class="charts">{charts}</div>{rest}'
 
 
 def _bars(series: int, name: str, minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
@@ -201,10 +223,10 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
     return _Row(
         one.name,
         (
-            f"<b>{_breakable(one.name)}</b>",
+            f'<b>{_breakable(one.name)}</b><span class="quiet type long">{_breakable(_cut(one.destination))}</span>',
             f'<span class="state-{_text(one.state)}">{_text(one.state)}</span>'
             if one.delivered or one.state != "idle"
-            else '<span class="quiet">nothing sent yet</span>',
+            else '<span class="quiet">nothing delivered yet</span>',
             "no queue" if one.waiting is None else str(one.waiting),
             age(one.oldest) if one.oldest is not None and one.waiting else "",
             str(one.delivered_last_minute),
@@ -286,13 +308,36 @@ def _change(change: Mapping[str, Any], now: float) -> "_Row":
     )
 
 
-def _request(entry: Mapping[str, Any], now: float) -> "_Row":
-    status, at = entry["status"], datetime.fromisoformat(entry["at"]).timestamp()
-    number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
+def _grouped(entries: Sequence[Mapping[str, Any]], same: Sequence[str]) -> Sequence[Sequence[Mapping[str, Any]]]:
+    """The entries, of which those that went wrong in the same way and followed one another are together."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for entry in entries:
+        is_wrong = entry[same[0]] not in _FINE
+        if groups and is_wrong and all(entry[key] == groups[-1][-1][key] for key in same):
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    return groups
+
+
+def _when(group: Sequence[Mapping[str, Any]], now: float) -> str:
+    """When the first and the last entry of a group began."""
+    last, first = (_clock(datetime.fromisoformat(one["at"]).timestamp(), now) for one in (group[0], group[-1]))
+    return last if first == last else f"{first} – {last}"
+
+
+def _times(group: Sequence[Mapping[str, Any]]) -> str:
+    number = sum(one["count"] for one in group)
+    return f" ({number} times)" if number > 1 else ""
+
+
+def _request(group: Sequence[Mapping[str, Any]], now: float) -> "_Row":
+    entry, status = group[0], group[0]["status"]
+    where = entry["receiver"] or (f"port {entry['port']}" if entry["port"] else "")
     return _Row(
-        f"{entry['at']} {entry['receiver']} {entry['reason']}",
-        (_clock(at, now), _breakable(entry["receiver"] or "none"), f"{status or 'none'}{number}", _said(entry)),
-        is_bad=status != 200,  # noqa: PLR2004 - HTTP's
+        f"{group[-1]['at']} {entry['receiver']} {entry['reason']}",
+        (_when(group, now), _breakable(where), f"{status or 'none'}{_times(group)}", _said(entry)),
+        is_bad=status not in _FINE,
     )
 
 
@@ -315,20 +360,20 @@ def _said(entry: Mapping[str, Any]) -> str:
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said
 
 
-def _attempt(entry: Mapping[str, Any], now: float) -> "_Row":
+def _attempt(group: Sequence[Mapping[str, Any]], now: float) -> "_Row":
+    entry = group[0]
     outcome = str(entry["outcome"]).replace("_", " ")
-    number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
     return _Row(
-        f"{entry['at']} {entry['exporter']} {entry['outcome']}",
+        f"{group[-1]['at']} {entry['exporter']} {entry['outcome']}",
         (
-            _clock(datetime.fromisoformat(entry["at"]).timestamp(), now),
+            _when(group, now),
             _breakable(entry["exporter"]),
-            f"{_text(outcome)}{number}",
-            f"{entry['delivered']} of {entry['records']}",
+            f"{_text(outcome)}{_times(group)}",
+            f"{sum(one['delivered'] for one in group)} of {sum(one['records'] for one in group)}",
             f"{entry['seconds'] * 1000:.0f} ms",
             _long(entry["reason"]),
         ),
-        is_bad=entry["outcome"] != "delivered",
+        is_bad=entry["outcome"] not in _FINE,
     )
 
 

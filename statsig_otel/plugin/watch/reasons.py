@@ -24,6 +24,7 @@ _LOST: Final = (
     "Statsig may not send such a webhook again: `statsig-otel reconcile` shows which changes never came. Without it, "
     "compare with the changes in Statsig's console."
 )
+_KEPT: Final = "Its signature is right. It is kept as a dead letter: see below."
 _OVERLOAD: Final = "Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
     "Put a proxy with a certificate in front of this port, or set the receiver's tls. A proxy that is there already "
@@ -58,9 +59,9 @@ REASONS: Final[Mapping[str, tuple[str, str]]] = {
     "disk_full": ("the disk is full", "Free space on the disk of the queue's directory."),
     "storage_failed": ("the queue could not be written", "Look at the disk of the queue's directory, and the log."),
     "exporter_failed": ("an exporter without a queue could not deliver", "Repair its backend, or give it a queue."),
-    "not_json": ("the body is not JSON", f"Who sends this? {_PROXY}"),
-    "not_utf8": ("the body is not UTF-8", f"Who sends this? {_PROXY}"),
-    "unknown_shape": ("the body is not a webhook of a known form", "It is kept as a dead letter: see below."),
+    "not_json": ("the body is not JSON", _KEPT),
+    "not_utf8": ("the body is not UTF-8", _KEPT),
+    "unknown_shape": ("the body is not a webhook of a known form", _KEPT),
     "shutting_down": ("the service was stopping", "Let a stop take long enough, or let another instance take over."),
 }
 """By the reason of a refusal, why a request was refused, and what to check."""
@@ -72,6 +73,9 @@ _DETAILED: Final = frozenset(
     }
 )
 """The reasons whose detail says more, such as a number or a path."""
+
+_LASTING: Final = frozenset({"queue_full", "disk_full", "storage_failed"})
+"""The reasons of 5xx that are conditions of the service. While one lasts it is listed by itself, with what to do."""
 
 _NAMED: Final = frozenset({"exporter_failed"})
 """Those whose detail begins with an id, which keeps its small letters."""
@@ -92,6 +96,27 @@ def check(reason: str, detail: str = "", status: int = 0) -> str:
     """
     shown, (_, advice) = "", REASONS.get(reason, ("", ""))
     if detail and reason in _DETAILED:
-        first = detail[0] if reason in _NAMED else detail[0].upper()
+        is_past = status >= FAULT and reason in _LASTING
+        first = f"At that time {detail[0]}" if is_past else detail[0] if reason in _NAMED else detail[0].upper()
         shown = f"{first}{detail[1:]}{'' if detail[-1] in '.?!' else '.'}"
+        advice = "" if is_past else advice
     return " ".join(filter(None, (shown, advice, _LOST if status >= FAULT else "")))
+
+
+_REPAIRS: Final = {
+    "Replace the key (headers)": ("HTTP 401", "UNAUTHENTICATED"),
+    "Let the key (headers) write logs, or replace it": ("HTTP 403", "PERMISSION_DENIED"),
+    "Correct the address (endpoint)": ("HTTP 404", "UNIMPLEMENTED"),
+    "Look at what the backend says, at its limits and at what it takes": ("nothing is taken",),
+}
+"""What to repair, by how the answer of the backend begins."""
+
+
+def repair(exporter: str, error: str) -> str:
+    """What repairs a blocked exporter, by its id and by what its backend said."""
+    for advice, beginnings in _REPAIRS.items():
+        if error.startswith(beginnings):
+            return advice
+    if exporter.startswith("otlp"):
+        return "Repair the key (headers), the address (endpoint) or the certificate (tls)"
+    return "Repair what is said there"

@@ -8,14 +8,15 @@ The command `status` of the control socket answers with it:
                                "last_change_at": null, "clock_difference_seconds": -0.2,
                                "answers": {"accepted": 3}, "ignored": {"statsig::gate_exposure": 17},
                                "missed_changes": null, "last_missed": []}},
-     "exporters": {"otlp_grpc": {"state": "retrying", "waiting": 12, "oldest_age_seconds": 240.5, "attempts": 7,
-                                 "last_error": "UNAVAILABLE: ...", "delivered": 120, "delivered_last_minute": 0}},
+     "exporters": {"otlp_grpc": {"destination": "collector:4317", "state": "retrying", "waiting": 12,
+                                 "oldest_age_seconds": 240.5, "attempts": 7, "last_error": "UNAVAILABLE: ...",
+                                 "delivered": 120, "delivered_last_minute": 0}},
      "dead_letters": 0}
 
 `words` is what `watch/diagnosis.py` says. `reasons` has a sentence for each reason why webhooks are refused. `answers`
 and `ignored` are counts since the process began, and so is `delivered`. `missed_changes` is null while no audit log is
-read; `last_missed` names the last ones of a day. An exporter without a queue has only its state
-and what it has delivered. Strings are as they came from outside.
+read; `last_missed` names the last ones of a day. An exporter without a queue has only its destination, its state and
+what it has delivered. Strings are as they came from outside.
 """
 
 import os
@@ -32,7 +33,6 @@ from statsig_otel.plugin.watch.diagnosis import AT_FAULT, ExporterFacts, Facts, 
 from statsig_otel.plugin.watch.facts import rfc3339
 from statsig_otel.plugin.watch.health import Condition
 
-_MINUTE: Final = 60.0
 _SHOWN: Final = 5
 
 
@@ -42,6 +42,7 @@ def facts_of(
     exporters: Mapping[str, Mapping[str, Any]],
     receivers: Mapping[str, Intake],
     paths: Mapping[str, str],
+    urls: Mapping[str, str],
     ports: Mapping[str, int],
     dead_letters: int,
     since: float,
@@ -54,6 +55,7 @@ def facts_of(
         exporters: What is known of each exporter, by id.
         receivers: What answers for each receiver, by id.
         paths: The path of each receiver, by id.
+        urls: The URL of each receiver, by id, as far as they are known.
         ports: The port of each receiver that listens, by id.
         dead_letters: The number of dead letters that are kept.
         since: When the service started, in seconds since the epoch.
@@ -63,13 +65,11 @@ def facts_of(
     sent = {name: int(number) for (name, *_), number in exporter_sent.read()}
     requests = of.last_requests()
     accepted = {one.receiver: one.last for one in requests if one.reason == ACCEPTED}
-    recent: dict[str, int] = {}
+    recent = of.delivered_last_minute()
     errors: dict[str, str] = {}  # the last one of each exporter
     for attempt in of.attempts():
         if attempt.reason:
             errors.setdefault(attempt.exporter, attempt.reason)
-        if attempt.at > now - _MINUTE:
-            recent[attempt.exporter] = recent.get(attempt.exporter, 0) + attempt.delivered
     return Facts(
         now=now,
         since=since,
@@ -78,6 +78,7 @@ def facts_of(
             replace(
                 _receiver(name, intake),
                 path=paths[name],
+                url=urls.get(name, ""),
                 port=ports.get(name, 0),
                 last_accepted=accepted.get(name, 0.0),
             )
@@ -86,6 +87,7 @@ def facts_of(
         exporters=[
             ExporterFacts(
                 name=name,
+                destination=one.get("destination", ""),
                 state=one["state"],
                 waiting=one.get("waiting"),
                 oldest=one.get("oldest_age_seconds"),
@@ -135,7 +137,7 @@ def _exporter(one: ExporterFacts) -> dict[str, Any]:
         "last_error": one.last_error,
     }
     sent = {"delivered": one.delivered, "delivered_last_minute": one.delivered_last_minute}
-    return {"state": one.state, **(queued if one.waiting is not None else {}), **sent}
+    return {"destination": one.destination, "state": one.state, **(queued if one.waiting is not None else {}), **sent}
 
 
 def _failing(state: str, error: str) -> str:
@@ -144,11 +146,9 @@ def _failing(state: str, error: str) -> str:
 
 
 def _receiver(name: str, intake: Intake) -> ReceiverFacts:
-    counts, now_ns = intake.counts, time.time_ns()
+    counts = intake.counts
     with counts.lock:
-        # If the clock was put back, they would count as newer than each refusal for as long as that was.
-        counts.last_verified_ns = min(counts.last_verified_ns, now_ns)
-        counts.last_change_ns = min(counts.last_change_ns, now_ns)
+        counts.move_back()
         return ReceiverFacts(
             name=name,
             has_secret=intake.verifier.has_secret,

@@ -80,7 +80,7 @@ def test_a_snapshot_says_all_at_a_glance(tmp_path: Path) -> None:
     words = " ".join(lines[1 : lines.index("")])
     assert re.search(r"Receiving\. Last config change (just now|\d+ \w+ ago)\.", words)
     assert words.startswith("Not delivering to refusing, which is blocked: 2 records wait. Receiving. ")
-    assert words.endswith("away is retrying: 2 records wait.")
+    assert words.endswith("away is retrying: 2 records wait. 1 of 3 exporters is well.")
     for row in (
         r"^away +retrying +2 +[0-9ms]+ +0 +0  UNAVAILABLE",
         r"^refusing +blocked +2 +[0-9ms]+ +0 +0  401 Unauthorized",

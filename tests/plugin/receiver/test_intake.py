@@ -320,3 +320,20 @@ def test_an_accepted_webhook_is_told_at_debug(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.DEBUG):
         answered(receiver, json.loads(CHANGE), {"eventName": "statsig::gate_exposure"})
     assert caplog.messages == ["statsig: answered 200: 1 accepted, 0 duplicates, 1 ignored, 0 invalid"]
+
+
+def test_a_webhook_with_a_wrong_time_is_refused_with_both_clocks_times() -> None:
+    """Who sees both knows which clock is wrong."""
+    for ahead, shown in (
+        (-47 * 60, "the webhook's time is 21:26:20, this machine's 22:13:20 UTC"),
+        (86_400, "the webhook's time is 2023-11-15 22:13:20, this machine's 2023-11-14 22:13:20 UTC"),
+        (8_299_999_999, "the webhook's time is 2286-11-20 17:46:39, this machine's 2023-11-14 22:13:20 UTC"),
+    ):
+        signed = sign(CHANGE, secret=SECRET, timestamp_ms=NOW_NS // 1_000_000 + ahead * 1000)
+        request = intake().begin([(name.encode(), value.encode()) for name, value in signed.items()], NOW_NS)
+        request.feed(CHANGE)
+        answer = request.finish(complete=True)
+        assert isinstance(answer, Answer)
+        assert answer.reason == "timestamp_outside_tolerance"
+        assert answer.detail.endswith(f"; {shown}")
+        assert "UTC" not in json.dumps(answer.body), "that is for the log alone"

@@ -14,12 +14,25 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
-from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, RefusedError, RetryLater
+from statsig_otel.exporters import (
+    Batch,
+    Change,
+    DebugSettings,
+    Delivered,
+    FileSettings,
+    KafkaSettings,
+    OtlpGrpcSettings,
+    OtlpHttpSettings,
+    Outcome,
+    Receipt,
+    RefusedError,
+    RetryLater,
+)
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.outbound import Outbound
-from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
+from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter, destination
 from statsig_otel.plugin.settings.reading import exporter_settings
 from tests.exporters.delivery.helpers import encoded
 from tests.waiting import wait_until
@@ -431,3 +444,16 @@ def test_without_a_queue_another_secret_needs_an_exporter_that_can_renew_it(tape
     assert list(backend.needing_restart(before, changed)) == [
         "exporters::tape::key: has changed, and the exporter has no sending queue"
     ]
+
+
+def test_where_an_exporter_sends_to_is_told_without_anything_secret() -> None:
+    for settings, told in (
+        (OtlpHttpSettings(logs_endpoint="https://ingest.example.com/a-token?key=b"), "ingest.example.com"),
+        (OtlpHttpSettings(logs_endpoint="http://[::1]:4318/v1/logs"), "[::1]:4318"),
+        (OtlpGrpcSettings(endpoint="https://collector:4317"), "collector:4317"),
+        (OtlpGrpcSettings(endpoint="unix:///run/otel.sock"), "unix:///run/otel.sock"),
+        (KafkaSettings(brokers=["one:9092", "two:9092"]), "one:9092, two:9092"),
+        (FileSettings(path=Path("/var/log/changes.jsonl")), "/var/log/changes.jsonl"),
+        (DebugSettings(), ""),
+    ):
+        assert destination(settings) == told

@@ -3,7 +3,11 @@
 from dataclasses import replace
 from itertools import product
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from statsig_otel._journal import RequestEntry
+from statsig_otel._telemetry import EXPORTER_STATES, NOT_CONFIGURED
 from statsig_otel.exporters.wording import ago
 from statsig_otel.plugin.receiver.counting import REASONS as RECEIVER_REASONS
 from statsig_otel.plugin.server.reader import REFUSALS
@@ -114,13 +118,13 @@ def test_what_to_check_comes_with_each_trouble() -> None:
     blocked = ExporterFacts(name="otlp_http", state="blocked", waiting=2, last_error="401 from http://b")
     found = troubles(facts(RECEIVER, blocked, refused("timestamp_outside_tolerance", "the webhook is 420 s old")))
     assert [one.title for one in found] == [
-        "otlp_http is blocked: 401 from http://b",
         "3 requests were refused: the webhook's time is too far from this machine's clock",
+        "otlp_http is blocked: 401 from http://b",
     ]
-    assert found[0].check.endswith("tries again by itself; Try now does it at once. What waits is kept: 2 records.")
+    assert found[1].check.endswith("tries again by itself; Try now does it at once. What waits is kept: 2 records.")
     (without_queue,) = troubles(facts(RECEIVER, replace(blocked, waiting=None)))
     assert without_queue.check.endswith("and reload. The next webhook is a try.")
-    assert found[1].check.startswith("The webhook is 420 s old. Compare this machine's clock")
+    assert found[0].check.startswith("The webhook is 420 s old. Compare this machine's clock")
 
 
 def test_webhooks_without_a_change_are_named() -> None:
@@ -142,8 +146,8 @@ def test_a_secret_that_was_right_before_is_said_to_have_been() -> None:
 
 
 def test_only_what_the_answer_means_has_to_be_repaired() -> None:
-    def repair(error: str) -> str:
-        (only,) = troubles(facts(RECEIVING, ExporterFacts(name="a", state="blocked", last_error=error)))
+    def repair(error: str, name: str = "otlp_grpc") -> str:
+        (only,) = troubles(facts(RECEIVING, ExporterFacts(name=name, state="blocked", last_error=error)))
         return only.check.partition(", and reload.")[0]
 
     for error in ("HTTP 401 Unauthorized from http://b", "UNAUTHENTICATED: no"):
@@ -156,6 +160,8 @@ def test_only_what_the_answer_means_has_to_be_repaired() -> None:
         assert repair(error) == "Look at what the backend says, at its limits and at what it takes"
     for error in ("", "HTTP 302 Found from http://b"):
         assert repair(error) == "Repair the key (headers), the address (endpoint) or the certificate (tls)"
+        for name in ("kafka", "file/archive", "of an embedder"):  # which have no such keys
+            assert repair(error, name) == "Repair what is said there"
 
 
 def test_what_came_instead_of_a_change_decides_what_to_check() -> None:
@@ -186,8 +192,9 @@ def test_only_what_a_backend_mends_or_what_is_kept_can_wait() -> None:
 
 def test_refusals_of_before_the_last_good_webhook_are_over() -> None:
     assert troubles(facts(RECEIVING, SENDING, refused("signature_wrong", before=300))) == []
-    early = replace(facts(RECEIVER, SENDING, refused("signature_wrong", before=3601)), since=NOW - 9000)
+    early = replace(facts(RECEIVER, SENDING, refused("signature_wrong", before=86_401)), since=NOW - 90_000)
     assert troubles(early) == [], "it is not news"
+    assert sentence(early).startswith("Ready. ")
     assert len(troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=599.5)))) == 1, "it began before"
     assert len(troubles(replace(early, now=NOW - 2))) == 1
     assert troubles(facts(RECEIVING, SENDING, refused("not_found", receiver=""))) == []
@@ -254,11 +261,13 @@ def test_a_body_that_strangers_can_send_is_not_called_a_lost_webhook() -> None:
 
 def test_a_webhook_that_was_not_accepted_is_not_called_empty() -> None:
     for reason, status in (("queue_full", 503), ("exporter_failed", 503), ("not_json", 400), ("unknown_shape", 400)):
-        found = facts(replace(RECEIVER, last_verified=NOW - 10), SENDING, refused(reason, status=status))
+        nothing = replace(SENDING, delivered=0)
+        found = facts(replace(RECEIVER, last_verified=NOW - 10), nothing, refused(reason, status=status))
         (only,) = troubles(found)
         assert why(reason) in only.title
         assert "Filters" not in only.check
         assert sentence(found).startswith(f"Not receiving: {why(reason)}. 3 ")
+        assert "config change" not in sentence(found), "one may have come, and was not accepted"
         assert [step.text for step in steps(found) if step.is_current] == ["A signed webhook is accepted"]
 
 
@@ -274,7 +283,10 @@ def test_a_refusal_by_the_server_is_that_of_the_receivers_on_its_port() -> None:
     assert title == "3 requests to port 2 were refused: wrong path"
     for port in (1, 3):  # noise of a public address, and a port of somebody else
         said, titles = found(taking, fresh, port=port)
-        assert said == "Receiving. Last config change 4 minutes ago."
+        assert said == (
+            "Receiving. Last config change 4 minutes ago. "
+            "Nothing with a valid signature has come to fresh since the start."
+        )
         assert titles == []
     shared = replace(fresh, port=1)
     said, (title,) = found(taking, shared, port=1)
@@ -323,9 +335,120 @@ def test_details_are_sentences_that_end_once() -> None:
     assert check("exporter_failed", "otlp_http retry later: 503").startswith("otlp_http retry later: 503. Repair")
 
 
-def test_not_more_is_listed_than_a_person_reads() -> None:
+def test_refusals_of_many_kinds_do_not_push_out_what_else_is_wrong() -> None:
     requests = [refused(reason) for reason in [*REASONS, "of an embedder"]]
-    assert len(troubles(facts(RECEIVER, SENDING, *requests))) == 8
+    blocked = [ExporterFacts(name=f"otlp_http/{number}", state="blocked") for number in range(9)]
+    found = troubles(replace(facts(RECEIVER, SENDING, *requests), exporters=blocked))
+    assert len(found) == 5 + 9
+    assert sum(one.title.startswith("otlp_http/") for one in found) == 9
+
+
+def test_a_receiver_without_a_secret_is_listed_once() -> None:
+    bare = replace(RECEIVER, has_secret=False)
+    (only,) = troubles(facts(bare))
+    assert (only.title, only.can_wait) == ("statsig has no signing secret yet", True)
+    assert only.check.startswith("Copy the webhook's signing secret")
+    (only,) = troubles(facts(bare, SENDING, refused("no_secret")))
+    assert only.title == "3 requests were refused: no signing secret is set yet"
+
+
+def test_refusals_between_accepted_webhooks_are_told_for_an_hour() -> None:
+    """For example of a second webhook with this URL and another secret, or of bodies that are too large."""
+    now_and_then = replace(RECEIVING, last_accepted=NOW)
+    for reason in ("signature_wrong", "too_large", "content_encoding", "timestamp_outside_tolerance", "slow_body"):
+        found = facts(now_and_then, SENDING, replace(refused(reason), follows=True))
+        (only,) = troubles(found)
+        assert (only.title, only.can_wait) == (f"Some requests are refused: {why(reason)}", True)
+        assert only.check.startswith("Webhooks before and after it were accepted. ")
+        assert sentence(found) == (
+            f"Receiving. Last config change 4 minutes ago. Some requests are refused: {why(reason)}."
+        )
+    for entry in (
+        refused("signature_wrong"),  # before the first accepted one: it was repaired
+        replace(refused("signature_wrong", before=3601), follows=True),
+        replace(refused("signature_missing"), follows=True),  # strangers
+        replace(refused("method"), follows=True),
+    ):
+        found = replace(facts(now_and_then, SENDING, entry), since=NOW - 9000)
+        assert troubles(found) == []
+        assert sentence(found) == "Receiving. Last config change 4 minutes ago."
+
+
+def test_a_browser_that_opens_the_url_is_no_news_once_a_webhook_was_accepted() -> None:
+    assert troubles(facts(RECEIVING, SENDING, refused("method", status=405))) == []
+    (only,) = troubles(facts(RECEIVER, SENDING, refused("method", status=405)))
+    assert only.title == "3 requests were refused: the method is not POST"
+
+
+def test_a_receiver_to_which_nothing_or_no_change_comes_is_named_though_others_receive() -> None:
+    silent, exposed = replace(RECEIVER, name="silent"), replace(RECEIVER, name="exposed", last_verified=NOW)
+    exposed = replace(exposed, last_accepted=NOW, ignored={"statsig::gate_exposure": 9})
+    found = replace(facts(RECEIVING), receivers=[RECEIVING, silent, exposed])
+    assert sentence(found) == (
+        "No new config change has come to exposed, only 9 other events. Receiving. Last config change 4 minutes ago. "
+        "Nothing with a valid signature has come to silent since the start."
+    )
+    wrong = refused("signature_wrong", receiver="silent")
+    assert "has come to silent" not in sentence(replace(found, requests=[wrong])), "what has come is said"
+
+
+def test_what_was_delivered_or_waits_proves_the_steps_before_it() -> None:
+    """After a restart, before the next webhook."""
+    assert steps(facts(RECEIVER)) == []
+    (current,) = (one.text for one in steps(facts(RECEIVER, ExporterFacts(name="a", waiting=1))) if one.is_current)
+    assert current == "A change is delivered"
+
+
+_RECEIVERS = st.builds(
+    ReceiverFacts,
+    name=st.sampled_from(["a", "b", "c"]),
+    path=st.just("/hook"),
+    has_secret=st.booleans(),
+    last_verified=st.sampled_from([0.0, NOW - 5, NOW - 90_000]),
+    last_accepted=st.sampled_from([0.0, NOW - 5, NOW - 90_000]),
+    last_change=st.sampled_from([0.0, NOW - 5, NOW - 90_000]),
+    ignored=st.sampled_from([{}, {"statsig::gate_exposure": 3}]),
+)
+_REQUESTS = st.builds(
+    replace,
+    st.sampled_from([refused("signature_wrong"), refused("queue_full", status=503), refused("method", status=405)]),
+    receiver=st.sampled_from(["", "a", "b"]),
+    last=st.sampled_from([NOW - 1, NOW - 7200, NOW - 90_000]),
+    follows=st.booleans(),
+)
+
+
+@given(
+    st.lists(_RECEIVERS, max_size=3, unique_by=lambda one: one.name),
+    st.lists(st.builds(ExporterFacts, name=st.just("x"), state=st.sampled_from([*EXPORTER_STATES, NOT_CONFIGURED]))),
+    st.lists(_REQUESTS, max_size=4),
+    st.integers(0, 1),
+    st.sampled_from([{}, {"disk_full": "the disk is full"}]),
+)
+def test_the_first_sentence_and_what_to_check_agree(
+    receivers: list[ReceiverFacts],
+    exporters: list[ExporterFacts],
+    requests: list[RequestEntry],
+    letters: int,
+    reasons: dict[str, str],
+) -> None:
+    """Whatever is so: the first sentence is a fault if one can't wait, and none if there is nothing to check."""
+    found = Facts(
+        now=NOW,
+        since=NOW - 100_000,
+        receivers=receivers,
+        exporters=exporters,
+        requests=requests,
+        dead_letters=letters,
+        reasons=reasons,
+    )
+    listed = troubles(found)
+    first = sentence(found)
+    is_well = first.startswith(("Receiving.", "Ready.", "No webhook was accepted since the start"))
+    if any(not one.can_wait for one in listed):
+        assert not is_well, first
+    if not listed:
+        assert is_well, first
 
 
 def test_each_reason_of_ours_has_a_sentence() -> None:

@@ -1,6 +1,7 @@
 """The HTML of the page: complete without JavaScript, and harmless whatever Statsig, a client or a backend sends."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -183,7 +184,8 @@ def test_a_row_of_a_refusal_is_short_and_what_to_check_opens_below_it() -> None:
     assert "<details" not in page.sections(found)["requests"]
     entry["status"], entry["reason"] = 503, "queue_full"  # type: ignore[index]
     rows = page.sections(found)["requests"]
-    assert "<details><summary>Refused: the queue is full.</summary>A. Look at the exporters below" in rows
+    assert "<details><summary>Refused: the queue is full.</summary>At that time a. Statsig may" in rows
+    assert "Look at the exporters" not in rows, "that was then"
     assert "Statsig may not send such a webhook again" in rows
 
 
@@ -203,10 +205,63 @@ def test_what_has_not_happened_is_said() -> None:
     journal.add_request("", 404, "not_found", "")
     found = replace(shown("a"), entries=entries(journal))
     fresh = ExporterFacts(name="b")
-    for exporter, state in ((fresh, "nothing sent yet"), (replace(fresh, delivered=1), "idle")):
+    for exporter, state in ((fresh, "nothing delivered yet"), (replace(fresh, delivered=1), "idle")):
         now = replace(found, facts=replace(found.facts, exporters=[exporter]))
         assert f">{state}<" in page.sections(now)["exporters"]
-    assert '<td data-name="Receiver">none</td>' in page.sections(found)["requests"]
+    assert '<td class="empty" data-name="Receiver"></td>' in page.sections(found)["requests"]
+    minutes = [(60, (1.0, 0.0, 0.0, 2.0))]
+    chart = page.sections(replace(found, minutes=minutes))["chart"]
+    assert chart.count("<svg") == 2
+    assert chart.endswith('<p class="quiet">None: requests refused, config changes.</p>')
+
+
+def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
+    found = shown("a")
+    entry = {"receiver": "", "status": 404, "reason": "not_found", "detail": "", "items": {}, "port": 81}
+    requests: list[dict[str, Any]] = [
+        {**entry, "at": "2027-01-15T08:00:09Z", "count": 2},
+        {**entry, "at": "2027-01-15T08:00:07Z", "count": 3},
+        {**entry, "at": "2027-01-15T08:00:06Z", "count": 1, "port": 82},
+        {**entry, "at": "2027-01-15T08:00:05Z", "count": 1},
+        *({**entry, "at": f"2027-01-15T08:00:0{second}Z", "count": 1, "status": 200} for second in (4, 3)),
+    ]
+    away = {"exporter": "b", "outcome": "retry_later", "records": 5, "delivered": 0, "seconds": 0.1, "reason": "503"}
+    attempts = [{**away, "at": f"2027-01-15T08:00:0{second}Z", "count": 1} for second in (9, 7)]
+    made = page.sections(replace(found, entries={**found.entries, "requests": requests, "attempts": attempts}))
+    rows = re.findall("<tr data-key.*?</tr>", made["requests"])
+    assert len(rows) == 5
+    assert "08:00:07</time> – <time" in rows[0]
+    assert '>08:00:09</time></td><td data-name="Receiver">port 81</td><td data-name="Answer">404 (5 times)<' in rows[0]
+    (row,) = re.findall("<tr data-key.*?</tr>", made["attempts"])
+    assert "retry later (2 times)" in row
+    assert ">0 of 10<" in row
+
+
+def test_what_to_enter_in_statsigs_console_is_shown_until_a_webhook_comes() -> None:
+    def told(**changed: object) -> str:
+        receiver = ReceiverFacts(name="statsig", path="/hook", **changed)  # type: ignore[arg-type]
+        return page.sections(replace(shown("a"), facts=Facts(now=9.0, receivers=[receiver])))["steps"]
+
+    for local in (
+        "http://127.0.0.1:8080/hook",
+        "http://localhost:8080/hook",
+        "https://0.0.0.0/hook",
+        "http://[::]/hook",
+    ):
+        said = told(url=local)
+        assert "<code>https://YOUR-HOST/hook</code>" in said
+        assert f"has to reach: <code>{local}</code>" in said
+    said = told(url="https://hooks.example.com/hook")
+    assert "<code>https://hooks.example.com/hook</code>" in said
+    assert "has to reach" not in said
+    assert "<code>" not in told(url="http://127.0.0.1/hook", last_verified=1.0)
+    assert "<code>" not in told()
+
+
+def test_where_an_exporter_sends_to_is_in_its_row() -> None:
+    exporter = ExporterFacts(name="otlp_grpc", destination="collector:4317")
+    found = replace(shown("a"), facts=Facts(now=9.0, exporters=[exporter]))
+    assert ">collector:<wbr>4317</span>" in page.sections(found)["exporters"]
 
 
 def test_the_sign_of_the_state_is_what_is_worst() -> None:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from statsig_otel import _journal
 from statsig_otel._journal import Journal
 from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
@@ -20,7 +21,7 @@ from statsig_otel.plugin.watch.status import facts_of, status
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
-from tests.plugin.services import SECRET, page_config, webhook
+from tests.plugin.services import SECRET, page_config, post, webhook
 from tests.waiting import wait_until
 
 IDLE: Mapping[str, Any] = {"state": "idle", "waiting": 0}
@@ -52,6 +53,7 @@ def words(
         exporters={"mine": IDLE} if exporters is None else exporters,
         receivers={"statsig": intake},
         paths={"statsig": "/hook"},
+        urls={},
         ports={},
         dead_letters=dead_letters,
         since=time.time() - since,
@@ -81,6 +83,7 @@ def exporters_alone(exporters: Mapping[str, Mapping[str, Any]], journal: Journal
         exporters=exporters,
         receivers={},
         paths={},
+        urls={},
         ports={},
         dead_letters=0,
         since=0.0,
@@ -91,11 +94,13 @@ def exporters_alone(exporters: Mapping[str, Mapping[str, Any]], journal: Journal
 def test_what_came_last() -> None:
     assert words(intake()) == "Ready. No webhook with a valid signature since the start, 10 minutes ago."
     nothing_new, last = "No new config change since the start", "Last webhook 5 minutes ago."
-    receiver = seen(intake(), verified=301)
-    assert words(receiver) == f"{nothing_new}. {last}"
+    receiver, journal = seen(intake(), verified=301), kept()
+    assert words(receiver) == "No webhook was accepted since the start, 10 minutes ago."
+    journal.add_request("statsig", 200, "accepted", "")
+    assert words(receiver, of=journal) == f"{nothing_new}. {last}"
     receiver.counts.ignore({"checkout": 2, "statsig::gate_exposure": 15, "statsig::config_change": 1})
     receiver.counts.duplicates, receiver.counts.invalid = 3, 1
-    assert words(receiver) == (
+    assert words(receiver, of=journal) == (
         f"{nothing_new}, only 17 other events, 1 filtered change, 3 duplicates, 1 invalid change. {last}"
     )
     assert words(seen(intake(), verified=2, changed=7201)) == "Receiving. Last config change 2 hours ago."
@@ -127,7 +132,7 @@ def test_a_refusal_is_said_until_something_valid_comes() -> None:
     journal.add_request("statsig", 200, "accepted", "", {"accepted": 1})
     assert words(receiver, of=journal) == (
         "A webhook was answered with 503 just now: Statsig may not send it again. "
-        "Receiving. Last config change 1 minute ago."
+        "Receiving. Last config change 1 minute ago. Some requests are refused: the signature does not match."
     )
 
 
@@ -139,6 +144,21 @@ def test_a_refusal_is_said_though_the_last_webhook_came_before_the_clock_was_put
     assert words(one, of=journal).startswith(
         "Refusing requests: the webhook's time is too far from this machine's clock."
     )
+
+
+def test_a_refusal_of_before_the_clock_was_put_back_stays_in_sight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = page_config(tmp_path, {"debug": {}})
+    with Service.from_file(config, environ={}) as running:
+        for secret, status_ in ((SECRET, 200), (f"{SECRET}0", 401)):
+            assert post(running, "a", secret=secret).status == status_
+        assert sentence(running._assembly.facts()).startswith("Refusing requests: ")
+        wall = time.time
+        for module in (_journal, time):
+            monkeypatch.setattr(module, "time", lambda: wall() - 86_400)
+        assert sentence(running._assembly.facts()).startswith("Refusing requests: ")
+        monkeypatch.undo()
 
 
 def test_what_never_reaches_a_receiver_is_said_until_the_first_webhook() -> None:
@@ -163,7 +183,8 @@ def test_who_holds_records_up() -> None:
     said = words(seen(intake(), verified=250, changed=250), exporters=exporters, dead_letters=2)
     assert said == (
         "Not delivering to shut, which is blocked: 12 records wait. Not delivering to at_once, which is refused. "
-        "Receiving. Last config change 4 minutes ago. away is retrying: 1 record waits. 2 dead letters held."
+        "Receiving. Last config change 4 minutes ago. away is retrying: 1 record waits. 1 of 4 exporters is well. "
+        "2 dead letters held."
     )
 
 
@@ -235,14 +256,20 @@ def test_each_of_three_receivers_has_its_own_faults_and_lost_webhooks_stay_in_si
             assert "A request to statsig was refused: the signature does not match" in told()
 
 
-def test_the_rate_is_that_of_the_last_minute() -> None:
+def test_the_rate_is_that_of_the_last_minute_however_few_entries_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     journal = kept()
-    journal.add_attempt("mine", "delivered", "", records=3, delivered=3, seconds=0.1)
-    journal.add_attempt("mine", "delivered", "", records=4, delivered=4, seconds=0.1)
-    journal._attempts.entries[0].at -= 61
-    journal.add_attempt("mine", "partially_rejected", "", records=4, delivered=1, seconds=0.1)
-    facts = exporters_alone({"mine": IDLE}, journal)
-    assert status(facts)["exporters"]["mine"]["delivered_last_minute"] == 1
+    journal.keep(entries=1)
+    now = time.time()
+    for second in range(100):
+        monkeypatch.setattr(_journal, "time", lambda: now + second)  # noqa: B023 - until the next second
+        for name in ("mine", "other"):
+            journal.add_attempt(name, "delivered", "", records=2, delivered=2, seconds=0.1)
+            journal.add_attempt(name, "partially_rejected", "", records=4, delivered=1, seconds=0.1)
+    found = exporters_alone({"mine": IDLE, "other": IDLE}, journal)
+    rates = [one["delivered_last_minute"] for one in status(found)["exporters"].values()]
+    assert rates == [180, 180]
+    monkeypatch.setattr(_journal, "time", lambda: now + 200)
+    assert journal.delivered_last_minute() == {"mine": 0, "other": 0}
 
 
 def test_times_in_words() -> None:

@@ -9,7 +9,10 @@ function replaceChildren(now, wanted) {
   const kept = new Map([...now.children].filter((one) => one.dataset.key).map((one) => [one.dataset.key, one]));
   const children = [...wanted.children].map((one) => {
     const old = kept.get(one.dataset.key);
-    return old && sameWithoutState(old, one) ? old : one;
+    if (old && sameWithoutState(old, one)) return old;
+    const [before, after] = [old?.querySelector("details[open]"), one.querySelector("details")];
+    if (before && after) after.open = true; // a row that has grown
+    return one;
   });
   children.forEach((one, position) => {
     if (now.children[position] !== one) now.insertBefore(one, now.children[position] || null);
