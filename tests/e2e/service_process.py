@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.e2e.forks import start
+from tests.waiting import wait_until
 
 _WAIT = 30.0
 """Seconds for anything that a healthy process does; reached only where it hangs."""
@@ -65,6 +66,12 @@ class ServiceProcess:
     def has_logged(self, text: str, *, times: int = 1) -> bool:
         """Whether at least so many lines of the log contain a text."""
         return sum(text in line for line in self.log) >= times
+
+    @property
+    def page(self) -> str:
+        """The URL of the live page. Standard error may be read later than standard output."""
+        wait_until(lambda: self.has_logged("Live page: "))
+        return next(line.partition("Live page: ")[2] for line in self.log if "Live page: " in line)
 
     def __enter__(self) -> Self:
         output, output_end = os.pipe()

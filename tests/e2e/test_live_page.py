@@ -75,8 +75,7 @@ def test_the_page_alone_says_why_no_change_arrives(name: str, tmp_path: Path) ->
             sink.answer = HttpAnswer(status=401)
         config = page_config(tmp_path, {"otlp_http": {"endpoint": sink.url}})
         with ServiceProcess(config) as service:
-            (url,) = (line.partition("Live page: ")[2] for line in service.log if "Live page: " in line)
-            page = Client(url)
+            page = Client(service.page)
             assert send(Client(service.url)) == status
             wait_until(lambda: "<article" in read(page.address), "the page says what to check")
             told = text(read(page.address), sink.address)

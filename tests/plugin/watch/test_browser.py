@@ -329,11 +329,10 @@ def test_a_service_that_starts_again_is_shown_again(browser: Any, tmp_path: Path
 def test_a_service_that_hangs_is_said_to_although_no_connection_ends(browser: Any, tmp_path: Path) -> None:
     """As after a laptop's sleep, or behind a tunnel that is gone."""
     with ServiceProcess(page_config(tmp_path, {"debug": {}})) as service:
-        (url,) = (line.partition("Live page: ")[2].strip() for line in service.log if "Live page: " in line)
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)
         page.clock.install()
-        page.goto(url)
+        page.goto(service.page)
         page.locator("#live", has_text="Live").wait_for()
         os.kill(service.process.pid, signal.SIGSTOP)
         try:
