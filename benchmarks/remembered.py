@@ -37,18 +37,15 @@ def _change(number: int, second: int) -> Arrival:
 def fill(path: Path, count: int) -> None:
     """Make a database that remembers a number of changes, evenly spread over the time that it keeps them."""
     with contextlib.closing(schema.connect(path)) as connection:
-        connection.execute("PRAGMA cache_size = -2000000")
-        connection.execute("PRAGMA synchronous = OFF")
+        for pragma in ("journal_mode = DELETE", "journal_mode = OFF", "synchronous = OFF", "cache_size = -3000000"):
+            connection.execute(f"PRAGMA {pragma}")
         connection.execute("BEGIN IMMEDIATE")
         arrivals.begin(connection, [_RECEIVER], now_ms=(_NOW - _KEPT) * 1000)
         for begin in range(0, count, _AT_ONCE):
             some = range(begin, min(begin + _AT_ONCE, count))
             made = [_change(number, _NOW - _KEPT + number * _KEPT // count) for number in some]
             arrivals.add(connection, _RECEIVER, made)
-            connection.execute("COMMIT")
-            connection.execute("BEGIN IMMEDIATE")
         connection.execute("COMMIT")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _milliseconds(run: Callable[[], object]) -> float:

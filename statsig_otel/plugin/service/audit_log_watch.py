@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -271,7 +271,11 @@ class AuditLogWatch:
         """
         routing = self._queue.routing
         for name in routing.route(self.receiver).queued:
-            limit, cursor = routing.exporters[name], self._queue.cursor(name)
+            limit = routing.exporters[name]
+            try:
+                cursor = self._queue.cursor(name)
+            except KeyError:  # it has just left
+                continue
             used = cursor.size if limit.counts_bytes else cursor.waiting
             if limit.queue_size is not None and used * 2 >= limit.queue_size:
                 raise RefusedError(f"half of queue_size or more waits for {name}", reason="queue_full")
@@ -283,15 +287,13 @@ class AuditLogWatch:
             RefusedError: It was refused.
         """
         answer = self._consume(batch)
-        while not self._ended.is_set():
-            with contextlib.suppress(TimeoutError):
-                accepted = answer.result(_PATIENCE).accepted
-                records = sum(len(one.records) for one in batch.changes) if accepted else 0
-                counts = counts_of(self.receiver)
-                with counts.lock:
-                    counts.accepted += records
-                return
-        raise _StoppedError
+        while not wait([answer], _PATIENCE).done:
+            if self._ended.is_set():
+                raise _StoppedError
+        if answer.result().accepted:
+            counts = counts_of(self.receiver)
+            with counts.lock:
+                counts.accepted += sum(len(one.records) for one in batch.changes)
 
     def _read_on(self, settings: AuditLogSettings, begin: int, now: int) -> None:
         """Read what is new in the log; all of the period if some of it is not known, or the clock was put back."""

@@ -272,3 +272,24 @@ def test_without_an_audit_log_the_command_says_how_to_begin(tmp_path: Path, log:
     result = run(str(config))
     assert result.exit_code == 3
     assert "begins when the service starts with `audit_log` configured" in result.output
+
+
+@pytest.mark.slow
+def test_what_is_filled_in_goes_to_exporters_without_a_queue_too(tmp_path: Path, log: AuditLogServer) -> None:
+    settings = {"interval": "1s", "grace": "0s", "tolerance": "0s", "backfill": True}
+    config = Path(configured(tmp_path, log, audit_log=settings))
+    document = json.loads(config.read_text())
+    written = tmp_path / "written"
+    document["exporters"]["file"] = {"path": str(written), "sending_queue": {"enabled": False}}
+    document["service"]["pipelines"]["logs"]["exporters"].append("file")
+    config.write_text(json.dumps(document))
+    counts = forgotten()
+    counts.filled_in = 0
+    with running(str(config)) as service:
+        log.entries = [audit_entry(1, int(time.time()) + 1, "lost")]
+        wait_until(lambda: counts.filled_in == 1)
+        assert len(written.read_text().splitlines()) == 1
+        states = service._assembly._outbound.exporters()
+        assert states["otlp_http"]["waiting"] == 1
+        assert post(service, item("came", SOON)) == 200
+    assert len(written.read_text().splitlines()) == 2
