@@ -9,7 +9,6 @@ is included is not documented, so the dates that are asked for are two days wide
 
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -69,6 +68,7 @@ class AuditLogClient:
         tls: The client's side of TLS.
         timeout: The most seconds for one request.
         wait: Waits so many seconds.
+        asked: When a client before this one has sent requests, by the monotonic clock. This one adds its own.
 
     Raises:
         OSError: A file of `tls` can't be read.
@@ -84,13 +84,14 @@ class AuditLogClient:
         tls: ClientTlsSettings,
         timeout: float,
         wait: Callable[[float], object] = time.sleep,
+        asked: list[float] | None = None,
     ) -> None:
         parts = urlsplit(url)
         self._url = url
         self._key = key
         self._timeout = timeout
         self._wait = wait
-        self._asked: deque[float] = deque(maxlen=max(most for _, most in _WINDOWS))
+        self._asked = [] if asked is None else asked
         proxy = proxy_for(parts)
         self._hide = (key, proxy.authorization, proxy.password) if proxy else (key,)
         self._place = f"{url} through the proxy {proxy}" if proxy else url
@@ -177,6 +178,7 @@ class AuditLogClient:
         if due > now:
             self._wait(due - now)
         asked.append(time.monotonic())
+        del asked[: -max(most for _, most in _WINDOWS)]
 
     def _ask(self, url: str) -> bytes | RetryLater:
         """The body of a successful answer, or why there is none now.

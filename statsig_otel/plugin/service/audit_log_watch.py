@@ -101,6 +101,7 @@ class AuditLogWatch:
         self._consume = consume
         self._clock = clock
         self._entries: dict[str, AuditEntry] = {}
+        self._asked: list[float] = []  # when the last requests were sent, for the rate limit of all looks together
         self._known: tuple[int, int] | None = None  # the first and the last second of what was read
         self._hindrances: set[str] = set()  # why records could not be made or stored at this look and the last one
         self._unclear: frozenset[str] = frozenset()  # some of these entries are missed, but it can't be told which
@@ -307,7 +308,9 @@ class AuditLogWatch:
     def _read(self, settings: AuditLogSettings, begin: int, end: int) -> None:
         """Read the entries of a period, in addition to those that are known."""
         key = reveal(settings.api_key)
-        client = AuditLogClient(settings.endpoint, key, tls=settings.tls, timeout=settings.timeout, wait=self._wait)
+        client = AuditLogClient(
+            settings.endpoint, key, tls=settings.tls, timeout=settings.timeout, wait=self._wait, asked=self._asked
+        )
         try:
             page = client.read(begin, end)
         finally:

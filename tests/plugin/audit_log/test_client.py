@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler
@@ -37,10 +38,10 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 class Reader:
     """A client that remembers for how long it should have waited, and does not wait."""
 
-    def __init__(self, url: str, key: str = KEY, **tls: object) -> None:
+    def __init__(self, url: str, key: str = KEY, asked: list[float] | None = None, **tls: object) -> None:
         self.waits: list[float] = []
         settings = ClientTlsSettings.model_validate(tls)
-        self._client = AuditLogClient(url, key, tls=settings, timeout=20.0, wait=self.waits.append)
+        self._client = AuditLogClient(url, key, tls=settings, timeout=20.0, wait=self.waits.append, asked=asked)
 
     def ids(self, save: Callable[[bytes], object] = lambda _: None) -> list[str]:
         try:
@@ -184,6 +185,14 @@ def test_it_stays_below_half_of_the_published_rate_limit(server: AuditLogServer)
     # 47 requests are due without a pause, and the clock has hardly moved: from the 41st on each has to wait.
     assert 0 < len(reader.waits) <= 7
     assert all(0 < wait <= 10 for wait in reader.waits)
+
+
+def test_several_readers_in_a_row_keep_the_limit_together(server: AuditLogServer) -> None:
+    server.entries = [audit_entry(1, MIDDLE)]
+    asked = [time.monotonic() + 3600] * 39  # so late that no machine is too slow for this
+    reader = Reader(server.url, asked=asked)
+    assert len(reader.ids()) == 1
+    assert (len(server.asked), len(asked), len(reader.waits)) == (3, 42, 2)
 
 
 def test_a_certificate_has_to_be_trusted(tmp_path: Path) -> None:

@@ -76,3 +76,22 @@ def test_it_is_json() -> None:
         "text": "",
         "by": {"id": None, "name": None, "email": None},
     }
+
+
+def test_what_was_filled_in_is_not_missed() -> None:
+    """Unless a webhook came after all; and what the filter drops then is called that."""
+
+    def own(one: AuditEntry, *, filtered: bool = False) -> Arrival:
+        return Arrival(one.uid, one.second, one.name, filtered=filtered, from_log=True)
+
+    lost, dropped, late, twin = entry(1100), entry(1200), entry(1300), entry(1301)
+    found = made(
+        [lost, dropped, late, twin], [own(lost), own(dropped, filtered=True), own(late), own(twin), arrival(1300)]
+    )
+    assert verdicts(found) == {1100: "filled_in", 1200: "filtered", 1300: "filled_in", 1301: "filled_in"}
+    assert found.missed == 0, "one of the two that are too much alike came, and a record of each was made"
+    assert [line.uid for line in found.lines] == [lost.uid, None, late.uid, twin.uid]
+    found = made([lost], [own(lost), arrival(1100)])
+    assert (verdicts(found), found.lines[0].uid) == ({1100: "received"}, "0" * 32)
+    details = Arrival(lost.details_uid, lost.second, lost.name, from_log=True)
+    assert verdicts(made([lost], [details])) == {1100: "missed"}, "values of a change are not the change"
