@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo kafka test test-slow test-all check format bench bench-webhook proof docs fuzz browser test-browser stores dependencies sbom clean
+.PHONY: help demo kafka test test-slow test-all check format bench bench-webhook proof docs site fuzz browser test-browser stores dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -34,6 +34,7 @@ help:
 	@echo "make format     format the code"
 	@echo "make sbom       list what an installation contains, in build/sbom.json (CycloneDX)"
 	@echo "make docs       generate the parts of docs/ that come from the code"
+	@echo "make site       make a site of README.md, docs/ and the READMEs of examples/, in build/site"
 
 # Names on the PATH may lead nowhere, as the shims of version managers do, so each one is tried.
 $(BIN)/python:
@@ -100,7 +101,15 @@ build/stores/.made: | $(VENV)/.dev
 
 stores: build/stores/.made
 
-check: $(VENV)/.dev
+$(VENV)/.site: $(VENV)/.dev
+	$(PIP) install --quiet --editable '.[site]'
+	@touch $@
+
+# README.md, docs/ and the READMEs of examples/ as a site, in build/site. A link that leads nowhere is an error.
+site: $(VENV)/.site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+
+check: $(VENV)/.dev site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

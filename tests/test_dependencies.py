@@ -76,10 +76,10 @@ def test_each_package_of_an_installation_has_a_row() -> None:
         assert "NONE" not in platforms or name in OPTIONAL, name
 
 
-@pytest.mark.parametrize("extra", ["browser", "demo", "dev", "fuzz"])
+@pytest.mark.parametrize("extra", ["browser", "demo", "dev", "fuzz", "site"])
 def test_each_package_for_developers_is_named(extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"browser", "demo", "dev", "fuzz", *FOR_USERS} == project["optional-dependencies"].keys()
+    assert {"browser", "demo", "dev", "fuzz", "site", *FOR_USERS} == project["optional-dependencies"].keys()
     part = TEXT.partition(f"The extra `{extra}`")[2].partition("The extra")[0]
     named = [name for line in part.splitlines() if line.startswith("- ") for name in re.findall("`([^`/]+)`", line)]
     assert sorted(named) == sorted(Requirement(line).name for line in project["optional-dependencies"][extra])

@@ -1,4 +1,4 @@
-"""Every command and file that README.md shows works as it stands there."""
+"""Every command and file that README.md and the quick start show works as it stands there."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from tests.e2e.service_process import ServiceProcess, environment
 from tests.peers.otlp_servers import GrpcSink
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+QUICK_START = "docs/quick-start.md"
 COLLECTOR_PORT = 4317
 RECEIVER_PORT = 8080
 
@@ -35,7 +35,7 @@ def blocks(language: str, file: str = "README.md") -> list[str]:
 
 documented = pytest.mark.usefixtures("documented_ports")
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+COMMANDS = [line for file in ("README.md", QUICK_START) for block in blocks("sh", file) for line in block.splitlines()]
 RUNS = [line for line in COMMANDS if "statsig-otel run" in line]
 SENDS = [line for line in COMMANDS if "statsig-otel send" in line]
 MAKES = [line for line in COMMANDS if line.startswith("make ")]
@@ -95,7 +95,7 @@ def test_the_five_minutes_of_the_set_up() -> None:
         assert words == ["venv/bin/statsig-otel", "run"]
         with ServiceProcess(env=variables) as service:
             assert service.url == f"http://127.0.0.1:{RECEIVER_PORT}/api/v1/data/events/receiver/statsig"
-            path = re.search(r"`https://YOUR-HOST(\S+)`", README)
+            path = re.search(r"`https://YOUR-HOST(\S+)`", (ROOT / QUICK_START).read_text())
             assert path is not None
             assert service.url.endswith(path[1])
             code = b'{"data": {"event": "url_verification", "verification_code": "abc123"}}'
@@ -112,7 +112,7 @@ def test_the_five_minutes_of_the_set_up() -> None:
 
 @documented
 def test_the_configuration_file(tmp_path: Path) -> None:
-    (config,) = blocks("yaml")
+    (config,) = blocks("yaml", QUICK_START)
     (command,) = [line for line in RUNS if "--config" in line]
     variables, words = split(command)
     file = tmp_path / words[-1]
@@ -126,6 +126,13 @@ def test_links_lead_to_files() -> None:
     for file in ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / file).read_text()):
             assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"
+
+
+def test_the_index_names_every_page_and_example() -> None:
+    text = (ROOT / "docs" / "index.md").read_text().partition("```")[0]
+    pages = {f"docs/{target}" for target in re.findall(r"\]\((?!https?:)([^)#]+\.md)\)", text)}
+    named = {(ROOT / page).resolve() for page in pages}
+    assert {*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/README.md")} <= named | {ROOT / "docs/index.md"}
 
 
 @pytest.mark.slow

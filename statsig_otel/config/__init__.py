@@ -2,7 +2,7 @@
 
 The public names, each loaded when it is first used:
 
-- Everyday: `ConfigError` with its `Problem`s.
+- Everyday: `ConfigError`, with a `Problem` for each mistake.
 - Extending: `Settings`, `Opaque`, `Duration`, `Size` and `SettingError`, for the settings of an exporter of your own.
 
 The modules below are private, though `help` lists them: import from this package.
