@@ -7,6 +7,7 @@ or ignores the parameter: then entries come twice, and their ids tell. Dates hav
 is included is not documented, so the dates that are asked for are two days wider than the period.
 """
 
+import contextlib
 import ssl
 import time
 from collections.abc import Callable
@@ -25,8 +26,9 @@ from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.audit_log import URL
 from statsig_otel.plugin.audit_log.entries import AuditEntry, MalformedPageError, Page, parse_page
 
-_PAGE_SIZE: Final = 50
-"""Entries of a page. No maximum is documented; other clients ask for as many."""
+_PAGE_SIZES: Final = (50, 5, 1)
+"""Entries of a page. No maximum is documented; other clients ask for 50. Fewer if a page is too large: an entry
+may have many MiB of old and new values."""
 
 _WIDER: Final = timedelta(days=2)
 _BEFORE: Final = 3600
@@ -57,6 +59,10 @@ _HINTS: Final = {
 
 class AuditLogError(Exception):
     """The audit log can't be read. The message says why and what to do, and never shows the key."""
+
+
+class _TooLargeError(AuditLogError):
+    """A page is too large."""
 
 
 class AuditLogClient:
@@ -117,6 +123,13 @@ class AuditLogClient:
         Raises:
             AuditLogError: The log can't be read.
         """
+        *larger, smallest = _PAGE_SIZES
+        for size in larger:
+            with contextlib.suppress(_TooLargeError):
+                return self._read(begin, end, save, size)
+        return self._read(begin, end, save, smallest)
+
+    def _read(self, begin: int, end: int, save: Callable[[bytes], object], size: int) -> Page:
         period = {
             "sortKey": "time",
             "sortOrder": "desc",
@@ -142,7 +155,7 @@ class AuditLogClient:
                 if max(seconds) < begin - (_BEFORE if is_sorted else _FAR_BEFORE):
                     break
             number += 1
-            page = self._page({**period, "limit": _PAGE_SIZE, "page": number, **anchor}, save)
+            page = self._page({**period, "limit": size, "page": number, **anchor}, save)
         newest_first = sorted(entries.values(), key=lambda entry: entry.second, reverse=True)
         return Page(tuple(newest_first), tuple(unreadable))
 
@@ -201,7 +214,7 @@ class AuditLogClient:
                 while chunk := answer.read1(_CHUNK):
                     body += chunk
                     if len(body) > _MOST_BYTES:
-                        raise AuditLogError(f"an answer of {self._place} has more than {_MOST_BYTES >> 20} MiB")
+                        raise _TooLargeError(f"an answer of {self._place} has more than {_MOST_BYTES >> 20} MiB")
                     if time.monotonic() > deadline:
                         return RetryLater(f"{self._place} did not answer in {self._timeout:g} s")
             finally:

@@ -195,6 +195,18 @@ def test_several_readers_in_a_row_keep_the_limit_together(server: AuditLogServer
     assert (len(server.asked), len(asked), len(reader.waits)) == (3, 42, 2)
 
 
+@pytest.mark.slow
+def test_entries_with_huge_values_come_in_smaller_pages(server: AuditLogServer) -> None:
+    """Seven of 10 MB are too much for one page, and one of 70 MB is for any."""
+    values = {"rules": {"old": "x" * 10_000_000}}
+    server.entries = [audit_entry(number, MIDDLE, changes=values) for number in range(7)]
+    assert len(Reader(server.url).ids()) == 7
+    assert {int(query["limit"]) for query in server.asked} == {1, 5, 50}
+    server.entries = [audit_entry(1, MIDDLE, changes={"rules": {"old": "x" * 70_000_000}})]
+    with pytest.raises(AuditLogError, match="more than 64 MiB"):
+        Reader(server.url).ids()
+
+
 def test_a_certificate_has_to_be_trusted(tmp_path: Path) -> None:
     authority = Authority()
     with AuditLogServer(audit_entry(1, MIDDLE), certificate=authority.issue("127.0.0.1"), folder=tmp_path) as server:
