@@ -5,7 +5,7 @@ Everything that comes from outside goes through `_text`. Each row has a key, by 
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -15,6 +15,7 @@ from urllib.parse import quote
 from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.exporters.wording import age, counted
+from statsig_otel.plugin.watch.chart import chart
 from statsig_otel.plugin.watch.diagnosis import (
     ExporterFacts,
     Facts,
@@ -24,7 +25,6 @@ from statsig_otel.plugin.watch.diagnosis import (
     steps,
     troubles,
 )
-from statsig_otel.plugin.watch.history import MINUTES, SERIES
 from statsig_otel.plugin.watch.reasons import check, why
 
 _MOST_CHANGES: Final = 100
@@ -34,13 +34,11 @@ _LONGEST: Final = 300
 
 _TIME: Final = "Time (UTC)"
 _SIGN: Final = re.compile(r"([_/.:-])(?=\w)")
-_BARS: Final = 40.0  # the height of the chart's bars
 _AT_FAULT: Final = ("refused", "blocked")
 _LOCAL: Final = re.compile(r"\w+://(localhost|127\.|0\.0\.0\.0|\[::1?\])")
 _FINE: Final = (200, "delivered")
-_REFUSAL: Final = ("status", "receiver", "reason", "port")
-_FAILURE: Final = ("outcome", "exporter", "reason")
-"""What entries have in common that are one row, first of all how they ended."""
+_EACH: Final = ("not_found",)
+"""The reasons of refusals of which each one tells what it was: a path may be the webhook's, or that of a stranger."""
 
 SECTIONS: Final[Mapping[str, str]] = {
     "state": "State",
@@ -117,18 +115,18 @@ def sections(shown: Shown) -> dict[str, str]:
         "state": _state(shown.facts),
         "steps": _steps(shown.facts),
         "troubles": _troubles(shown.facts),
-        "chart": _chart(shown.minutes),
+        "chart": chart(shown.minutes),
         "exporters": _exporters(shown),
         "dead-letters": _dead_letters(shown),
         "changes": _changes(shown),
         "requests": _table(
             (_TIME, "Receiver", "Answer", "What happened"),
-            (_request(group, now) for group in _grouped(entries["requests"], _REFUSAL)[:_MOST_ROWS]),
+            (_request(group, now) for group in _grouped(entries["requests"], _refusal)[:_MOST_ROWS]),
             "No request has arrived since the start.",
         ),
         "attempts": _table(
             (_TIME, "Exporter", "Outcome", "Records", "Took", "The backend's answer"),
-            (_attempt(group, now) for group in _grouped(entries["attempts"], _FAILURE)[:_MOST_ROWS]),
+            (_attempt(group, now) for group in _grouped(entries["attempts"], _failure)[:_MOST_ROWS]),
             "Nothing was sent since the start.",
         ),
     }
@@ -158,8 +156,8 @@ def _steps(facts: Facts) -> str:
 
 
 def _url(receiver: ReceiverFacts) -> str:
-    """What to enter in Statsig's console, until a webhook has shown that it was entered."""
-    if not receiver.url or receiver.last_verified:
+    """What to enter in Statsig's console, until a request has shown that it was entered."""
+    if not receiver.url or receiver.last_verified or receiver.answers:
         return ""
     is_local = _LOCAL.match(receiver.url) is not None
     public = f"https://YOUR-HOST{receiver.path}" if is_local else receiver.url
@@ -177,35 +175,6 @@ def _trouble(one: Trouble) -> str:
     title, sign = _text(one.title), " passing" if one.can_wait else ""
     said = f"<h3>{title}</h3><p>{_text(one.check)}</p>{when}"
     return f'<article class="trouble{sign}" data-key="{title}">{said}</article>'
-
-
-def _chart(minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
-    totals = [sum(values[number] for _, values in minutes) for number in range(len(SERIES))]
-    none = [name[0].lower() + name[1:] for name, total in zip(SERIES, totals, strict=True) if not total]
-    if len(none) == len(SERIES):
-        return '<p class="quiet">Nothing has happened in the last hour.</p>'
-    charts = "".join(_bars(number, name, minutes) for number, name in enumerate(SERIES) if totals[number])
-    rest = f'<p class="quiet">None: {", ".join(none)}.</p>' if none else ""
-    return f'<div class="charts">{charts}</div>{rest}'
-
-
-def _bars(series: int, name: str, minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
-    values = [values[series] for _, values in minutes]
-    most, total = max(values), sum(values)
-    peak = f", most at {_minute(minutes[values.index(most)][0])}: {most:.0f}" if total else ""
-    bars = "".join(
-        f'<rect x="{x * 5}" y="{_BARS - _BARS * value / most:.1f}" width="4" height="{_BARS * value / most:.1f}">'
-        f"<title>{_minute(at)}: {value:.0f}</title></rect>"
-        for x, ((at, _), value) in enumerate(zip(minutes, values, strict=True))
-        if value
-    )
-    label = _text(f"{name} in the last hour: {total:.0f}{peak}")
-    return (
-        f'<figure data-key="{series}"><figcaption>{_text(name)} <b>{total:,.0f}</b></figcaption>'
-        f'<svg viewBox="0 0 {MINUTES * 5} {_BARS:.0f}" role="img" aria-label="{label}" class="series{series}" '
-        f'preserveAspectRatio="none"><line x1="0" y1="{_BARS:.0f}" x2="{MINUTES * 5}" y2="{_BARS:.0f}"/>{bars}</svg>'
-        '<div class="axis"><span>an hour ago</span><span>now</span></div></figure>'
-    )
 
 
 def _exporters(shown: Shown) -> str:
@@ -308,12 +277,24 @@ def _change(change: Mapping[str, Any], now: float) -> "_Row":
     )
 
 
-def _grouped(entries: Sequence[Mapping[str, Any]], same: Sequence[str]) -> Sequence[Sequence[Mapping[str, Any]]]:
+def _refusal(entry: Mapping[str, Any]) -> Sequence[object]:
+    """How a request ended, and what refused ones that are one row have in common."""
+    detail = entry["detail"] if entry["reason"] in _EACH else ""
+    return entry["status"], entry["receiver"], entry["reason"], entry["port"], detail
+
+
+def _failure(entry: Mapping[str, Any]) -> Sequence[object]:
+    """How an attempt ended, and what failed ones that are one row have in common."""
+    return entry["outcome"], entry["exporter"], entry["reason"]
+
+
+def _grouped(
+    entries: Sequence[Mapping[str, Any]], common: Callable[[Mapping[str, Any]], Sequence[object]]
+) -> Sequence[Sequence[Mapping[str, Any]]]:
     """The entries, of which those that went wrong in the same way and followed one another are together."""
     groups: list[list[Mapping[str, Any]]] = []
     for entry in entries:
-        is_wrong = entry[same[0]] not in _FINE
-        if groups and is_wrong and all(entry[key] == groups[-1][-1][key] for key in same):
+        if groups and common(entry)[0] not in _FINE and common(entry) == common(groups[-1][-1]):
             groups[-1].append(entry)
         else:
             groups.append([entry])
@@ -355,7 +336,8 @@ def _said(entry: Mapping[str, Any]) -> str:
         items = entry["items"]
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
-    said = _text(_cut(f"Refused: {why(entry['reason'], entry['detail'])}."))
+    which = f": {entry['detail'].partition(';')[0]}" if entry["reason"] in _EACH else ""
+    said = _text(_cut(f"Refused: {why(entry['reason'], entry['detail'])}{which}."))
     advice = _text(check(entry["reason"], entry["detail"], entry["status"]))
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said
 
@@ -490,7 +472,3 @@ def _clock(seconds: float, now: float) -> str:
     moment, today = datetime.fromtimestamp(seconds, UTC), datetime.fromtimestamp(now, UTC)
     day = "" if moment.date() == today.date() else f"{moment:%b} {moment.day}, "
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{day}{moment:%H:%M:%S}</time>'
-
-
-def _minute(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M UTC")

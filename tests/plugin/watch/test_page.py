@@ -230,6 +230,10 @@ def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
     made = page.sections(replace(found, entries={**found.entries, "requests": requests, "attempts": attempts}))
     rows = re.findall("<tr data-key.*?</tr>", made["requests"])
     assert len(rows) == 5
+    requests[1]["detail"] = "a request came to /.env; the receiver's path is /hook"
+    other = page.sections(replace(found, entries={**found.entries, "requests": requests}))["requests"]
+    assert other.count("<tr data-key") == 6, "another path may be that of a stranger"
+    assert "<summary>Refused: wrong path: a request came to /.env.</summary>" in other
     assert "08:00:07</time> – <time" in rows[0]
     assert '>08:00:09</time></td><td data-name="Receiver">port 81</td><td data-name="Answer">404 (5 times)<' in rows[0]
     (row,) = re.findall("<tr data-key.*?</tr>", made["attempts"])
@@ -255,6 +259,7 @@ def test_what_to_enter_in_statsigs_console_is_shown_until_a_webhook_comes() -> N
     assert "<code>https://hooks.example.com/hook</code>" in said
     assert "has to reach" not in said
     assert "<code>" not in told(url="http://127.0.0.1/hook", last_verified=1.0)
+    assert "<code>" not in told(url="http://127.0.0.1/hook", answers={"url_verification": 1})
     assert "<code>" not in told()
 
 
