@@ -1,6 +1,8 @@
-"""Futures between threads: one that can't be cancelled, one that is answered already, and one that follows another."""
+"""Futures between threads: that can't be cancelled, have their answer, follow another, or stand for a thread's work."""
 
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -25,6 +27,23 @@ def failed(error: BaseException) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_exception(error)
     return future
+
+
+def run_in_daemon(work: Callable[[], _T], name: str) -> Future[_T]:
+    """Run a function in a thread of its own, which keeps no process alive.
+
+    An error that would end a program is an Exception here, so that it ends nothing for whoever waits.
+    """
+    answer: Future[_T] = uncancellable()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            answer.set_exception(error if isinstance(error, Exception) else CancelledError())
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return answer
 
 
 def pass_on(source: Future[_T], target: Future[_T]) -> None:

@@ -32,6 +32,7 @@ def test_the_page_shows_the_budget_of_a_shutdown() -> None:
         [f"{_times.QUEUE_DRAIN:g} s", REST],
         [f"{_times.HANGING_SEND:g} s", "-"],
         [f"{_times.AUDIT_LOG_CLOSING:g} s", "-"],
+        [f"{_times.SERVER_CLOSING:g} s", "-"],
         [f"{_times.READERS_CLOSING:g} s", "-"],
     ]
     assert f"`Service.shutdown` has {_times.SHUTDOWN_TIMEOUT:g} s by default" in text
@@ -65,4 +66,5 @@ def test_the_steps_of_a_shutdown_fit_into_its_timeout() -> None:
         ):
             assert cut_short <= requests / 2  # so that as much time is left for the answers
     assert _times.REQUEST_DRAIN.longest + _times.QUEUE_DRAIN <= _times.SHUTDOWN_TIMEOUT * 3 / 4
+    assert _times.PAGE_DRAIN < _times.SERVER_CLOSING
     assert max(_times.BATCH_FINISH, _times.REPLAY_TIMEOUT) < _times.COMMAND_TIMEOUT

@@ -47,4 +47,5 @@ def bodies_for_others(serve: Serve) -> None:
                     connection.sendall(b"GET %s HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n" % path.encode())
                     assert read_response(connection).status == 200
     finally:
-        own.shutdown()
+        own.stop()
+        own.join(PATIENCE)

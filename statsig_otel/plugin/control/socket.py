@@ -1,4 +1,4 @@
-"""The control socket, by which a command reaches a running service.
+"""The control socket, by which a command reaches a running service, and the turns that all commands take.
 
 A Unix socket in the queue's directory, for its owner alone. One JSON line is a request, one JSON line its answer:
 
@@ -6,7 +6,7 @@ A Unix socket in the queue's directory, for its owner alone. One JSON line is a 
     {"result": {"state": "blocked"}}    or    {"error": "why not"}
 
 Each connection has a thread of its own, so that a silent client holds nobody up. Commands are carried out one after
-another.
+another, also those of the live page.
 """
 
 import errno
@@ -64,12 +64,13 @@ class ServiceNotRunningError(Exception):
 
 
 class ControlServer:
-    """Listens on the control socket of a directory that this process owns. The constructor opens nothing.
+    """Carries out the commands of a service, and listens for them on a socket. The constructor opens nothing.
 
     Args:
-        path: The socket's path. A socket that a killed service left behind is replaced.
-        handlers: The handler of each command. They are called in threads of the server, one at a time. Another mapping
-            may replace the attribute `handlers` at any time.
+        path: The socket's path, in a directory that this process owns. A socket that a killed service left behind is
+            replaced.
+        handlers: The handler of each command. They are called one at a time, in threads of the server and of whoever
+            calls `carry_out`. Another mapping may replace the attribute `handlers` at any time.
     """
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
@@ -77,6 +78,20 @@ class ControlServer:
         self.handlers = handlers
         self._server: _Server | None = None
         self._owner = OwnerProcess()
+        self._one_at_a_time = threading.Lock()  # for commands
+        self._command: threading.Thread | None = None  # the thread that carries one out
+        self._finished = threading.Event()  # set while `shutdown` has to wait for no command
+        self._finished.set()
+        self._has_ended = False
+
+    def carry_out(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Carry out a command that did not come by the socket. Waits until no other one is carried out.
+
+        Raises:
+            ControlError: It is refused, or another one takes too long.
+        """
+        with self._turn():
+            return self._handled(command, arguments)
 
     def start(self) -> None:
         """Listen, and answer from now on. On a full disk the service has to deliver without it.
@@ -86,13 +101,14 @@ class ControlServer:
             RuntimeError: No thread can be started.
         """
         try:
-            server = _Server(self._path, lambda: self.handlers)
+            server = _Server(self._path, self._reply)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             _logger.error("%s: no command reaches this service until its next start: %s", self._path, error.strerror)
             return
         self._owner.enter()
+        self._has_ended = False
         self._server = server  # before it runs, since a command may ask for the end at once
         try:
             threading.Thread(target=server.serve, name="control", daemon=True).start()
@@ -104,46 +120,90 @@ class ControlServer:
 
     def let_go(self) -> None:
         """Called by a handler that is about to stop the server, so that `shutdown` does not wait for that handler."""
-        if self._server is not None:
-            self._server.let_go()
+        if threading.current_thread() is self._command:
+            self._finished.set()
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Finish the command that is being carried out, and remove the socket. Safe to call twice, and in a command.
+        """Finish the command that is being carried out, refuse all others, and remove the socket.
+
+        Safe to call twice, and in a command.
 
         Args:
             timeout: Seconds for that command, which is left behind if it takes longer; None for no limit.
         """
-        server = self._server
-        if server is None or not self._owner.is_current or not server.stop():
-            return  # never started; a forked child, which owns nothing; or stopped before
-        server.remove()
-        server.let_go()
-        if not server.finished.wait(timeout):
+        if self._has_ended or self._owner.is_forked:
+            return  # a forked child owns nothing
+        self._has_ended = True  # before the wait: a command whose turn comes now reads this, and does nothing
+        if self._server is not None:
+            self._server.stop()
+            self._server.remove()
+        self.let_go()
+        if not self._finished.wait(timeout):
             _logger.warning("A command takes longer than the shutdown can wait; it is left behind")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other command is carried out, and let others wait for this one.
+
+        Raises:
+            ControlError: Another one takes too long.
+        """
+        if not self._one_at_a_time.acquire(timeout=COMMAND_TIMEOUT):
+            raise ControlError("another command takes too long, and nothing was done: try again later")
+        self._command = threading.current_thread()
+        self._finished.clear()  # before `_has_ended` is read: a shutdown sets that first, and then waits for this
+        try:
+            yield
+        finally:
+            self._command = None
+            self._finished.set()
+            self._one_at_a_time.release()
+
+    def _reply(self, line: bytes, connection: socket.socket) -> None:
+        """Carry out the command of a line, and answer it, in its turn."""
+        try:
+            with self._turn():
+                _send(connection, _answer(line, self._handled))
+        except ControlError as error:
+            _send(connection, {"error": str(error)})
+
+    def _handled(self, command: str, arguments: dict[str, Any]) -> Any:
+        """What the handler of a command returns.
+
+        Raises:
+            ControlError: It is refused.
+        """
+        if self._has_ended:
+            raise ControlError("the service is shutting down, and nothing was done")
+        handler = self.handlers.get(command)
+        if handler is None:
+            raise ControlError(f"the running service knows no command {command!r}: it may be of another version")
+        try:
+            result = handler(arguments)
+            json.dumps(result)
+        except ControlError:
+            raise
+        except Exception as error:
+            _logger.exception("The command %s failed", command)
+            raise ControlError(f"{command} failed; the service's log says why") from error
+        return result
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
-    """One listening socket and its connections, each in a thread of its own.
-
-    `handlers` returns the current handlers. The event `finished` is set while `shutdown` has to wait for no command.
-    """
+    """One listening socket and its connections, each in a thread of its own. `reply` answers the line of one."""
 
     daemon_threads = True
     block_on_close = False
     timeout = 0.5  # seconds between checks whether the socket's file is in place, and `serve` has to end
 
-    def __init__(self, path: Path, handlers: Callable[[], Mapping[str, Handler]]) -> None:
+    def __init__(self, path: Path, reply: Callable[[bytes, socket.socket], None]) -> None:
         self._path = path
-        self._handlers = handlers
+        self._reply = reply
         self._is_unreachable = False  # another file is in the socket's place, or it can't be made again
         self._room = threading.Semaphore(_MAX_CLIENTS)
         self._lock = threading.Lock()  # over the connections that have not sent their line yet
         self._silent: set[socket.socket] = set()
-        self._one_at_a_time = threading.Lock()  # for commands
-        self._command: threading.Thread | None = None
         self._stopped = False
-        self.finished = threading.Event()
-        self.finished.set()
         super().__init__(str(path), socketserver.BaseRequestHandler, bind_and_activate=False)
         self.server_close()
         self.socket, self._file = _listen(path)
@@ -156,13 +216,12 @@ class _Server(socketserver.ThreadingUnixStreamServer):
                 if not self._is_in_place():
                     self._listen_again()
 
-    def stop(self) -> bool:
-        """End `serve` and the connections that have not sent their line yet. Return whether this is the first call."""
+    def stop(self) -> None:
+        """End `serve` and the connections that have not sent their line yet."""
         with self._lock:
-            is_first, self._stopped = not self._stopped, True
+            self._stopped = True
             self._hang_up_on_silent()
             _hang_up(self.socket)
-        return is_first
 
     def remove(self) -> None:
         """Remove the socket's file, if it is still this server's. Only after `stop`, or without `serve`."""
@@ -196,10 +255,6 @@ class _Server(socketserver.ThreadingUnixStreamServer):
             self._is_unreachable = True
             _logger.error("Somebody deleted or replaced %s: no command reaches this service, since %s", self._path, why)
 
-    def let_go(self) -> None:
-        if threading.current_thread() is self._command:
-            self.finished.set()
-
     def get_request(self) -> tuple[Any, Any]:
         try:
             return super().get_request()
@@ -221,7 +276,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """Read the connection's line; once no other command is carried out, do so and answer."""
+        """Read the connection's line, and have it answered."""
         with suppress(OSError), request.makefile("rb") as file:  # silent for too long, or gone
             request.settimeout(_PATIENCE)
             line = file.readline(MAX_REQUEST + 1)
@@ -230,22 +285,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
                     return  # it had to leave
                 self._silent.remove(request)
             if line.endswith(b"\n") or len(line) > MAX_REQUEST:
-                with self._one_at_a_time:
-                    self._carry_out(line, request)
-
-    def _carry_out(self, line: bytes, connection: socket.socket) -> None:
-        self._command = threading.current_thread()
-        self.finished.clear()  # before `_stopped` is read: a shutdown sets that first, and then waits for this
-        try:
-            if self._stopped:
-                return
-            answer = _answer(line, self._handlers())
-            connection.settimeout(_WRITE_TIMEOUT)
-            with suppress(OSError):  # the client has left, or does not read; the command is carried out
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-        finally:
-            self._command = None
-            self.finished.set()
+                self._reply(line, request)
 
     def shutdown_request(self, request: Any) -> None:
         """Close the connection, and make room for another one."""
@@ -272,7 +312,13 @@ def _hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _answer(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, Any]:
+def _send(connection: socket.socket, answer: Mapping[str, Any]) -> None:
+    connection.settimeout(_WRITE_TIMEOUT)
+    with suppress(OSError):  # the client has left, or does not read; the command is carried out
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _answer(line: bytes, handled: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         return {"error": f"the request is longer than {MAX_REQUEST} bytes"}
     try:
@@ -283,18 +329,10 @@ def _answer(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, Any]:
     arguments = request.get("arguments", {}) if isinstance(request, dict) else None
     if not isinstance(command, str) or not isinstance(arguments, dict):
         return {"error": "the request is not an object with a command and its arguments"}
-    handler = handlers.get(command)
-    if handler is None:
-        return {"error": f"the running service knows no command {command!r}: it may be of another version"}
     try:
-        answer = {"result": handler(arguments)}
-        json.dumps(answer)
+        return {"result": handled(command, arguments)}
     except ControlError as error:
         return {"error": str(error)}
-    except Exception:
-        _logger.exception("The command %s failed", command)
-        return {"error": f"{command} failed; the service's log says why"}
-    return answer
 
 
 def call(path: Path, command: str, **arguments: Any) -> Any:

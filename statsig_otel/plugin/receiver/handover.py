@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Final
 
 from statsig_otel._arguments import check_type, described, mistyped, type_name, why_not_callable
-from statsig_otel._futures import answered, failed
+from statsig_otel._futures import answered, failed, run_in_daemon
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver.answer import Answer
 from statsig_otel.plugin.receiver.intake import Intake, Request
@@ -176,16 +176,8 @@ _running: Final[set["asyncio.Future[Receipt]"]] = set()
 
 def run_in_thread(awaitable: Awaitable[Receipt]) -> Future[Receipt]:
     """Run an awaitable in a thread and an event loop of its own."""
-    answer: Future[Receipt] = Future()
 
     async def wait() -> Receipt:
         return await awaitable
 
-    def work() -> None:
-        try:
-            answer.set_result(asyncio.run(wait()))
-        except BaseException as error:  # noqa: BLE001 - for whoever waits, and as an Exception, which ends no server
-            answer.set_exception(error if isinstance(error, Exception) else CancelledError())
-
-    threading.Thread(target=work, name="statsig-otel consumer", daemon=True).start()
-    return answer
+    return run_in_daemon(lambda: asyncio.run(wait()), "statsig-otel consumer")

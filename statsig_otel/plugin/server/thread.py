@@ -66,9 +66,13 @@ class ServerThread:
         """Stop accepting, wait `drain_timeout` seconds for the requests in flight, and end. Works without `start`."""
         for server in self.servers:
             server.stop(drain_timeout)
-        if self._thread is not None:
-            self._thread.join(drain_timeout + SERVER_CLOSING)
+        self.join(drain_timeout + SERVER_CLOSING)
         self.end_unstarted()
+
+    def join(self, timeout: float) -> None:
+        """Wait at most so many seconds for the thread's end. Works without `start`."""
+        if self._thread is not None:
+            self._thread.join(timeout)
 
     def fail(self, error: Exception) -> None:
         """Stop the servers because of an error of what they serve. May be called from any thread."""

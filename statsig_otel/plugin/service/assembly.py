@@ -92,12 +92,10 @@ class Assembly:
         self._url = url.rstrip("/")
         for name, one in settings.items():
             if self._url.endswith(one.path):
-                _logger.warning(
-                    "url ends with the path of %s, whose URL is then %s%s: leave the path out, unless that is meant",
-                    name,
-                    self._url,
-                    one.path,
+                message = (
+                    "url ends with the path of %s, whose URL is then %s%s: leave the path out, unless that is meant"
                 )
+                _logger.warning(message, name, self._url, one.path)
         self.directory: Final = directory.absolute()
         self._listens = listen
         self._waits_for_directory = wait_for_directory
@@ -213,14 +211,14 @@ class Assembly:
         return self._outbound.database
 
     def command(self, name: str, arguments: dict[str, Any]) -> Any:
-        """Carry out a command of the control socket.
+        """Carry out a command of the control socket, in its turn.
 
         Raises:
             ControlError: It is refused.
         """
         if self._control is None:
             raise ControlError("this service has no queue")
-        return self._control.handlers[name](arguments)
+        return self._control.carry_out(name, arguments)
 
     def ping(self) -> "Future[None] | None":
         """Done soon if the servers' thread lives; None if no server runs."""
@@ -261,7 +259,7 @@ class Assembly:
             self._is_open, self._since, self._since_monotonic = True, time.time(), time.monotonic()
         except BaseException as error:
             self._failed = True
-            self._stop_health()
+            self._stop_watching()
             if self._ending.is_set():
                 self.consumer.close("the service was shut down", reason="shutting_down")
             else:
@@ -313,8 +311,7 @@ class Assembly:
             if self._endpoints:
                 self.servers.start()
         except BaseException:
-            if self.zpages is not None:
-                self.zpages.shutdown()
+            self._stop_watching()
             for endpoint in self._endpoints:
                 endpoint.server.stop()
             if self._control is not None:
@@ -345,8 +342,6 @@ class Assembly:
         def left_of(share: _times.Share) -> float:
             return max(begun + share.of(timeout) - time.monotonic(), 0.0)
 
-        if self.zpages is not None:
-            self.zpages.shutdown()
         # First of all, so that a request of a client that has connected is taken and not refused.
         self.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
         self._outbound.close(left_of(_times.SYNCHRONOUS_GRACE))
@@ -360,9 +355,11 @@ class Assembly:
         if self._control is not None:
             # Before the queue, which its handlers wait for.
             self._control.shutdown(self._left() * _times.COMMAND_SHARE + _times.SHUTDOWN_MARGIN)
+        if self.zpages is not None:
+            self.zpages.stop()  # only now, so that the page can answer that command
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
         if self._waits_for_directory:
-            self._stop_health()  # before the directory is free: the process that waits for it needs the port next
+            self._stop_watching()  # before the directory is free: the process that waits for it needs the ports next
         try:
             grace = left_of(_times.SYNCHRONOUS_GRACE)
             drain = min(self._drain, self._left())
@@ -370,11 +367,16 @@ class Assembly:
         finally:
             if is_alone:
                 self._reconfiguring.release()
-            self._stop_health()
+            self._stop_watching()
 
-    def _stop_health(self) -> None:
-        if self.health is not None:
-            self.health.shutdown()
+    def _stop_watching(self) -> None:
+        """End the servers of the live page and of health checks. Safe to call twice, and before their start."""
+        servers = [one for one in (self.zpages, self.health) if one is not None]
+        until = time.monotonic() + _times.SERVER_CLOSING
+        for server in servers:
+            server.stop()
+        for server in servers:
+            server.join(max(until - time.monotonic(), 0.0))
 
     def _left(self) -> float:
         return max(self._until - time.monotonic(), 0.0)

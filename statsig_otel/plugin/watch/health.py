@@ -109,11 +109,14 @@ class HealthServer:
         self._thread.start()
         _logger.info("Health checks: http://%s%s and %s", host_port(*self.address), READY, LIVE)
 
-    def shutdown(self) -> None:
-        """Stop. Safe to call twice, and without `start`."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.shutdown(0.0)
+    def stop(self) -> None:
+        """Accept no more connections, and close those that there are. Returns at once."""
+        self._server.stop(0.0)
+
+    def join(self, timeout: float) -> None:
+        """Wait at most so many seconds for the end after `stop`. Works without `start`, and twice."""
+        if self._thread is not None:
+            self._thread.join(timeout)
 
 
 def with_health_path(app: AsgiApp, path: str, health: Health) -> AsgiApp:

@@ -26,6 +26,7 @@ from urllib.parse import parse_qs
 import falcon.asgi
 from falcon.asgi import Request, Response, SSEvent
 
+from statsig_otel._futures import run_in_daemon
 from statsig_otel._journal import journal
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.wording import counted
@@ -218,7 +219,9 @@ class _Actions(ABC):
         """Do it; the page that says so."""
 
     async def _command(self, name: str, **arguments: Any) -> Any:
-        return await asyncio.to_thread(self._site.service.command, name, arguments)
+        # Not in the loop's executor: neither the loop nor the process could end before a command that hangs.
+        done = run_in_daemon(lambda: self._site.service.command(name, arguments), "statsig-otel page command")
+        return await asyncio.wrap_future(done)
 
 
 class _DeadLetterActions(_Actions):

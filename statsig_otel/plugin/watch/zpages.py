@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from statsig_otel._instruments import collecting
+from statsig_otel._times import PAGE_DRAIN
 from statsig_otel.plugin.server.listening import host_port
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS: Final = 64
-_DRAIN: Final = 0.5
-"""Seconds for requests in flight at the end."""
 
 
 class Zpages:
@@ -59,9 +58,12 @@ class Zpages:
         self._site.history.start()
         _logger.info("Live page: %s", self.url)
 
-    def shutdown(self) -> None:
-        """Stop. Safe to call twice, and without `start`."""
+    def stop(self) -> None:
+        """Accept no more connections, and let what is being answered end soon. Returns at once."""
         self._site.close()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.shutdown(_DRAIN)
+        self.server.stop(PAGE_DRAIN)
+
+    def join(self, timeout: float) -> None:
+        """Wait at most so many seconds for the end after `stop`. Works without `start`, and twice."""
+        if self._thread is not None:
+            self._thread.join(timeout)

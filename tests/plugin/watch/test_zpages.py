@@ -5,8 +5,10 @@ import json
 import re
 import socket
 import ssl
+import threading
 import uuid
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import pytest
 from statsig_otel import _journal
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.settings.reading import configured_pem_files
-from statsig_otel.plugin.watch import routes, site
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
+from statsig_otel.plugin.watch import routes, site, zpages
+from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts
 from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.plugin.fresh import fresh_process
@@ -25,6 +29,7 @@ from tests.plugin.http_client import Address, Response, connect, exchange, read_
 from tests.plugin.services import SECRET, address_of, page_config, post, signed_request
 from tests.waiting import wait_until
 
+LIMIT = 30.0
 TOKEN = "a-token-of-a-page-0123456789"
 
 
@@ -286,6 +291,75 @@ def test_an_exporter_tries_again_by_a_button(tmp_path: Path) -> None:
         refused = ask(address, "/exporters", method="POST", form={**form, "exporter": "<other>"})
         assert refused.status == 409
         assert b"the queue knows no exporter &lt;other&gt;" in refused.body
+
+
+@contextmanager
+def pressed(address: Address) -> Iterator[Future[Response]]:
+    """Somebody presses "Try now", and waits for the answer."""
+    wait_until(lambda: "Try now" in text_of(address))
+    form = {"exporter": "otlp_http", "action": "resume", "token": token_of(text_of(address))}
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(ask, address, "/exporters", method="POST", form=form)
+
+
+def test_a_command_that_hangs_delays_no_shutdown(tmp_path: Path) -> None:
+    """No more webhooks are accepted at once. The page shows that, and answers once its command has ended."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        go_on.wait(LIMIT)
+
+    with running(tmp_path, exporter={"endpoint": "http://127.0.0.1:1"}) as (service, address):
+        service._assembly.before_resume = hold
+        service._assembly._renew_handlers()
+        assert post(service, "a").status == 200
+        with pressed(address) as answer, ThreadPoolExecutor(1) as pool:
+            assert begun.wait(LIMIT)
+            assert all(one.daemon for one in threading.enumerate() if one.name == "statsig-otel page command")
+            ending = pool.submit(service.shutdown, LIMIT, drain=0.0)
+            wait_until(lambda: is_refused(address_of(service)))
+            assert "the service is stopping" in text_of(address)
+            assert not answer.done()
+            go_on.set()
+            assert b"tries again at once" in answer.result(LIMIT).body
+            ending.result(LIMIT)
+            assert is_refused(address)
+
+
+def is_refused(address: Address) -> bool:
+    try:
+        connect(address).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_a_command_that_never_ends_keeps_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zpages, "PAGE_DRAIN", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        database = None
+
+        def facts(self) -> Facts:
+            return Facts(now=0.0, exporters=[ExporterFacts(name="otlp_http", state="blocked")])
+
+        def command(self, name: str, arguments: dict[str, Any]) -> Any:
+            begun.set()
+            return go_on.wait(LIMIT)
+
+    page = zpages.Zpages(ZpagesSettings(endpoint="127.0.0.1:0"), Hanging())
+    page.start()
+    with pressed(page.server.address) as answer:
+        assert begun.wait(LIMIT)
+        page.stop()
+        page.join(LIMIT)
+        assert page._thread is not None
+        assert page._thread.ended.done()
+        assert not go_on.is_set()
+        assert answer.exception(LIMIT) is not None
+    go_on.set()
 
 
 def test_the_page_goes_with_its_service(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""The turns of commands: whoever gives one, the next one waits, and a shutdown too."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.plugin.control import socket
+from statsig_otel.plugin.control.socket import ControlError, ControlServer
+from tests.plugin.control.test_socket import HANDLERS, WAIT, talk
+from tests.waiting import wait_until
+
+
+def test_a_command_that_did_not_come_by_the_socket_takes_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, begun, go_on = tmp_path / "control.sock", threading.Event(), threading.Event()
+
+    def hold(arguments: dict[str, Any]) -> Any:
+        begun.set()
+        return go_on.wait(WAIT)
+
+    server = ControlServer(path, {**HANDLERS, "hold": hold})
+    server.start()
+    with ThreadPoolExecutor(3) as pool:
+        held = pool.submit(server.carry_out, "hold", {})
+        assert begun.wait(WAIT)
+        monkeypatch.setattr(socket, "COMMAND_TIMEOUT", 0.01)
+        with pytest.raises(ControlError, match="another command takes too long, and nothing was done"):
+            server.carry_out("echo", {})
+        assert b"another command takes too long" in talk(path, b'{"command": "echo"}\n')
+        monkeypatch.undo()
+        waiting = pool.submit(server.carry_out, "echo", {"n": 1})
+        ending = pool.submit(server.shutdown, WAIT)
+        wait_until(lambda: not path.exists())
+        assert not ending.done()
+        go_on.set()
+        assert held.result(WAIT) is True
+        ending.result(WAIT)
+        with pytest.raises(ControlError, match="shutting down, and nothing was done"):
+            waiting.result(WAIT)
+    for command, refusal in (("refuse", "because"), ("fail", "log says why"), ("other", "knows no command")):
+        with pytest.raises(ControlError, match=refusal):
+            ControlServer(path, HANDLERS).carry_out(command, {})
