@@ -1,0 +1,71 @@
+"""docs/chronosphere.md: with its nginx, each webhook reaches both receivers, and both accept its signature."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import SECRET, post, signed
+from tests.e2e.service_process import ServiceProcess
+from tests.peers.otlp_servers import GrpcSink, free_port
+from tests.waiting import wait_until
+
+PAGE = Path(__file__).parents[1] / "docs" / "chronosphere.md"
+BODY = (
+    b'{"data": [{"eventName": "statsig::config_change", "timestamp": 1764300000000, '
+    b'"metadata": {"type": "Gate", "name": "checkout_v2", "action": "updated"}}]}'
+)
+
+
+def service(backend: GrpcSink, port: int) -> ServiceProcess:
+    return ServiceProcess(
+        None,
+        "--listen",
+        f"127.0.0.1:{port}",
+        env={"STATSIG_SIGNING_SECRET": SECRET, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{backend.port}"},
+    )
+
+
+@pytest.mark.slow
+def test_both_receivers_get_each_webhook(tmp_path: Path) -> None:
+    nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if nginx is None:
+        pytest.skip("NGINX IS NOT INSTALLED: the page's configuration is not proven")
+    found = re.search(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found is not None
+    public, old_port, new_port = free_port(), free_port(), free_port()
+    locations = found[1].replace("https://YOUR-TENANT.example", f"http://127.0.0.1:{old_port}")
+    locations = locations.replace("127.0.0.1:8080", f"127.0.0.1:{new_port}")
+    config = tmp_path / "nginx.conf"
+    config.write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;\n"
+        f"fastcgi_temp_path {tmp_path}/a; uwsgi_temp_path {tmp_path}/b; scgi_temp_path {tmp_path}/c;\n"
+        f"server {{ listen 127.0.0.1:{public};\n{locations}}} }}\n"
+    )
+    with (
+        GrpcSink() as old_backend,
+        GrpcSink() as new_backend,
+        service(old_backend, old_port) as old,
+        service(new_backend, new_port) as new,
+    ):
+        proxy = subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(config)], stderr=subprocess.PIPE, text=True)
+        try:
+            url = new.url.replace(str(new_port), str(public))
+            assert old.url != new.url != url
+            wait_until(lambda: is_accepted(url))
+            wait_until(lambda: len(old_backend.records) == len(new_backend.records) == 1)
+        finally:
+            proxy.terminate()
+            _, errors = proxy.communicate(timeout=30)
+        assert new_backend.records[0].attributes == old_backend.records[0].attributes, errors
+
+
+def is_accepted(url: str) -> bool:
+    """Whether a webhook got 200; False while nginx does not listen yet."""
+    try:
+        return post(url, BODY, signed(BODY)).status == 200
+    except OSError:
+        return False
