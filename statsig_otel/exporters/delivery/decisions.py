@@ -11,8 +11,9 @@ queue into dead letters, and one bad record must not hold up the others. These a
 3. Without evidence the record keeps its place. While it is the head, the records behind it are probed until each was
    tried (refused alone): in turn the newest record and the next batch. A second passes between two probes.
 4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
-5. Once each record was tried, only new ones are probed. After each wait the head is sent again, and then one of the
-   others, each time another one: the backend may have been repaired.
+5. Once each record was tried, only new ones are probed. After each wait the head and another record are sent, each
+   time another one: the backend may have been repaired. Which of both is first has no period: a backend that fails each
+   second time must not fail each time that the same of the two is sent.
 6. All count as untried when somebody may have repaired something, and when a record that was refused alone is taken, or
    refused in words that are new in this outage, since the backend has changed then. If there are too many wordings,
    only the kind of the answer (the status) counts.
@@ -20,26 +21,24 @@ queue into dead letters, and one bad record must not hold up the others. These a
    limit on the rate of requests can be the cause. So while a refused record waits, `Pace` finds the pause that two
    sends need between them.
 8. A failure that may be about the data (HTTP 500) is a fault. A record that gets one alone keeps its place too, and
-   counts as tried. Ten minutes after its first one, its faults count as refusals, unless the backend fails at random:
-   then a record needs more of them than others that were taken after all. Only what was taken since the first one is
-   evidence, and if it is refused after faults, only what was taken since that refusal. The ten minutes run for all
-   records at once, and stand still while the exporter fails in any other way.
-9. A fault is followed by a wait, as is a failure of any other kind. After it the head or another record is sent, each
-   about half of the times, in an order without a period: a backend that fails each second time must not fail each time
-   that the same of the two is sent. But if anything was taken since the last wait, or if the head was refused, the
-   sender goes on with rule 3. So a backend that is away gets one request at a time, and one that takes other records
-   gets them.
+   counts as tried. Ten minutes after its first one, its faults count as refusals. Only what was taken since the first
+   one is evidence, and some faults have to follow it: a backend that comes back can fail at random. If records with
+   faults are taken after all, the others need more of them. If a record is refused after faults, only what was taken
+   since that refusal is evidence. The ten minutes run for all records at once, and stand still while the exporter fails
+   in any other way.
+9. A fault is followed by a wait, as is a failure of any other kind. But if anything was taken since the last wait, or
+   if the head was refused, the sender goes on with rule 3. So a backend that is away gets one request at a time, and
+   one that takes other records gets them.
 """
 
 import math
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
 from statsig_otel.exporters.delivery.answers import SeenAnswers, is_taken, words_of
-from statsig_otel.exporters.delivery.evidence import Evidence
+from statsig_otel.exporters.delivery.evidence import FEWEST_FAULTS, UNSENT, Evidence, Failed
 from statsig_otel.exporters.delivery.pace import Pace
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
@@ -61,6 +60,9 @@ SKIPPED: Final = "skipped by command"
 
 _LONGEST_GAP: Final = 60.0
 """The most seconds that count between two sends for a row of faults: two far apart show nothing of the time between."""
+
+_MORE_UNTRIED: Final = 4
+"""After so many waits a record that may have been tried is sent, though others were not: those may fail each time."""
 
 
 class Waiting(Protocol):
@@ -96,24 +98,6 @@ class _Verdict(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True)
-class _Failed:
-    """The history of a waiting record that was sent and not taken."""
-
-    limit: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
-    refused_by: int = 0  # the number of the send that its evidence has to follow; 0 for none
-    refusal: str | None = None  # the reason of its last refusal or fault alone; None if there was none
-    is_fault: bool = False  # whether its last refusal or fault, also with others, was a fault: that may be the data
-    had_faults: bool = False
-    faulty_since: float = math.inf  # its first fault alone, by the clock of faults
-    attempts: int = 0
-    reason: str = ""
-
-
-_UNSENT: Final = _Failed()
-"""Stands for the history of each record that was not sent, or that was taken at once. It is never changed."""
-
-
 class Decisions:
     """The decisions for one exporter under one configuration, over one database.
 
@@ -125,7 +109,7 @@ class Decisions:
     def __init__(self, exporter: str, settings: DeliverySettings) -> None:
         self._exporter = exporter
         self._settings = settings
-        self._failed: dict[int, _Failed] = {}  # by seq
+        self._failed: dict[int, Failed] = {}  # by seq
         self._verdicts: dict[int, _Verdict] = {}  # by the seq of the first record; not ticked off yet
         self._done: set[int] = set()  # the seqs of all verdicts
         self._sends = 0
@@ -141,9 +125,9 @@ class Decisions:
         self._probed_at = -settings.between_probes
         self._probes_newest = True  # with the next probe
         self._head = 0  # the seq of the head at the last send
-        self._tries_head = False  # a wait is over: the head is sent again, and then another record that was tried
-        self._tries_another = False
-        self._another = sys.maxsize  # the seq of the last such record
+        self._tries_head = self._tries_another = False  # a wait is over: the head and another record are sent
+        self._others = 0  # the number of other records that were to be sent after a wait
+        self._another = sys.maxsize  # the seq of the last other record that was sent after a wait
         self._answers = SeenAnswers()  # how records were refused alone in this outage
 
     def decided(self, batch: Records) -> Decided | None:
@@ -168,24 +152,21 @@ class Decisions:
         self._head = head = batch.seqs[0]
         if not self._failed and not self._done:
             return batch.until_damage()
-        tries_head, self._tries_head = self._tries_head, False
         if not self.is_held_back(head):
-            self._trying, self._tries_another = batch, False
+            self._trying, self._tries_head, self._tries_another = batch, False, False
             return self._part(batch, self.is_held_back)
-        if tries_head:
-            self._tries_another = True
-            may_spare = self._may_pass(head) or not self._runs
-            if not may_spare or self._sends.bit_count() % 2:  # an order without a period
-                return batch[:1]
+        if self._tries_head and (not self._tries_another or self._sends.bit_count() % 2):  # an order without a period
+            self._tries_head = False
+            return batch[:1]
         part, may_probe = Records(), self.probe_pause(now) <= 0
         if may_probe or self._works() or not self._of(head).is_fault:
             part = self._part(self._trying, self._was_refused)
         if not part and may_probe:
             part = self._probe(head, waiting)
         if part:
-            self._probed_at = now
-        elif tries_head:  # no other record waits
-            part = batch[:1]
+            self._probed_at, self._tries_head = now, self._tries_head and not self._may_pass(head)
+        elif self._tries_head:  # no other record waits
+            self._tries_head, part = False, batch[:1]
         return part
 
     @property
@@ -204,9 +185,9 @@ class Decisions:
     def is_held_back(self, seq: int) -> bool:
         """Whether a record was refused alone, or had a fault alone, and nothing says yet that it is the data."""
         failed = self._of(seq)
-        if failed.refusal is None or self._may_pass(seq):
+        if failed.refusal is None or self._may_pass(seq) or self._evidence.is_unclear(failed):
             return failed.refusal is not None
-        return not self._evidence.is_against(seq, failed.refused_by, had_faults=failed.had_faults)
+        return not self._evidence.is_against(seq, failed)
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
@@ -251,16 +232,16 @@ class Decisions:
         If that is true of several records, the backend is blocked rather than each of them bad.
         """
         reason = self._of(head).refusal or ""
-        if self._may_pass(head):
+        if self._may_pass(head) or self._evidence.is_unclear(self._of(head)):
             return Failure("retrying", reason)
-        count = sum(seq >= head and self.is_held_back(seq) for seq in self._failed)
-        if count == 1:
-            return Failure("refused", reason)
-        return Failure("blocked", f"nothing is taken: each of {count} records is refused: {reason}")
+        if any(seq > head and self.is_held_back(seq) for seq in self._failed):
+            return Failure("blocked", f"nothing is taken: each record that was sent is refused: {reason}")
+        return Failure("refused", reason)
 
     def try_again(self) -> None:
         """A wait is over: the head is sent again, even if it was refused, and then one of the others."""
-        self._tries_head, self._trying, self._waited_at = True, Records(), self._sends
+        self._tries_head = self._tries_another = True
+        self._trying, self._waited_at = Records(), self._sends
 
     def count_as_untried(self) -> None:
         """Somebody may have repaired something: what was refused is sent as if it was new.
@@ -297,7 +278,7 @@ class Decisions:
             for seq in records.seqs:
                 self._failed.pop(seq, None)
             if not self._failed:
-                self._evidence.needed = 0
+                self._evidence.needed = FEWEST_FAULTS
                 self._pace.reset()
                 self._answers.clear()
         verdict = self._verdicts.pop(records.seqs[0], None)
@@ -327,18 +308,25 @@ class Decisions:
     def _probe(self, head: int, waiting: Waiting) -> Records:
         """What to send while the head waits: the newest record or, in turn, others that were not tried.
 
-        After a wait it is, instead of those, another record that was tried.
+        After a wait it can be another record, which may have been tried.
         """
         tries_another, self._tries_another = self._tries_another, False
         if newest := self._newest_untried(waiting):
             self._trying = newest
             return newest
         if tries_another:
+            self._others += 1
+            if self._others % _MORE_UNTRIED and (untried := self._next_untried(waiting)):
+                return untried
             left_out = {*self._done, head}
             another = waiting.newest(self._another - 1, left_out.__contains__)
             if another := another or waiting.newest(sys.maxsize, left_out.__contains__):
                 self._another = another.seqs[0]
                 return another
+        return self._next_untried(waiting)
+
+    def _next_untried(self, waiting: Waiting) -> Records:
+        """The next records that were not tried, from the head on; empty if there are none."""
         while batch := waiting.read_behind(self._tried_up_to, self._settings.max_records, self._settings.max_bytes):
             if part := self._part(batch, self._was_refused):
                 self._trying = batch
@@ -372,7 +360,7 @@ class Decisions:
             taken = [self._of(seq) for seq in records.seqs]
             for failed in taken:
                 if failed.faulty_since < math.inf:
-                    self._evidence.passed(failed.attempts)
+                    self._evidence.passed(failed.counted + 1)
             if any(failed.refusal is not None for failed in taken):
                 self._try_all()
         self._evidence.take(self._sends, records.seqs[-1])
@@ -421,6 +409,7 @@ class Decisions:
             if first.faulty_since == math.inf:
                 first.faulty_since = self._clock
                 self._begin_evidence(part, is_fault=True)
+            first.counted += self._evidence.follows(first)
             lasts = max(lasts, self._clock - first.faulty_since)
         if not retry.enabled or 0 < retry.max_elapsed_time <= lasts:
             self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
@@ -467,15 +456,14 @@ class Decisions:
     def _count(self, part: Records, reason: str) -> None:
         reason = sys.intern(str(reason))  # one string for all that are refused alone
         for seq in part.seqs:
-            failed = self._failed.setdefault(seq, _Failed())
+            failed = self._failed.setdefault(seq, Failed())
             failed.attempts += 1
             failed.reason = reason
 
     def _may_pass(self, seq: int) -> bool:
         """Whether a record had a fault alone, and its faults do not count as a refusal yet."""
         failed = self._of(seq)
-        lasts = self._clock - failed.faulty_since
-        is_early = lasts < self._settings.refused_after or failed.attempts < self._evidence.needed
+        is_early = self._clock - failed.faulty_since < self._settings.refused_after
         return failed.refusal is not None and failed.is_fault and is_early
 
     def _works(self) -> bool:
@@ -485,8 +473,8 @@ class Decisions:
     def _was_refused(self, seq: int) -> bool:
         return self._of(seq).refusal is not None
 
-    def _of(self, seq: int) -> _Failed:
-        return self._failed.get(seq, _UNSENT)
+    def _of(self, seq: int) -> Failed:
+        return self._failed.get(seq, UNSENT)
 
     def _skipped(self, record: Records) -> DeadLetter:
         said = self._of(record.seqs[0]).reason

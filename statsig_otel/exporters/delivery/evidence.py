@@ -1,15 +1,39 @@
-"""Remembers what a backend has taken: it shows that a refused record is at fault. Pure decisions, without a clock."""
+"""Judges the records that a backend did not take by what it has taken. Pure decisions, without a clock."""
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
 _MOST_SETTLED: Final = 10
 """The most records that one behind them settles, if nothing else is taken: the backend may have broken meanwhile."""
 
+FEWEST_FAULTS: Final = 3
+"""So many faults of a record have to follow what was taken until they can count as a refusal. Two can be chance."""
+
 _MORE: Final = 3
-"""A record with faults needs so many times the attempts of one that had faults too, and was taken after all."""
+"""A record needs so many times the faults of another one, if that was taken after all."""
 
 _MOST_NEEDED: Final = 60
-"""The most attempts that it needs: in a long outage, each record has many."""
+"""The most faults that it needs."""
+
+
+@dataclass(slots=True)
+class Failed:
+    """The history of a waiting record that was sent and not taken."""
+
+    limit: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
+    refused_by: int = 0  # the number of the send that its evidence has to follow; 0 for none
+    refusal: str | None = None  # the reason of its last refusal or fault alone; None if there was none
+    is_fault: bool = False  # whether its last refusal or fault, also with others, was a fault: that may be the data
+    had_faults: bool = False
+    faulty_since: float = math.inf  # its first fault alone, by the clock of faults
+    counted: int = 0  # its faults alone after another record was taken: they are not those of an outage
+    attempts: int = 0
+    reason: str = ""
+
+
+UNSENT: Final = Failed()
+"""Stands for the history of each record that was not sent, or that was taken at once. It is never changed."""
 
 
 class Evidence:
@@ -17,12 +41,12 @@ class Evidence:
 
     Attributes:
         taken_by: The last send from which something was taken; 0 for none.
-        needed: The attempts that a record needs until its faults can count as a refusal.
+        needed: The faults after something was taken that a record needs until they can count as a refusal.
     """
 
     def __init__(self) -> None:
         self.taken_by: int = 0
-        self.needed: int = 0
+        self.needed: int = FEWEST_FAULTS
         self._up_to = 0  # the last record that was taken
         self._settled = 0  # how many became dead letters since then, only because that one stands behind them
 
@@ -31,20 +55,28 @@ class Evidence:
         self.taken_by, self._settled = send, 0
         self._up_to = max(self._up_to, up_to)
 
-    def passed(self, attempts: int) -> None:
-        """A record that had faults alone was taken after so many attempts: the backend has faults at random."""
-        self.needed = min(max(self.needed, attempts * _MORE), _MOST_NEEDED)
+    def passed(self, sends: int) -> None:
+        """A record with faults was taken, with so many sends after another was taken: the backend fails at random."""
+        self.needed = min(max(self.needed, sends * _MORE), _MOST_NEEDED)
 
     def forget(self) -> None:
         """The backend may be a different one now."""
         self.taken_by = self._up_to = 0
 
-    def is_against(self, seq: int, refused_by: int, *, had_faults: bool) -> bool:
-        """Whether a record is at fault: another was taken since a send that refused this one, or stands behind it.
+    def follows(self, failed: Failed) -> bool:
+        """Whether another record was taken since a send that refused a record."""
+        return failed.refused_by < self.taken_by
+
+    def is_against(self, seq: int, failed: Failed) -> bool:
+        """Whether a record is at fault: another was taken since a send that refused it, or stands behind it.
 
         Faults last for minutes. So for a record that had some, only what was taken since then counts.
         """
-        return refused_by < self.taken_by or (not had_faults and seq < self._up_to)
+        return self.follows(failed) or (not failed.had_faults and seq < self._up_to)
+
+    def is_unclear(self, failed: Failed) -> bool:
+        """Whether another record was taken since a record had a fault, and too few faults followed that."""
+        return failed.is_fault and failed.counted < self.needed and self.follows(failed)
 
     def settle(self, refused_by: int) -> None:
         """A record became a dead letter. A record that stands behind it settles a few: it gets old."""

@@ -7,7 +7,6 @@ is dropped: a record is delivered, or becomes a dead letter with its reason, or 
 import logging
 import random
 import sqlite3
-import sys
 import threading
 import time
 from bisect import bisect_right
@@ -26,7 +25,7 @@ from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.retry import Backoff
 from statsig_otel.exporters.delivery.settings import DeliverySettings
-from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, Rejected
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
@@ -346,13 +345,13 @@ class QueueSender:
         taken = is_taken(part, outcome)
         if taken or (isinstance(outcome, Rejected) and self._decisions.answers):
             self._backoff.reset()  # it is there: what fails now and then does not make the waits longer and longer
+        if taken:
+            self._blocked.reset()
         if failure is not None:
             self._failed(*failure)
         elif taken and not self._decisions.is_held_back(head):
             self._end_outage("answers again")
             self.state, self._refused_until = "sending", 0.0
-        elif isinstance(outcome, RetryLater) and self.state not in ("refused", "blocked"):
-            self.last_error = outcome.reason
         return failure is None
 
     def _wait_refused(self, head: int) -> None:
@@ -361,10 +360,8 @@ class QueueSender:
         if now >= self._refused_until:
             self._failed(*self._decisions.failure_of_head(head))
             self._refused_until, self._pause = now + self._pause, 0.0
-        elif self.state != "blocked":  # which it stays: the refused records need not be counted after each probe
-            failure = self._decisions.failure_of_head(head)
-            if failure.state != self.state:
-                self._say(failure.state, failure.reason)
+        elif (failure := self._decisions.failure_of_head(head)).state != self.state:
+            self._say(failure.state, failure.reason)
         self._cursor.flush()
         rest, pause = self._refused_until - now, self._decisions.probe_pause(now)
         if pause > 0:
@@ -405,16 +402,12 @@ class QueueSender:
                     self._skip = None
 
     def _tick_off(self, records: Records, dead_letters: Sequence[DeadLetter]) -> bool:
-        """Tick off records, with the dead letters among them; False if they are not at the head any more.
+        """Tick off records, with the dead letters among them; False if the file was set aside, and they come again.
 
         While the storage fails it is tried again, so that the backend does not get them twice.
         """
         while True:
             try:
-                # All of them: in a new file other records can follow the same head.
-                if self._storage_fails and self._cursor.read(len(records), sys.maxsize) != records:
-                    self._decisions.ticked_off(records)
-                    return False  # the failed commit reached the disk after all, or the file was set aside
                 if dead_letters or len(records) >= self._cursor.waiting:
                     self._cursor.finish(records, dead_letters)
                 else:
@@ -422,6 +415,8 @@ class QueueSender:
             except (sqlite3.Error, StorageError) as error:
                 if self._stopping:
                     raise
+                if self._cursor.is_set_aside:
+                    return False
                 self._storage_failed(error)
                 continue
             self._storage_works()

@@ -191,6 +191,11 @@ class ExporterCursor:
         """The generation of the database that was last read. Each generation has numbers of its own."""
         return self._generation
 
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether the database that was last read is not the queue's any more."""
+        return self._generation != self._database.generation
+
     def read_ahead(self, after: int, count: int, size: int) -> None:
         """Begin to read behind a record, for the next `read` with these limits, while a batch is sent."""
         if self._reading is None or self._ahead is not None:

@@ -53,7 +53,7 @@ class Delivery(RuleBasedStateMachine):
         self.answers: set[str] = set()  # the words of all refusals alone since one of them failed
         self.settled = 0  # dead letters since something was taken, only because that stands behind them
         self.used_up_at = 0  # the length of the history when there were ten
-        self.needed = 0  # attempts, for a record with faults: more than one of another that was taken after all
+        self.needed = 3  # faults that count: more if a record that had some was taken after all
         self.waited_at = 0  # the length of the history at the last wait, or before the first failure
         self.begin_anew()
 
@@ -138,7 +138,7 @@ class Delivery(RuleBasedStateMachine):
         part = self.decisions.next(batch, self, self.now)
         if not part:
             assert self.waits(head), "a head that may be sent is sent"
-            expected = ["retrying"] if self.may_pass(head) else ["refused", "blocked"]
+            expected = ["retrying"] if self.may_pass(head) or self.is_unclear(head) else ["refused", "blocked"]
             assert self.decisions.failure_of_head(head).state in expected
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
             if self.has_to_wait:
@@ -165,7 +165,7 @@ class Delivery(RuleBasedStateMachine):
         self.failed.difference_update(done.seqs)
         if not self.failed:
             self.answers.clear()
-            self.needed = 0
+            self.needed = 3
 
     def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
         intact = [seq for seq in self.waiting if seq <= up_to and self.quality[seq] != "damaged"]
@@ -191,7 +191,7 @@ class Delivery(RuleBasedStateMachine):
         return self.records(batch)
 
     def waits(self, seq: int) -> bool:
-        return seq in self.refusals and (self.may_pass(seq) or not self.is_data(seq))
+        return seq in self.refusals and (self.may_pass(seq) or self.is_unclear(seq) or not self.is_data(seq))
 
     def answer(self, seqs: tuple[int, ...]) -> Outcome:
         qualities = {self.quality[seq] for seq in seqs}
@@ -261,7 +261,7 @@ class Delivery(RuleBasedStateMachine):
         self.history.append(Sent(seqs, "taken", self.now))
         self.taken += seqs
         self.settled = 0
-        needed = [3 * self.attempts(seq) for seq in seqs if self.faults(seq)]
+        needed = [3 * (self.counted(seq) + 1) for seq in seqs if self.faults(seq)]
         self.needed = min(max([self.needed, *needed]), 60)
         if self.refusals.keys() & {*seqs}:
             self.begin_anew()
@@ -295,27 +295,32 @@ class Delivery(RuleBasedStateMachine):
         )
         return behind or self.was_taken_since(seq)
 
-    def was_taken_since(self, seq: int) -> bool:
+    def was_taken_since(self, seq: int, up_to: int | None = None) -> bool:
         """Whether another record was taken since this one was refused last with others, or else first alone.
 
         It begins anew with the first fault, and with a refusal that follows a fault.
+
+        Args:
+            seq: The record.
+            up_to: The length of the history that counts; None for all.
         """
-        refusals = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and seq in sent.seqs]
-        alone = [index for index in refusals if len(self.history[index].seqs) == 1]
+        history = self.history[:up_to]
+        refusals = [index for index, sent in enumerate(history) if self.is_refusal(sent) and seq in sent.seqs]
+        alone = [index for index in refusals if len(history[index].seqs) == 1]
         changed = [
             index
             for before, index in pairwise(refusals)
-            if (self.history[before].kind, self.history[index].kind) == ("fault", "refused")
+            if (history[before].kind, history[index].kind) == ("fault", "refused")
         ]
         refused_at = max([*({*refusals} - {*alone}), *self.faults(seq)[:1], *changed], default=refusals[0])
-        return any(index > refused_at for index, _ in self.taken_lately())
+        return any(index > refused_at for index, _ in self.taken_lately(up_to))
 
     def is_refusal(self, sent: Sent) -> bool:
         return sent.kind in ("refused", "fault")
 
-    def taken_lately(self) -> list[tuple[int, tuple[int, ...]]]:
+    def taken_lately(self, up_to: int | None = None) -> list[tuple[int, tuple[int, ...]]]:
         """What was taken since the exporter failed otherwise, with its place in the history."""
-        since = range(self.last_failed() + 1, len(self.history))
+        since = range(self.last_failed(up_to) + 1, len(self.history[:up_to]))
         return [(index, self.history[index].seqs) for index in since if self.history[index].kind == "taken"]
 
     def works(self) -> bool:
@@ -325,11 +330,15 @@ class Delivery(RuleBasedStateMachine):
         """Whether the last answer to this record alone is a fault, and its faults do not last long enough."""
         if seq not in self.refusals or not self.is_fault(seq):
             return False
-        lasts = self.lasts(self.faults(seq)[0])
-        return lasts < SETTINGS.refused_after or self.attempts(seq) < self.needed
+        return self.lasts(self.faults(seq)[0]) < SETTINGS.refused_after
 
-    def attempts(self, seq: int) -> int:
-        return sum(seq in sent.seqs and sent.kind != "taken" for sent in self.history)
+    def is_unclear(self, seq: int) -> bool:
+        """Whether something was taken since this record's first fault, and too few faults followed it."""
+        return self.is_fault(seq) and self.was_taken_since(seq) and self.counted(seq) < self.needed
+
+    def counted(self, seq: int) -> int:
+        """The faults of this record alone that followed what was taken since its first one."""
+        return sum(self.was_taken_since(seq, index) for index in self.faults(seq)[1:])
 
     def is_fault(self, seq: int) -> bool:
         """Whether the last answer to this record alone is a fault."""
@@ -350,9 +359,9 @@ class Delivery(RuleBasedStateMachine):
         refusal = self.refusals.get(head)
         return f"{reason}; before, a record was refused: {refusal}" if refusal else reason
 
-    def last_failed(self) -> int:
+    def last_failed(self, up_to: int | None = None) -> int:
         """The index of the last failure of another kind, after which the backend may be a different one; or -1."""
-        backwards = range(len(self.history) - 1, -1, -1)
+        backwards = range(len(self.history[:up_to]) - 1, -1, -1)
         return next((index for index in backwards if self.history[index].kind == "failed"), -1)
 
     def teardown(self) -> None:

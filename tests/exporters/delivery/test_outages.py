@@ -219,3 +219,35 @@ def test_a_blocked_sender_says_what_refused_the_head_and_not_how_a_probe_failed(
         wait_until(lambda: http.count("broken") >= 3)
         assert "HTTP 400" in made.sender.last_error
         assert "HTTP 500" not in made.sender.last_error
+
+
+def test_nothing_of_a_record_that_became_a_dead_letter_is_left_in_the_state(tmp_path: Path, http: Backend) -> None:
+    http.rule = refusing(["bad"], "broken")
+    with rig(tmp_path, http.exporter(), settings(refused_after=0.0)) as made:
+        made.put("bad", "good")
+        made.start()
+        wait_until(lambda: http.taken == ["good"])
+        made.drained()
+        wait_until(lambda: made.sender.state == "idle")
+        assert made.dead_letter_names() == ["bad"]
+        assert (made.sender.last_error, made.sender.outage) == ("", None)
+
+
+def test_a_backend_that_takes_something_now_and_then_is_not_waited_for_longer_and_longer(
+    tmp_path: Path, http: Backend
+) -> None:
+    """One of two servers behind a load balancer has a wrong configuration, and a bad record waits."""
+    asked = Counter[str]()
+
+    def rule(names: list[str]) -> Kind:
+        asked.update(names)
+        return "broken" if "bad" in names else "delivered" if asked[names[0]] % 2 == 0 else "missing"
+
+    http.rule = rule
+    growing = RetrySettings(initial_interval=0.02, multiplier=4.0, max_interval=1000.0, randomization_factor=0.0)
+    with rig(tmp_path, http.exporter(), settings(blocked=growing)) as made:
+        made.put("bad")
+        made.start()
+        for number, name in enumerate(named(10)):
+            made.put(name)
+            wait_until(lambda number=number: len(http.taken) > number)  # type: ignore[misc]

@@ -150,7 +150,7 @@ def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_o
         assert made.dead_letters() == []
     first, second, last = lines(caplog)
     assert first.startswith("out: a record is refused: HTTP 400 Bad Request from http://127.0.0.1")
-    assert second.startswith("out is blocked until somebody repairs it: nothing is taken: each of ")
+    assert second.startswith("out is blocked until somebody repairs it: nothing is taken: each record ")
     assert f"then run `statsig-otel queue resume out --directory {made.queue.directory.path}`" in second
     assert last.startswith("out answers again after ")
 
@@ -316,7 +316,7 @@ def test_new_changes_are_tried_at_most_once_a_second(tmp_path: Path, http: Backe
         sent = reversed([*zip(http.calls, http.times, strict=True)])
         first = {name: time for (names, _), time in sent for name in names}
         probes = sorted({*first.values()})[1:]
-        assert len(probes) <= 2 + (probes[-1] - probes[0]) / pause
+        assert len(probes) <= 4 + (probes[-1] - probes[0]) / pause
         assert (made.waiting(), made.dead_letters()) == (21, [])
 
 
@@ -328,7 +328,11 @@ def test_a_slow_attempt_sends_the_head_and_one_of_the_others_in_turn(tmp_path: P
         wait_until(lambda: made.sender.attempts >= 5)
         made.sender.shutdown()
         after = [names[0] for names, _ in http.calls[5:] if len(names) == 1]
-        assert after[:6] == ["r0000", "r0002", "r0000", "r0001", "r0000", "r0002"]
+        assert [sorted(after[index : index + 2]) for index in (0, 2, 4)] == [
+            ["r0000", "r0002"],
+            ["r0000", "r0001"],
+            ["r0000", "r0002"],
+        ]
 
 
 @pytest.mark.parametrize("outage", ["later", "blocked"])

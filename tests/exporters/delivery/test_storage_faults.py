@@ -2,12 +2,18 @@
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from statsig_otel.exporters.queue import queries
+from statsig_otel.exporters.queue.cursor import ExporterCursor
+from statsig_otel.exporters.queue.records import Records
+from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.delivery.helpers import (
+    SLOW,
     Backend,
     Rig,
     encoded,
@@ -137,3 +143,30 @@ def test_a_file_that_can_not_be_read_is_tried_again_and_said_once(
         made.drained()
         assert http.taken == named(3)
     assert sum("can't be read" in line for line in lines(caplog)) == 1
+
+
+def test_a_skip_goes_on_if_a_commit_that_was_said_to_have_failed_reached_the_disk(
+    tmp_path: Path, http: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    http.rule = lambda names: "blocked"
+    with rig(tmp_path, http.exporter(), settings(max_records=2, blocked=SLOW)) as made:
+        made.put(*named(6))
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        cursor, failed = made.queue.cursor("out"), list[int]()
+
+        def finish(records: Records, dead_letters: Sequence[DeadLetter] = ()) -> None:
+            ExporterCursor.finish(cursor, records, dead_letters)
+            if not failed:
+                failed.append(len(records))
+                raise StorageError("the answer of the disk was lost")
+
+        monkeypatch.setattr(cursor, "finish", finish)
+        assert made.skip(4)
+        wait_until(lambda: made.waiting() == 2)
+        http.rule = lambda names: "delivered"
+        made.drained()
+        assert failed
+        assert made.dead_letter_names() == named(6)[:4]
+        assert http.taken == named(6)[4:]
+    assert any("new dead letters: 2" in line for line in lines(caplog))

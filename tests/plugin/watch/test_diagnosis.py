@@ -156,7 +156,7 @@ def test_only_what_the_answer_means_has_to_be_repaired() -> None:
         assert repair(error) == "Let the key (headers) write logs, or replace it"
     for error in ("HTTP 404 Not Found from http://b", "UNIMPLEMENTED: no"):
         assert repair(error) == "Correct the address (endpoint)"
-    for error in ("nothing is taken: each of 2 records is refused: HTTP 400 Bad Request from http://b",):
+    for error in ("nothing is taken: each record that was sent is refused: HTTP 400 Bad Request from http://b",):
         assert repair(error) == "Look at what the backend says, at its limits and at what it takes"
     for error in ("", "HTTP 302 Found from http://b"):
         assert repair(error) == "Repair the key (headers), the address (endpoint) or the certificate (tls)"
