@@ -149,13 +149,13 @@ def _write(line: str) -> None:
 
 def _signature(explanation: Explanation) -> str:
     if explanation.verdict is None:
-        return "not checked"
+        return "not needed" if explanation.shape == "url_verification" else "not checked"
     reason = explanation.verdict.reason
-    if reason is None:
-        return "valid"
-    if explanation.shape == "url_verification":
-        return f"{reason}; a URL verification needs no signature"
-    return f"{reason}: the receiver answers 401; the rest shows what a valid signature would lead to"
+    return (
+        "valid"
+        if reason is None
+        else f"{reason}: the receiver answers 401; the rest shows what a valid signature would lead to"
+    )
 
 
 def _shape(explanation: Explanation) -> str:

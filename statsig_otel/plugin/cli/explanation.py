@@ -1,13 +1,19 @@
 """Explains what a receiver would do with a request, for `statsig-otel explain`: each item's outcome and its reason.
 
-Nothing is sent, and every decision is made by the receiver's own code: verification, parser, mapper and filter. The
-items are decoded once more here, only for their index and the name of their event.
+Nothing is sent, and every decision is made by the receiver's own code: `Intake`, parser, mapper and filter. The items
+are decoded once more here, only for their index and the name of their event.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from http import HTTPStatus
+from typing import Final, Literal, TypeAlias, TypeGuard
 
+from statsig_otel.exporters.consumer import Batch
+from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
+from statsig_otel.plugin.receiver.bodies import Limits
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapper
@@ -15,12 +21,16 @@ from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.webhook import lenient_json
-from statsig_otel.plugin.webhook.body import ParsedBody, is_config_change, parse, parse_url_verification
-from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
+from statsig_otel.plugin.webhook.body import ParsedBody, is_config_change, parse
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]
+
+_SIGNED_WITH: Final = "webhook-explained"
+_SIGNED_MS: Final = 1_700_000_000_000
+"""A secret and a time, to see what a valid signature leads to."""
 
 _KINDS: Final = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
@@ -71,7 +81,8 @@ class Explanation:
     Attributes:
         size: Bytes of the body.
         too_large: Whether the body is larger than the receiver accepts.
-        verdict: None if the signature was not checked.
+        verdict: None if the signature was not checked. A receiver checks none of a body that is too large, and of a URL
+            verification.
         shape: None for a malformed body.
         problem: What is wrong with a malformed body.
         verification_code: The code of a URL verification, which the answer repeats.
@@ -108,33 +119,52 @@ def explain(
         headers: None to skip the check of the signature.
         at_ns: The time of arrival to assume, in nanoseconds since the epoch.
     """
-    verdict = None if headers is None else _verify(body, headers, settings, at_ns // 1_000_000)
-    unread = Explanation(size=len(body), too_large=len(body) > settings.max_request_body_size, verdict=verdict)
-    code = parse_url_verification(body)
-    if code is not None:
-        return replace(unread, shape="url_verification", verification_code=code)
-    try:
-        parsed = parse(body)
-    except MalformedBodyError as error:
-        return replace(unread, problem=str(error))
+    sent = {} if headers is None else {SIGNATURE_HEADER: headers.signature, TIMESTAMP_HEADER: headers.timestamp}
+    answer = _verified(settings.intake(), body, sent, at_ns)
+    unread = Explanation(
+        size=len(body),
+        too_large=_is(answer, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        verdict=None if headers is None else _verdict(answer),
+    )
+    match _verified_anyway(body):
+        case Answer(body=found):
+            return replace(unread, shape="url_verification", verification_code=str(found["verification_code"]))
+        case Batch(invalid=(malformed, *_)):
+            return replace(unread, problem=malformed.reason)
     shape, decoded = _decode(body.decode())
     mapper = with_resource(settings, resource).mapper()
     change_filter = settings.filter.create() if settings.filter else None
-    return replace(unread, shape=shape, items=tuple(_explain_items(parsed, decoded, mapper, change_filter, at_ns)))
+    return replace(unread, shape=shape, items=tuple(_explain_items(parse(body), decoded, mapper, change_filter, at_ns)))
 
 
-def _verify(body: bytes, headers: SignatureHeaders, settings: StatsigReceiverSettings, at_ms: int) -> Verdict:
+def _verified(intake: Intake, body: bytes, headers: Mapping[str, str | None], at_ns: int) -> Answer | Batch | None:
+    """The answer of `Request.verify`, or that of a request that is refused before."""
+    sent = [(name.encode(), value.encode(errors="replace")) for name, value in headers.items() if value is not None]
     try:
-        verification = settings.verifier().begin(_values(headers.signature), _values(headers.timestamp), at_ms)
-        verification.update(body)
-        verification.finish()
-    except UnauthorizedError as error:
-        return Verdict(error.reason)
-    return Verdict()
+        request = intake.begin([*sent, (b"Content-Length", b"%d" % len(body))], at_ns)
+        with closing(request):
+            request.feed(body)
+            return request.verify(complete=True)
+    except AnsweredError as error:
+        return error.answer
 
 
-def _values(header: str | None) -> list[bytes]:
-    return [] if header is None else [header.encode(errors="replace")]
+def _verified_anyway(body: bytes) -> Answer | Batch | None:
+    """The same for a request with a valid signature, of a receiver that has room for the body."""
+    size = max(len(body), 1)
+    limits = Limits(max_request_body_size=size, max_in_flight_bytes=size)
+    intake = Intake(verifier=Verifier([_SIGNED_WITH]), limits=limits)
+    return _verified(intake, body, sign(body, secret=_SIGNED_WITH, timestamp_ms=_SIGNED_MS), _SIGNED_MS * 1_000_000)
+
+
+def _verdict(answer: Answer | Batch | None) -> Verdict | None:
+    if _is(answer, HTTPStatus.UNAUTHORIZED):
+        return Verdict(answer.reason)
+    return None if isinstance(answer, Answer) else Verdict()
+
+
+def _is(answer: Answer | Batch | None, status: HTTPStatus) -> TypeGuard[Answer]:
+    return isinstance(answer, Answer) and answer.status is status
 
 
 def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
