@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.e2e.kafka_chain import SECRET, Chain
+from tests.e2e.kafka_chain import Chain
 from tests.e2e.kafka_kills import PATIENCE, Delivered, Sender
 from tests.e2e.otelcol import UnavailableError
-from tests.e2e.statsig_client import load
+from tests.e2e.statsig_client import SECRET, load
 from tests.peers.otlp_servers import HttpSink
 
 WITHOUT = """

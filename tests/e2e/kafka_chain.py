@@ -14,12 +14,12 @@ from typing import Final, Self
 
 from tests.e2e.otelcol import UnavailableError, build
 from tests.e2e.processes import Process, clean_environment, wait_until_listening
+from tests.e2e.statsig_client import SECRET
 from tests.peers.apache_kafka import ApacheKafka, Broker, fetch
 from tests.peers.otlp_servers import free_port
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
 TOPIC: Final = "otlp_logs"
-SECRET: Final = "webhook-0123456789abcdef0123456789abcdef"
 
 _PATIENCE: Final = 120.0
 """Seconds for a start beside brokers that start too."""
@@ -61,11 +61,20 @@ class Part:
             process, self._process = self._process, None
             process.kill()
 
-    def stop(self) -> None:
-        """Ask it to end, if it runs, and wait for that."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.__exit__()
+    def stop(self) -> int:
+        """Ask it to end, if it runs, and wait for that. Its exit code; 0 if it does not run."""
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        try:
+            return process.stop()
+        finally:
+            process.kill()
+
+    @property
+    def output(self) -> str:
+        """What it has said since its last start."""
+        return "" if self._process is None else self._process.output
 
     @property
     def pid(self) -> int:
@@ -123,18 +132,13 @@ class Chain:
             "BACKEND": backend,
             **{f"KAFKA_{number}": addresses[(number - 1) % brokers] for number in (1, 2, 3)},
         }
-        run = [sys.executable, "-m", "statsig_otel", "run", "--config", str(EXAMPLE / "statsig-otel.yaml")]
-        self.replicas: list[Part] = []
-        for number in range(1, replicas + 1):
-            port = free_port()
-            own = {**environment, "WEBHOOK_ENDPOINT": f"127.0.0.1:{port}"}
-            self.replicas.append(Part(f"replica {number}", run, own, "^Webhook URL: ", port))
         self._collector = [str(collector), "--config", str(EXAMPLE / "collector.yaml")]
         self._environment = environment
+        self.replicas = [self.replica(str(number)) for number in range(1, replicas + 1)]
         self.consumers = [self.consumer(str(number)) for number in range(1, consumers + 1)]
         self.access_log = folder / "nginx" / "access.log"
         self.balancer = balancer(folder / "nginx", [replica.port for replica in self.replicas])
-        self.url = f"http://127.0.0.1:{self.balancer.port}/api/v1/data/events/receiver/statsig"
+        self.url = url(self.balancer)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -149,6 +153,18 @@ class Chain:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def replica(self, name: str, **environment: str) -> Part:
+        """A replica that is not started.
+
+        Args:
+            name: Its number, or what it is for.
+            environment: The variables of statsig-otel.yaml that are not those of the chain.
+        """
+        port = free_port()
+        run = [sys.executable, "-m", "statsig_otel", "run", "--config", str(EXAMPLE / "statsig-otel.yaml")]
+        own = {**self._environment, "WEBHOOK_ENDPOINT": f"127.0.0.1:{port}", **environment}
+        return Part(f"replica {name}", run, own, "^Webhook URL: ", port)
+
     def consumer(self, name: str, **environment: str) -> Part:
         """A Collector that is not started.
 
@@ -162,6 +178,11 @@ class Chain:
     def parts(self) -> list[Killable]:
         """All processes but nginx."""
         return [*self.replicas, *self.kafka.brokers, *self.consumers]
+
+
+def url(part: Part) -> str:
+    """The webhook's URL at nginx or a replica."""
+    return f"http://127.0.0.1:{part.port}/api/v1/data/events/receiver/statsig"
 
 
 def balancer(folder: Path, ports: Sequence[int]) -> Part:

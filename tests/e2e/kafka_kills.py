@@ -15,8 +15,8 @@ import urllib3
 
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import sign
-from tests.e2e.kafka_chain import SECRET, TOPIC, Chain, Killable, tries
-from tests.e2e.statsig_client import Client, change, load
+from tests.e2e.kafka_chain import TOPIC, Chain, Killable, tries
+from tests.e2e.statsig_client import SECRET, Client, change, load
 from tests.exporters.kafka.records import uid_of
 from tests.peers.kafka_cluster import read_all
 from tests.peers.otlp_servers import HttpSink, Received

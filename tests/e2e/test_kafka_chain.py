@@ -1,16 +1,24 @@
 """From webhooks through nginx, replicas, Apache Kafka and two Collectors to a backend: nothing is lost."""
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.kafka_chain import Chain
-from tests.e2e.kafka_kills import Delivered, Sender, judge, kill_under_load
+from statsig_otel.exporters import KafkaLogsSettings, KafkaSettings
+from statsig_otel.exporters.kafka.connection import check_brokers
+from statsig_otel.plugin.record.record import uid
+from tests.e2e.kafka_chain import Chain, Part, url
+from tests.e2e.kafka_kills import PATIENCE, Delivered, Sender, judge, kill_under_load
 from tests.e2e.otelcol import UnavailableError
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
-from tests.e2e.statsig_client import ENV, change, post
+from tests.e2e.statsig_client import ENV, change, load, post
+from tests.exporters.kafka.records import uid_of
+from tests.peers.kafka_cluster import read_all
 from tests.peers.otlp_servers import HttpSink
 from tests.waiting import wait_until
 
@@ -53,6 +61,74 @@ def test_a_record_arrives_as_it_was_made(tmp_path: Path, chain: Chain) -> None:
         finally:
             consumer.stop()
         assert found.records == expected.records
+
+
+@contextmanager
+def replica(chain: Chain, topic: str, **settings: str) -> Iterator[Part]:
+    """One more, with a topic of its own."""
+    chain.kafka.create_topic(topic, settings={"min.insync.replicas": "2", **settings})
+    made = chain.replica(topic, KAFKA_TOPIC=topic)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+def written(chain: Chain, topic: str) -> set[str]:
+    return {uid_of(message.value()) for message in read_all(chain.kafka.addresses(), topic)}
+
+
+def test_a_stop_while_the_brokers_do_not_answer_refuses_what_is_not_written(chain: Chain) -> None:
+    """They are stopped, not ended: connections stay open."""
+    with replica(chain, "stopped") as made:
+        senders = [Sender(seed, url(made), pause=0.0) for seed in (8, 9)]
+        with load([*senders]):
+            wait_until(lambda: all(sender.acknowledged for sender in senders), "there is load", within=120)
+            for broker in chain.kafka.brokers:
+                os.kill(broker.pid, signal.SIGSTOP)
+            try:
+                sent = sum(sender.sent for sender in senders)
+                wait_until(lambda: sum(sender.sent for sender in senders) > sent, "a refusal", within=120)
+                assert made.stop() == 0
+            finally:
+                for broker in chain.kafka.brokers:
+                    os.kill(broker.pid, signal.SIGCONT)
+        assert sum(sender.statuses[503] for sender in senders) > 0
+        wait_until(lambda: chain.kafka.are_in_sync("stopped"), "the brokers", within=PATIENCE)
+        for sender in senders:
+            assert sender.acknowledged <= written(chain, "stopped")
+
+
+def test_a_topic_that_is_deleted_blocks_until_it_is_there_again(chain: Chain) -> None:
+    with replica(chain, "deleted") as made:
+        assert post(url(made), change(1)).status == 200
+        chain.kafka.delete_topic("deleted")
+        wait_until(lambda: post(url(made), change(2)).status == 503, "a refusal", within=120)
+        wait_until(lambda: post(url(made), change(2)).status and "create the topic" in made.output, "why", within=120)
+        chain.kafka.create_topic("deleted")
+        wait_until(lambda: post(url(made), change(3)).status == 200, "the topic", within=120)
+        assert uid(change(3)) in written(chain, "deleted")
+
+
+def test_too_few_replicas_refuse_webhooks_and_the_doctor_sees_it(chain: Chain) -> None:
+    with replica(chain, "strict", **{"min.insync.replicas": "3"}) as made:
+        settings = KafkaSettings(brokers=chain.kafka.addresses(), logs=KafkaLogsSettings(topic="strict"))
+        assert check_brokers(settings, 30)[1] is None
+        assert post(url(made), change(1)).status == 200
+        chain.kafka.brokers[2].kill()
+        try:
+            wait_until(lambda: post(url(made), change(2)).status == 503, "a refusal", within=120)
+
+            def said() -> str:
+                fault = check_brokers(settings, 30)[1]
+                return "" if fault is None else fault.message
+
+            wait_until(lambda: said() == "lacks replicas, since a broker is away or behind", "the doctor", within=120)
+        finally:
+            chain.kafka.brokers[2].start()
+        wait_until(lambda: post(url(made), change(3)).status == 200, "the replica", within=PATIENCE)
+        assert {uid(change(1)), uid(change(3))} <= written(chain, "strict")
 
 
 def test_nothing_is_lost_and_repetitions_share_a_uid_over_kills_of_everything(chain: Chain, backend: HttpSink) -> None:

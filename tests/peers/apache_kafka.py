@@ -239,6 +239,12 @@ class ApacheKafka:
         for future in [*admin.create_topics([topic]).values(), *admin.create_acls(acls).values()]:
             future.result(60)
 
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic."""
+        admin = self._admin()
+        for future in admin.delete_topics([name]).values():
+            future.result(60)
+
     def are_in_sync(self, topic: str) -> bool:
         """Whether each partition of a topic has a leader, and is on all brokers."""
         try:

@@ -100,8 +100,16 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
     if found.topics[topic].error is not None:
         raise OSError(outcome_of(found.topics[topic].error, place_of(settings)).reason)
     partitions = found.topics[topic].partitions.values()
+    if unled := sum(one.leader < 0 for one in partitions):
+        why = "nothing is written there until a broker that has its records is back"
+        raise OSError(
+            f"of {counted(len(partitions), 'partition')} of the topic {topic} {unled} without a leader: {why}"
+        )
     detail = f"{counted(len(found.brokers), 'broker')}; the topic {topic} has {counted(len(partitions), 'partition')}"
     if any(len(one.replicas) < 2 for one in partitions):  # noqa: PLR2004 - the broker that leads is one of them
         message = "has one replica only: what a broker loses is lost"
         return detail, Fault(message, "give it a replication factor of 3, and min.insync.replicas=2")
+    if any(len(one.isrs) < len(one.replicas) for one in partitions):
+        message = "lacks replicas, since a broker is away or behind"
+        return detail, Fault(message, "start it: with fewer than min.insync.replicas nothing is written")
     return detail, None

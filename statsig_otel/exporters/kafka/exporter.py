@@ -54,7 +54,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
         self._running = False
         self._owner = OwnerProcess()  # a forked child has none of the producer's threads, and would wait for them
         self._producer: Producer | None = None
-        self._errors: deque[KafkaError] = deque(maxlen=_MOST_EVENTS)  # of connections, since a send succeeded
+        self._errors = _events()  # of the producer's connections, since a send succeeded
         self._throttle = LogThrottle(_logger)
 
     def start(self) -> None:
@@ -159,7 +159,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             if not self._running:
                 return RetryLater("the exporter is shutting down")
             if not self._errors:
-                return RetryLater(f"no answer within {timeout:g} s from {place_of(self._settings)}")
+                return RetryLater(f"no answer within {round(timeout, 1):g} s from {place_of(self._settings)}")
             error = decisive(reversed(self._errors))  # the last one, if they say the same
         return outcome_of(error, place_of(self._settings))
 
@@ -188,6 +188,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             threading.Thread(target=dropped.clear, name=f"{self._name} closing", daemon=True).start()
 
     def _create(self, settings: KafkaSettings, material: TlsMaterial) -> Producer:
+        self._errors = _events()  # the end of the last producer is not a failure of this one
         return Producer({
             **connection(settings, material, self._errors.append),
             "acks": "all",
@@ -201,6 +202,10 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             "compression.type": settings.producer.compression,
             "partitioner": "murmur2_random",
         })  # fmt: skip
+
+
+def _events() -> deque[KafkaError]:
+    return deque(maxlen=_MOST_EVENTS)
 
 
 def _produce(

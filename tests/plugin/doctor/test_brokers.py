@@ -30,6 +30,11 @@ def test_the_topic_is_looked_at() -> None:
         assert found.detail.startswith("TOPIC_AUTHORIZATION_FAILED from the topic otlp_logs at 127.0.0.1:")
         assert "grant the user WRITE and DESCRIBE on the topic" in found.detail
         cluster.deny_topic(0)
+        cluster.lead(-1, 3)
+        found = look(cluster.brokers)
+        assert found.status == "failed"
+        assert found.detail.startswith("of 4 partitions of the topic otlp_logs 1 without a leader: nothing is written")
+        cluster.lead(1, 3)
         assert cluster.read(0) == []
 
 
