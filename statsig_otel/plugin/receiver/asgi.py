@@ -368,9 +368,10 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
             return
         root, raw = (scope.get("root_path") or "").rstrip("/"), scope.get("raw_path") or b""
         _, port = scope.get("server") or ("", 0)
-        path = paths.route(_below(root, scope["path"]), prefix=root, encoded=raw.decode("latin-1"), port=port or 0)
         # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
         method = "POST" if scope["method"] == "POST" else "OPTIONS"
+        encoded = raw.decode("latin-1")
+        path = paths.route(_below(root, scope["path"]), method, prefix=root, encoded=encoded, port=port or 0)
         # It waits for the first event of the body before it routes, so nothing would refuse a client that declares a
         # body and then stays silent. It gets an empty event, and the receiver reads the body.
         # It would also parse the query and join the headers, thousands of them, and nobody asks it for these. A header

@@ -46,11 +46,12 @@ class Paths:
         self._throttle = LogThrottle(_logger)
         server_refused.add(0, int(HTTPStatus.NOT_FOUND), "not_found")
 
-    def route(self, path: str, *, prefix: str = "", encoded: str = "", port: int = 0) -> str:
+    def route(self, path: str, method: str, *, prefix: str = "", encoded: str = "", port: int = 0) -> str:
         """The path of the receiver, or one that leads nowhere.
 
         Args:
             path: The path with its escapes decoded, below the prefix of a mount; empty at the prefix itself.
+            method: The method of the request. Only POST can be a webhook with a wrong URL.
             prefix: The prefix, without a slash at its end.
             encoded: The whole path as it was sent, if the server tells.
             port: The port that the request came to; 0 if it is not known.
@@ -66,7 +67,8 @@ class Paths:
         hint = f"the receiver's path is {' or '.join(prefix + one for one in known)}"
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
         detail = f"a request came to {shown}; {hint}"
-        journal.add_request("", HTTPStatus.NOT_FOUND, "not_found", detail, port=port)
+        reason = "not_found" if method == "POST" else "method"
+        journal.add_request("", HTTPStatus.NOT_FOUND, reason, detail, port=port)
         return _NOWHERE
 
 

@@ -192,10 +192,10 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
-        prefix = environ.get("SCRIPT_NAME", "").rstrip("/")
+        prefix, path = environ.get("SCRIPT_NAME", "").rstrip("/"), environ.get("PATH_INFO", "")
         routed = {
             **environ,
-            "PATH_INFO": paths.route(environ.get("PATH_INFO", ""), prefix=prefix, encoded=_encoded_path(environ)),
+            "PATH_INFO": paths.route(path, method, prefix=prefix, encoded=_encoded_path(environ)),
             "QUERY_STRING": "",  # nobody asks for it, and Falcon would parse it
             # Falcon would answer unknown methods itself. HEAD stays, so that its answer has no body.
             "REQUEST_METHOD": method if method in ("POST", "HEAD") else "OPTIONS",

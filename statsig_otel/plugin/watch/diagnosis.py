@@ -347,13 +347,14 @@ def _refusals(facts: Facts) -> Iterator[RequestEntry]:
     """The refusals of the last day that are not over, since the start, the last ones first.
 
     Those of a receiver are over once it has accepted a webhook after them. Those of the server count only as long as a
-    receiver on its port has got no webhook with a valid signature. Later they are the noise of a public address.
+    receiver on its port has got no webhook with a valid signature. Later they are the noise of a public address, as
+    what is not sent with POST to a wrong path always is.
     """
     for entry in facts.requests:
         if entry.status == HTTPStatus.OK or entry.last < max(facts.since, facts.now - LOST_FOR):
             continue
         concerned = _concerned(facts, entry)
-        if entry.reason == _NOT_A_WEBHOOK:
+        if entry.receiver and entry.reason == _NOT_A_WEBHOOK:
             is_open = not any(one.last_accepted for one in concerned)
         elif entry.receiver:
             is_open = any(entry.last >= one.last_accepted for one in concerned)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -37,8 +38,6 @@ _SIGN: Final = re.compile(r"([_/.:-])(?=\w)")
 _AT_FAULT: Final = ("refused", "blocked")
 _LOCAL: Final = re.compile(r"\w+://(localhost|127\.|0\.0\.0\.0|\[::1?\])")
 _FINE: Final = (200, "delivered")
-_EACH: Final = ("not_found",)
-"""The reasons of refusals of which each one tells what it was: a path may be the webhook's, or that of a stranger."""
 
 SECTIONS: Final[Mapping[str, str]] = {
     "state": "State",
@@ -279,8 +278,12 @@ def _change(change: Mapping[str, Any], now: float) -> "_Row":
 
 def _refusal(entry: Mapping[str, Any]) -> Sequence[object]:
     """How a request ended, and what refused ones that are one row have in common."""
-    detail = entry["detail"] if entry["reason"] in _EACH else ""
-    return entry["status"], entry["receiver"], entry["reason"], entry["port"], detail
+    return entry["status"], entry["receiver"], entry["reason"], entry["port"], _path(entry)
+
+
+def _path(entry: Mapping[str, Any]) -> str:
+    """What is said of a path that leads nowhere: it may be the webhook's, or a stranger's."""
+    return entry["detail"].partition(";")[0] if entry["status"] == HTTPStatus.NOT_FOUND else ""
 
 
 def _failure(entry: Mapping[str, Any]) -> Sequence[object]:
@@ -336,8 +339,8 @@ def _said(entry: Mapping[str, Any]) -> str:
         items = entry["items"]
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
-    which = f": {entry['detail'].partition(';')[0]}" if entry["reason"] in _EACH else ""
-    said = _text(_cut(f"Refused: {why(entry['reason'], entry['detail'])}{which}."))
+    said = ": ".join(filter(None, ("Refused", why(entry["reason"], entry["detail"]), _path(entry))))
+    said = _text(_cut(f"{said}."))
     advice = _text(check(entry["reason"], entry["detail"], entry["status"]))
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from statsig_otel._journal import journal
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.bodies import Limits
 from statsig_otel.plugin.receiver.intake import Intake
@@ -29,6 +30,7 @@ from tests.plugin.adapters import (
     signed,
     wait_until,
 )
+from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, Response, connect, exchange, read_response, request
 
 early = adapters(lambda adapter: adapter.early)
@@ -52,6 +54,19 @@ def test_wrong_path_is_404(address: Address) -> None:
     for path in ("/", "/hook//", "/hook%2F%2F", "/hook/x", "/other", "/HOOK"):
         for method in ("POST", "GET"):
             assert_refused(exchange(address, request(b"{}", path=path, method=method)), 404, (method, path))
+
+
+@whole
+def test_only_a_post_to_a_wrong_path_may_be_a_webhook(address: Address) -> None:
+    with fresh_process():
+        journal.keep()
+        for method in ("POST", "GET", "HEAD", "PUT"):
+            with connect(address) as client:
+                client.sendall(request(path=f"/{method}", method=method))
+                client.recv(1000)
+        found = {one.detail.split(";")[0].split("/")[1]: one.reason for one in journal.last_requests()}
+    assert found.pop("POST") == "not_found"
+    assert set(found.values()) == {"method"}
 
 
 @adapters(lambda adapter: adapter.whole and adapter.tells)

@@ -376,6 +376,7 @@ def test_refusals_between_accepted_webhooks_are_told_for_an_hour() -> None:
 
 def test_a_browser_that_opens_the_url_is_no_news_once_a_webhook_was_accepted() -> None:
     assert troubles(facts(RECEIVING, SENDING, refused("method", status=405))) == []
+    assert troubles(facts(RECEIVER, SENDING, refused("method", receiver="", status=404))) == [], "a scanner"
     (only,) = troubles(facts(RECEIVER, SENDING, refused("method", status=405)))
     assert only.title == "3 requests were refused: the method is not POST"
 
