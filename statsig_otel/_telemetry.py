@@ -66,7 +66,7 @@ class ReceiverCounts:
             read.
         filled_in: The changes that no webhook brought, and of which records were made from the audit log.
         last_missed: The names of those of the last day, newest first, with the second of each.
-        compared: Up to when the audit log was compared with what came, in seconds since the epoch; 0 for never.
+        compared: The time up to which the audit log was compared with what came, in seconds since the epoch, or 0.
     """
 
     def __init__(self) -> None:
@@ -321,7 +321,7 @@ Metric(
     "statsig_otel_receiver_audit_log_compared_timestamp",
     "gauge",
     "s",
-    "Up to when Statsig's audit log was compared with what came, in seconds since the epoch.",
+    "The time up to which Statsig's audit log was compared with what came, in seconds since the epoch.",
     ("receiver",),
     read=_of_receivers(lambda one: {(): one.compared} if one.compared else {}),
 )

@@ -25,7 +25,7 @@ _FEW_WORDS: Final = 12
 
 
 class Fault(NamedTuple):
-    """A fault of one value or one thing, to be read after its name: `is empty`. The hint says what to do."""
+    """A fault of one value or one thing, for use after its name: `is empty`. The hint says what to do."""
 
     message: str
     hint: str | None = None
@@ -38,7 +38,7 @@ class SettingError(ValueError):
     """A validator refuses a value, and says what to write instead.
 
     Attributes:
-        message: What is wrong, to be read after the value's path: `is empty`.
+        message: What is wrong, for use after the value's path: `is empty`.
         hint: What to do about it.
 
     Example:
@@ -69,7 +69,7 @@ class Problem:
 
     Attributes:
         path: Where in the configuration; empty for the whole file.
-        message: What is wrong, to be read after the path: `is empty`.
+        message: What is wrong, for use after the path: `is empty`.
         hint: What to do about it.
         file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.

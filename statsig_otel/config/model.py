@@ -75,7 +75,7 @@ class Settings(StrictModel):
 
         @classmethod
         def model_validate_json(cls, json_data: str | bytes | bytearray, **options: object) -> Self:
-            """The same for a JSON object.
+            """Check settings that a JSON object contains, as `model_validate` does for a mapping.
 
             Args:
                 json_data: The object.

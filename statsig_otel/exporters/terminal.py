@@ -70,7 +70,7 @@ def shorten(text: str, cells: int) -> str:
 
 
 def wrap(text: str, cells: int) -> list[str]:
-    """The text in lines of at most so many cells, broken at spaces where that is possible."""
+    """The text in lines of at most `cells` cells, broken at spaces where that is possible."""
     lines = [""]
     for word in text.split(" "):
         if lines[-1] and width(lines[-1]) + 1 + width(word) <= cells:

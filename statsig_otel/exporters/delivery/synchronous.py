@@ -258,7 +258,8 @@ class _Worker:
                 moments = [self._waiting[0].latest] if self._waiting else []
                 moments += [self._answer_by, self._end_by] if self._sending else []
                 self._changed.wait(min(moments) - now if moments else None)
-        self._answer(unsent, RetryLater(f"too much waits for it: no send within {SEND_START_TIMEOUT:g} s"))
+        too_many = f"no send began within {SEND_START_TIMEOUT:g} s: too many batches wait for this exporter"
+        self._answer(unsent, RetryLater(too_many))
         self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self.timeout:g} s"))
         return True
 

@@ -101,7 +101,7 @@ def spoken_by_error(error: Exception) -> Spoken | None:
 
 
 def wrong_port(found: Spoken | None, settings: OtlpGrpcSettings | OtlpHttpSettings) -> Fault | None:
-    """The fault of an exporter's port, to be read after the port's name.
+    """The fault of an exporter's port, for use after the port's name.
 
     Args:
         found: What the server speaks.

@@ -85,10 +85,10 @@ class ClientTlsError(ValueError):
 
     Args:
         keys: The keys.
-        problem: What is wrong with the value of each, to be read after their names.
+        problem: What is wrong with the value of each, for use after their names.
 
     Attributes:
-        message: The two as one sentence, to be read after the path of `tls`.
+        message: The two as one sentence, for use after the path of `tls`.
     """
 
     def __init__(self, keys: Sequence[str], problem: str) -> None:

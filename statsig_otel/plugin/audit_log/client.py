@@ -40,7 +40,7 @@ _MOST_ALIKE: Final = 3
 """Pages in a row without a new entry, after which the server is believed to ignore the page's number."""
 
 _WINDOWS: Final = ((10.0, 40), (900.0, 400))
-"""In so many seconds at most so many requests. Published are 100 in 10 s and 900 in 15 minutes for a whole project."""
+"""Seconds, and the most requests in them. Published are 100 in 10 s and 900 in 15 minutes for a whole project."""
 
 _WAITS: Final = (10.0, 20.0, 40.0, 80.0)
 """Seconds before another attempt, if the server asks for none. The first one is that of the shorter limit."""
@@ -73,7 +73,7 @@ class AuditLogClient:
         key: A console key of the project.
         tls: The client's side of TLS.
         timeout: The most seconds for one request.
-        wait: Waits so many seconds.
+        wait: Waits the seconds that it is given.
         asked: When a client before this one has sent requests, by the monotonic clock. This one adds its own.
 
     Raises:

@@ -28,7 +28,7 @@ _Graph: TypeAlias = dict[int, list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """What can be said of one entry.
+    """The possible verdicts on one entry.
 
     Attributes:
         outcomes: What it can be: a single one if that is certain.
@@ -41,7 +41,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """What can be said of all entries.
+    """The verdicts on all entries.
 
     Attributes:
         entries: What can be said of each, in order.

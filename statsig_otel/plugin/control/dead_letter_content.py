@@ -14,7 +14,7 @@ from statsig_otel.exporters.wording import rfc3339
 
 
 def described(dead_letter: StoredDeadLetter) -> dict[str, Any]:
-    """What is known of a dead letter, as values for JSON."""
+    """A dead letter without its content, as values for JSON."""
     return {
         "id": dead_letter.id,
         "kept_at": rfc3339(dead_letter.at_ms // 1000),

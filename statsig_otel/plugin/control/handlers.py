@@ -49,7 +49,7 @@ def stopped_handlers(
     routing: Routing,
     configured: Collection[str] | None,
 ) -> dict[str, Handler]:
-    """The same commands on the queue of a stopped service.
+    """The commands that change a queue, on the queue of a stopped service.
 
     Without a configuration there are no mappers, the routing is empty, and `configured` is None.
     """

@@ -100,7 +100,7 @@ class RunningExporters:
         cursor = self.queue.cursor(name)
         waiting, position = cursor.waiting, cursor.position
         if waiting > 0 and sender.state not in ("blocked", "refused", "retrying"):
-            raise ControlError(f"{name} is {sender.state}, not blocked or retrying, so nothing was skipped")
+            raise ControlError(f"{name} is {sender.state}, not blocked, refused or retrying, so nothing was skipped")
         with closing(schema.connect_reading(self.queue.database)) as reading:
             skipped, last = given.find(reading, cursor.id, position)
         if not sender.skip(position, last):

@@ -70,7 +70,7 @@ class ServerThread:
         self.end_unstarted()
 
     def join(self, timeout: float) -> None:
-        """Wait at most so many seconds for the thread's end. Works without `start`."""
+        """Wait at most `timeout` seconds for the thread's end. Works without `start`."""
         if self._thread is not None:
             self._thread.join(timeout)
 

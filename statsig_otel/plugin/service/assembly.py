@@ -170,7 +170,7 @@ class Assembly:
         return self._outbound.has_lost
 
     def condition(self) -> Condition:
-        """Why webhooks are not taken now, and how each exporter is."""
+        """Why webhooks are not taken now, and the state of each exporter."""
         if self._ending.is_set():
             return Condition({"shutting_down": "the service is stopping"}, {})
         if not self._is_open:
@@ -189,7 +189,7 @@ class Assembly:
         return Condition({**expiry, **outbound.reasons}, outbound.exporters)
 
     def facts(self) -> Facts:
-        """What is known of the service, for its live page and for `top`."""
+        """The state of the service, for its live page and for `top`."""
         began = time.time() - (time.monotonic() - self._since_monotonic)
         if began < self._since - 1:  # The clock was put back. The journal has moved its entries a second further back.
             self._since = began - 1

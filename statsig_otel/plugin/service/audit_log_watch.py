@@ -159,12 +159,12 @@ class AuditLogWatch:
             if not self._ended.is_set() and str(error) != self._failure:
                 self._failure = str(error)
                 is_known = isinstance(error, _PASSING)
-                message = "%s: what is missed is not known now: %s"
+                message = "%s: the audit log can't be compared now: %s"
                 _logger.error(message, self.receiver, error, exc_info=None if is_known else error)
             return
         if self._failure:
             self._failure = ""
-            _logger.warning("%s: the audit log can be compared with what came again", self.receiver)
+            _logger.warning("%s: the audit log is compared again", self.receiver)
 
     def _compare(self) -> None:
         settings, now = self.settings, int(self._clock())
@@ -336,7 +336,7 @@ class AuditLogWatch:
         ids = frozenset(one.id for one in unclear) if number else frozenset[str]()
         if ids - self._unclear:
             told = "; ".join(_described(one, hides=look.hides) for one in unclear[:10])
-            _logger.warning("%s: of these changes webhooks did not bring %d, and it is not known which: %s",
+            _logger.warning("%s: %d of these changes did not come by webhook, and it can't be told which: %s",
                             self.receiver, number, told)  # fmt: skip
         self._unclear = ids
 

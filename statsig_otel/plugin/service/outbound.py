@@ -124,7 +124,7 @@ class Outbound:
         return Condition({} if self._queue is None else self._queue.refusal_reasons(), exporters)
 
     def exporters(self) -> dict[str, dict[str, Any]]:
-        """As in `condition`, and where each sends; of a queued one also its failures, and its first record's age."""
+        """The state of each exporter, and where it sends; of a queued one also failures and its first record's age."""
         found: dict[str, dict[str, Any]] = {
             name: {"state": state} for name, state in self._synchronous.states().items()
         }

@@ -254,7 +254,7 @@ class Service:
         return self._assembly.receivers[self._known(name)]
 
     def wsgi_receiver(self, name: str = "statsig") -> StatsigWsgiReceiver:
-        """The same for a Falcon WSGI application."""
+        """The receiver with this id as a resource of a Falcon WSGI application."""
         return self._assembly.wsgi_receivers[self._known(name)]
 
     def asgi_app(self) -> MountableApp:

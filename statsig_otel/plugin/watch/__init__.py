@@ -1,1 +1,1 @@
-"""Shows how a running service is: its live page, what happened last, health checks, its metrics and its spans."""
+"""Shows the state of a running service: live page, recent events, health checks, metrics and spans."""

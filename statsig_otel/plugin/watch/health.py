@@ -1,4 +1,4 @@
-"""Answers health checks: the Collector's, /livez and /readyz; and whether webhooks are taken, at their own port.
+"""Answers health checks: the Collector's, /livez and /readyz on a port of their own, and one on the webhooks' port.
 
 Ready is a service that takes webhooks. A backend that is away does not change that, since the queue is for it.
 """
@@ -114,7 +114,7 @@ class HealthServer:
         self._server.stop(0.0)
 
     def join(self, timeout: float) -> None:
-        """Wait at most so many seconds for the end after `stop`. Works without `start`, and twice."""
+        """Wait at most `timeout` seconds for the end after `stop`. Works without `start`, and twice."""
         if self._thread is not None:
             self._thread.join(timeout)
 

@@ -1,4 +1,4 @@
-"""Writes the metrics in the formats of Prometheus, and answers it at /metrics.
+"""Writes the metrics in the formats of Prometheus, and serves them at /metrics.
 
 prometheus_client writes the formats. The OpenTelemetry exporter for Prometheus is not used: it is a beta whose labels
 have changed with a version, its older versions repeat HELP lines, and it asks for the newest SDK.

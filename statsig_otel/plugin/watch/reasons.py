@@ -10,7 +10,7 @@ COMPARE: Final = (
     "Generic Webhook)."
 )
 _KEY: Final = f"{COMPARE} If they are the same, a proxy changes the body on the way."
-ANEW: Final = "Was the webhook's secret made anew, or does a second webhook use this URL?"
+ANEW: Final = "Was a new secret generated for the webhook, or does a second webhook use this URL?"
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
 _CLOCK: Final = (
     "Compare this machine's clock with another one: a time service, such as chrony or systemd-timesyncd, keeps it "

@@ -64,6 +64,6 @@ class Zpages:
         self.server.stop(PAGE_DRAIN)
 
     def join(self, timeout: float) -> None:
-        """Wait at most so many seconds for the end after `stop`. Works without `start`, and twice."""
+        """Wait at most `timeout` seconds for the end after `stop`. Works without `start`, and twice."""
         if self._thread is not None:
             self._thread.join(timeout)

@@ -400,7 +400,7 @@ def test_a_batch_that_waits_too_long_for_its_turn_is_refused_unsent(monkeypatch:
         patched.setattr(synchronous, "SEND_START_TIMEOUT", 0.1)
         refused = refusal(consume(made, batch("b")))
         assert (str(refused), refused.reason) == (
-            "one retry later: too much waits for it: no send within 0.1 s",
+            "one retry later: no send began within 0.1 s: too many batches wait for this exporter",
             "exporter_failed",
         )
     assert first.result(10) == consume(made, batch("c")).result(10) == Receipt(accepted=1)

@@ -198,7 +198,7 @@ def test_of_changes_that_can_not_be_told_apart_it_is_said_how_many_are_missed(
         assert one.look(SINCE + GRACE + 300) == 1
         assert one.look(SINCE + GRACE + 600) == 1
     (message,) = warnings(caplog)
-    assert "of these changes webhooks did not bring 1, and it is not known which: gate (Updated Gate)" in message
+    assert "1 of these changes did not come by webhook, and it can't be told which: gate (Updated Gate)" in message
 
 
 def test_a_log_that_can_not_be_read_is_said_once_and_nothing_is_lost(
@@ -211,9 +211,9 @@ def test_a_log_that_can_not_be_read_is_said_once_and_nothing_is_lost(
         assert one.look(SINCE + GRACE + 600) is None
         assert one.look(SINCE + GRACE + 900) == 1
     assert [message.partition(":")[2].split(":")[0] for message in warnings(caplog)] == [
-        " what is missed is not known now",
+        " the audit log can't be compared now",
         " no webhook brought gate (Updated Gate), changed at 2026-09-21T14",
-        " the audit log can be compared with what came again",
+        " the audit log is compared again",
     ]
     assert KEY not in caplog.text
 
@@ -282,7 +282,7 @@ def test_a_wrong_key_is_said_at_the_start_and_another_one_is_tried_at_once(
     with watched(tmp_path, log, now, api_key="console-old", interval="1h") as one:
         now.seconds += 1
         one.watch.start()
-        wait_until(lambda: "what is missed is not known now: HTTP 401" in caplog.text)
+        wait_until(lambda: "the audit log can't be compared now: HTTP 401" in caplog.text)
         log.entries = [audit_entry(1, SINCE + 100)]
         now.seconds = SINCE + GRACE + 300
         one.use(interval="1h")

@@ -142,7 +142,7 @@ def test_a_secret_that_was_right_before_is_said_to_have_been() -> None:
     (later,) = troubles(facts(RECEIVING, SENDING, refused("signature_wrong")))
     assert first.title == later.title == "3 requests were refused: the signature does not match"
     assert first.check.endswith("If they are the same, a proxy changes the body on the way.")
-    assert later.check.startswith("Webhooks before had the right signature. Was the webhook's secret made anew,")
+    assert later.check.startswith("Webhooks before had the right signature. Was a new secret generated")
 
 
 def test_only_what_the_answer_means_has_to_be_repaired() -> None:
