@@ -1,0 +1,237 @@
+"""The units of examples/deploy/systemd, and the commands of docs/running.md, in a machine with systemd."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel._times import SHUTDOWN_MARGIN, SHUTDOWN_TIMEOUT
+from tests.deploy.machine import PYTHON, ROOT, Machine, missing
+from tests.test_readme import blocks
+from tests.waiting import wait_until
+
+UNITS = ROOT / "examples" / "deploy" / "systemd"
+SERVICE = UNITS / "statsig-otel.service"
+SECRET = "webhook-0123456789abcdef0123456789abcdef"
+NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
+CLI = "/opt/statsig-otel/bin/statsig-otel"
+URL = "http://127.0.0.1:8080/api/v1/data/events/receiver/statsig"
+
+analyzed = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="LOUD: systemd-analyze is missing (Debian: systemd)"
+)
+
+
+@analyzed
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    """The program that they name is replaced by one that exists."""
+    units = sorted(UNITS.glob("*.s*e*"))
+    assert len(units) == 2
+    for unit in units:
+        text = unit.read_text().replace(CLI, sys.executable)
+        (tmp_path / unit.name).write_text(text)
+    words = ["systemd-analyze", "verify", *(str(tmp_path / unit.name) for unit in units)]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    ours = [line for line in ran.stderr.splitlines() if "statsig-otel" in line]
+    assert ours == []
+
+
+@analyzed
+def test_systemd_rates_the_exposure_below_2() -> None:
+    words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=20", str(SERVICE)]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"Overall exposure level for statsig-otel.service: [01]\.\d ", ran.stdout)
+
+
+def test_systemd_waits_until_a_shutdown_has_ended() -> None:
+    found = re.search(r"^TimeoutStopSec=(\d+)$", SERVICE.read_text(), re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) > SHUTDOWN_TIMEOUT + SHUTDOWN_MARGIN
+
+
+LOAD = """
+import hmac, http.client, json, os, sys, time
+secret, number = sys.argv[1].encode(), 0
+while number < 5_000 and not os.path.exists("/run/enough"):
+    number += 1
+    metadata = {"type": "Gate", "name": f"gate_{number}", "action": "updated"}
+    one = {"eventName": "statsig::config_change", "timestamp": 1739400185198 + number, "metadata": metadata}
+    body, stamp = json.dumps({"data": [one]}).encode(), str(time.time_ns() // 1_000_000)
+    digest = hmac.new(secret, b"v0:" + stamp.encode() + b":" + body, "sha256").hexdigest()
+    headers = {"X-Statsig-Signature": "v0=" + digest, "X-Statsig-Request-Timestamp": stamp}
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=60)
+        connection.request("POST", "/api/v1/data/events/receiver/statsig", body, headers)
+        print(connection.getresponse().status, flush=True)
+        connection.close()
+    except OSError as error:
+        print(repr(error), flush=True)
+    time.sleep(0.01)
+"""
+"""Posts one change after the other, each over a connection of its own, and prints each answer."""
+
+
+def send(machine: Machine, *, secret: str = SECRET) -> int:
+    """Send one sample; the exit code."""
+    script = f"{CLI} send --url {URL} --sample gate"
+    return machine.run(script, check=False, variables={"STATSIG_SIGNING_SECRET": secret}).returncode
+
+
+def waiting(machine: Machine) -> int:
+    """How many records wait, as root is told."""
+    shown = machine.run(f"{CLI} queue --directory /var/lib/statsig-otel --json").stdout
+    exporters: list[dict[str, Any]] = json.loads(shown)["exporters"]
+    return sum(one["waiting"] for one in exporters)
+
+
+def property_of(machine: Machine, name: str) -> str:
+    return machine.run(f"systemctl show --value --property={name} statsig-otel.service").stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(missing() != "", reason=missing())
+def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
+    """Each of its commands, in their order, and what they are for."""
+    install, set_up, first_secret, reload, backup, restore, upgrade = blocks("sh", "docs/running.md")[:7]
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    with Machine(folder) as machine:
+        machine.install(install)
+        with machine.boot():
+            machine.run(set_up)
+            check_without_a_secret(machine)
+            machine.run(answered(first_secret, SECRET))
+            assert send(machine) == 0
+            assert waiting(machine) == 1
+            check_reload(machine, reload)
+            check_restrictions(machine)
+            check_rotation(machine)
+            check_restarts_under_load(machine)
+            check_watchdog(machine)
+            check_backup(machine, backup, restore)
+            check_upgrade(machine, upgrade)
+
+
+def answered(commands: str, secret: str) -> str:
+    """Commands with the answer that a person gives to a question."""
+    question = 'systemd-ask-password "Signing secret:"'
+    assert question in commands
+    return commands.replace(question, f"echo {secret}")
+
+
+def check_without_a_secret(machine: Machine) -> None:
+    assert send(machine) != 0
+    verification = '{"data": {"event": "url_verification", "verification_code": "abc123"}}'
+    got = machine.run(
+        f"{PYTHON}/bin/python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2].encode())"
+        f".read().decode())' {URL} '{verification}'"
+    )
+    assert json.loads(got.stdout) == {"verification_code": "abc123"}
+    assert property_of(machine, "ActiveState") == "active"
+
+
+def check_reload(machine: Machine, reload: str) -> None:
+    """A file with errors is refused, and the service goes on; one without is taken."""
+    pid, file = property_of(machine, "MainPID"), "/etc/statsig-otel/statsig-otel.yaml"
+    machine.run(f"cp {file} /root/kept.yaml; echo 'nonsense: 1' >> {file}")
+    assert machine.run(reload, check=False).returncode != 0
+    assert "nonsense" in machine.journal()
+    assert send(machine) == 0
+    machine.run(f"cp /root/kept.yaml {file}")
+    machine.run(reload)
+    assert property_of(machine, "StatusText") == "Listening"
+    assert property_of(machine, "MainPID") == pid
+
+
+def check_restrictions(machine: Machine) -> None:
+    """What the kernel says of the process: they are in force."""
+    pid = property_of(machine, "MainPID")
+    status = machine.run(f"cat /proc/{pid}/status").stdout
+    for line in ("CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"):
+        assert line in status
+    user = machine.run("id -u statsig-otel").stdout.strip()
+    assert f"Uid:\t{user}\t{user}\t{user}\t{user}" in status
+    inside = f"nsenter --target {pid} --mount"
+    tried = machine.run(f"{inside} touch /etc/x /opt/x /usr/x /var/x", check=False).stderr
+    assert tried.count("Read-only file system") == 4
+    assert machine.run(f"{inside} ls /home /root", check=False).stdout.split() == ["/home:", "/root:"]
+    assert "kmsg" not in machine.run(f"{inside} ls /dev").stdout.split()
+    assert machine.run(f"cat /proc/{pid}/environ").stdout.count(SECRET) == 0
+    listed = machine.run("ls -ld /var/lib/statsig-otel; ls -l /var/lib/statsig-otel").stdout
+    assert listed.startswith("drwx------")
+    modes = {line.split()[0] for line in listed.splitlines()[2:]}
+    assert modes <= {"-rw-------", "srw-------"}, listed
+
+
+def check_rotation(machine: Machine) -> None:
+    assert send(machine, secret=NEXT_SECRET) != 0
+    machine.run(f"echo {NEXT_SECRET} > /etc/statsig-otel/next-signing-secret; systemctl restart statsig-otel")
+    assert send(machine, secret=NEXT_SECRET) == 0
+    assert send(machine) == 0
+
+
+def check_restarts_under_load(machine: Machine) -> None:
+    before = waiting(machine)
+    words = machine.words(f"{PYTHON}/bin/python3", "-c", LOAD, SECRET)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as load:
+        assert load.stdout is not None
+        try:
+            assert load.stdout.readline() == "200\n"
+            for _ in range(3):
+                machine.run("systemctl restart statsig-otel")
+        finally:
+            machine.run("touch /run/enough")
+        answers = Counter(load.stdout.read().split())
+    assert set(answers) == {"200"}
+    assert waiting(machine) == before + 1 + answers.total()
+
+
+def check_watchdog(machine: Machine) -> None:
+    """A service that hangs is killed and started again. Its deadline is shortened, so that the test is."""
+    machine.run("mkdir -p /run/systemd/system/statsig-otel.service.d")
+    machine.run("printf '[Service]\\nWatchdogSec=2\\n' > /run/systemd/system/statsig-otel.service.d/test.conf")
+    machine.run("systemctl daemon-reload; systemctl restart statsig-otel")
+    pid, stored = property_of(machine, "MainPID"), waiting(machine)
+    machine.run(f"kill -STOP {pid}")
+    wait_until(lambda: property_of(machine, "MainPID") not in {pid, "0"}, "systemd has started it again", within=60)
+    assert "Watchdog timeout" in machine.journal()
+    machine.run(
+        "rm -r /run/systemd/system/statsig-otel.service.d; systemctl daemon-reload; systemctl restart statsig-otel"
+    )
+    assert waiting(machine) == stored
+
+
+def check_backup(machine: Machine, backup: str, restore: str) -> None:
+    """Of a running and of a stopped queue. What came after the first is what the second has more."""
+    before = waiting(machine)
+    machine.run(backup)
+    send(machine)
+    assert waiting(machine) == before + 1
+    machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
+    machine.run(backup.replace("/root/queue.db", "/root/stopped.db"))
+    machine.run("systemctl start statsig-otel.socket statsig-otel.service")
+    assert send(machine) == 0
+    machine.run(restore)
+    assert waiting(machine) == before
+    assert send(machine) == 0
+    owners = machine.run("stat -c %U /var/lib/statsig-otel /var/lib/statsig-otel/*").stdout.split()
+    assert set(owners) == {"statsig-otel"}
+    machine.run(restore.replace("/root/queue.db", "/root/stopped.db").replace(".old", ".older"))
+    assert waiting(machine) == before + 1
+
+
+def check_upgrade(machine: Machine, upgrade: str) -> None:
+    """The installation of the package needs a network: it has happened before."""
+    before = waiting(machine)
+    (pip,) = [line for line in upgrade.splitlines() if "pip install --upgrade ." in line]
+    machine.run(upgrade.replace(pip, ""))
+    assert waiting(machine) == before
+    assert send(machine) == 0
