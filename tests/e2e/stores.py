@@ -11,13 +11,16 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from tests.e2e.otelcol import UnavailableError, locked, run_until
 from tests.e2e.processes import Process, clean_environment
@@ -156,3 +159,59 @@ def sql(*statements: str) -> list[dict[str, Any]]:
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line]
+
+
+_TABLE: Final = """CREATE TABLE otel_logs (
+    Timestamp DateTime64(9), TimestampTime DateTime DEFAULT toDateTime(Timestamp), SeverityText LowCardinality(String),
+    SeverityNumber UInt8, ServiceName LowCardinality(String), Body String, ResourceSchemaUrl LowCardinality(String),
+    ResourceAttributes Map(LowCardinality(String), String), ScopeSchemaUrl LowCardinality(String), ScopeName String,
+    ScopeVersion LowCardinality(String), LogAttributes Map(LowCardinality(String), String), EventName String
+) ENGINE = MergeTree PARTITION BY toDate(TimestampTime) ORDER BY (ServiceName, TimestampTime, Timestamp)"""
+"""The columns that the Collector's clickhouse exporter creates, with their types, but for those of spans."""
+
+
+def otel_logs(requests: Iterable[ExportLogsServiceRequest]) -> tuple[str, str]:
+    """Statements that make ClickHouse's table of what the Collector's exporter was sent, as it does."""
+    return _TABLE, "INSERT INTO otel_logs FORMAT JSONEachRow\n" + "\n".join(map(json.dumps, _rows(requests)))
+
+
+def _rows(requests: Iterable[ExportLogsServiceRequest]) -> Iterator[dict[str, object]]:
+    """A row for each record. All attributes are strings."""
+    for of_resource in (one for request in requests for one in request.resource_logs):
+        resource = _texts(of_resource.resource.attributes)
+        for of_scope in of_resource.scope_logs:
+            for record in of_scope.log_records:
+                yield {
+                    "Timestamp": f"{record.time_unix_nano // 10**9}.{record.time_unix_nano % 10**9:09d}",
+                    "SeverityText": record.severity_text,
+                    "SeverityNumber": record.severity_number,
+                    "ServiceName": resource.get("service.name", ""),
+                    "Body": _as_string(record.body),
+                    "ResourceSchemaUrl": of_resource.schema_url,
+                    "ResourceAttributes": resource,
+                    "ScopeSchemaUrl": of_scope.schema_url,
+                    "ScopeName": of_scope.scope.name,
+                    "ScopeVersion": of_scope.scope.version,
+                    "LogAttributes": _texts(record.attributes),
+                    "EventName": record.event_name,
+                }
+
+
+def _texts(attributes: Iterable[KeyValue]) -> dict[str, str]:
+    return {one.key: _as_string(one.value) for one in attributes}
+
+
+def _as_string(value: AnyValue) -> str:
+    """The text that a Collector makes of a value: JSON for an array, the plain text for everything else."""
+    if value.WhichOneof("value") == "array_value":
+        texts = [_as_string(one) for one in value.array_value.values]
+        return json.dumps(texts, separators=(",", ":"), ensure_ascii=False)
+    return str(getattr(value, value.WhichOneof("value") or "string_value"))
+
+
+def as_text(value: dict[str, Any]) -> str:
+    """The same text, of a value in OTLP/JSON. VictoriaLogs keeps this, too."""
+    if "stringValue" in value:
+        return str(value["stringValue"])
+    texts = [as_text(one) for one in value["arrayValue"]["values"]]
+    return json.dumps(texts, separators=(",", ":"), ensure_ascii=False)

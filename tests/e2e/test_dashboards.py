@@ -15,12 +15,20 @@ from typing import Any, Final, TypeVar
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from tests.e2e.otelcol import UnavailableError
 from tests.e2e.processes import SECRET, post, signed
 from tests.e2e.service_process import ServiceProcess
-from tests.e2e.stores import asked, free_port, prometheus, prometheus_binary, sql, victorialogs, victorialogs_binary
+from tests.e2e.stores import (
+    asked,
+    free_port,
+    otel_logs,
+    prometheus,
+    prometheus_binary,
+    sql,
+    victorialogs,
+    victorialogs_binary,
+)
 from tests.peers.audit_log import KEY, AuditLogServer
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
@@ -125,37 +133,6 @@ def test_victorialogs_finds_what_it_was_sent(tmp_path: Path) -> None:
     assert marked["_time"].startswith(("2025-02-12T22:43:05.198", time.strftime("%Y-%m-%d")))
 
 
-TABLE: Final = """CREATE TABLE otel_logs (
-    Timestamp DateTime64(9), TimestampTime DateTime DEFAULT toDateTime(Timestamp), SeverityText LowCardinality(String),
-    ServiceName LowCardinality(String), Body String, ResourceAttributes Map(LowCardinality(String), String),
-    LogAttributes Map(LowCardinality(String), String), EventName String
-) ENGINE = MergeTree PARTITION BY toDate(TimestampTime) ORDER BY (ServiceName, TimestampTime, Timestamp)"""
-"""The columns that the dashboard needs, with the types that the Collector's clickhouse exporter gives them."""
-
-
-def rows(request: ExportLogsServiceRequest) -> Iterator[dict[str, object]]:
-    """The rows that the Collector's clickhouse exporter makes of a request: all attributes are strings."""
-    for of_resource in request.resource_logs:
-        resource = {one.key: as_string(one.value) for one in of_resource.resource.attributes}
-        for record in of_resource.scope_logs[0].log_records:
-            yield {
-                "Timestamp": f"{record.time_unix_nano / 1e9:.9f}",
-                "SeverityText": record.severity_text,
-                "ServiceName": resource.get("service.name", ""),
-                "Body": as_string(record.body),
-                "ResourceAttributes": resource,
-                "LogAttributes": {one.key: as_string(one.value) for one in record.attributes},
-                "EventName": record.event_name,
-            }
-
-
-def as_string(value: AnyValue) -> str:
-    """The text that pdata's AsString makes: JSON for an array, the plain text for everything else."""
-    if value.WhichOneof("value") == "array_value":
-        return json.dumps([as_string(one) for one in value.array_value.values], separators=(",", ":"))
-    return str(getattr(value, value.WhichOneof("value") or "string_value"))
-
-
 def test_clickhouse_finds_what_was_sent(tmp_path: Path) -> None:
     """Twice, as after a retry: each change is shown once."""
     refuses = True
@@ -171,8 +148,7 @@ def test_clickhouse_finds_what_was_sent(tmp_path: Path) -> None:
         refuses = False
         wait_until(lambda: len(sink.requests) > 1)
         requests = [ExportLogsServiceRequest.FromString(one.payload) for one in sink.requests]
-    stored = "\n".join(json.dumps(row) for request in requests for row in rows(request))
-    filled = [TABLE, f"INSERT INTO otel_logs FORMAT JSONEachRow\n{stored}"]
+    filled = otel_logs(requests)
 
     def found(query: str, pattern: str) -> list[dict[str, Any]]:
         # What Grafana's plugin makes of its macro, of the last 20 years.
@@ -180,7 +156,7 @@ def test_clickhouse_finds_what_was_sent(tmp_path: Path) -> None:
         return sql(*filled, query.replace("$__timeFilter(Timestamp)", within).replace("$service", pattern))
 
     annotation, listed = queries("clickhouse")
-    assert stored.count("\n") >= 3
+    assert sum(len(request.resource_logs) for request in requests) >= 4
     marked, table = found(annotation, "sh.p"), found(listed, SERVICE)
     assert found(annotation, "another") == []
     description = CHANGE["metadata"]["description"]  # type: ignore[index]

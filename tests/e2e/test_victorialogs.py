@@ -16,7 +16,7 @@ from tests.e2e import otelcol
 from tests.e2e.otelcol import UnavailableError
 from tests.e2e.processes import SECRET, post, signed
 from tests.e2e.service_process import ServiceProcess, environment
-from tests.e2e.stores import asked, victorialogs, victorialogs_binary
+from tests.e2e.stores import as_text, asked, victorialogs, victorialogs_binary
 from tests.e2e.test_collectors import EVERY_FIELD, EXPECTED, body_of
 from tests.waiting import wait_until
 
@@ -65,15 +65,6 @@ def behind_a_collector(store: str, queue: str) -> Iterator[ServiceProcess]:
 
 def found(store: str, query: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in asked(f"{store}/select/logsql/query", query=query).splitlines()]
-
-
-def as_text(value: dict[str, Any]) -> str:
-    """A value of OTLP/JSON as VictoriaLogs keeps it."""
-    if "stringValue" in value:
-        return str(value["stringValue"])
-    return json.dumps(
-        [as_text(one) for one in value["arrayValue"]["values"]], separators=(",", ":"), ensure_ascii=False
-    )
 
 
 @pytest.mark.parametrize("way", [straight, behind_a_collector])
