@@ -3,6 +3,7 @@
 The pages are Markdown that also reads well without the site.
 """
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
@@ -48,4 +49,6 @@ def settings_signature(
 
 
 def setup(app: Sphinx) -> None:
+    for language in ("logql", "logsql"):  # Pygments does not know them
+        app.add_lexer(language, TextLexer)
     app.connect("autodoc-process-signature", settings_signature)

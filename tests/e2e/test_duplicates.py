@@ -9,8 +9,8 @@ import pytest
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
-from tests.e2e.stores import asked, sql, victorialogs, victorialogs_binary
-from tests.e2e.test_dashboards import TABLE, had, rows
+from tests.e2e.stores import asked, otel_logs, sql, victorialogs, victorialogs_binary
+from tests.e2e.test_dashboards import had
 from tests.peers.otlp_servers import HttpSink
 from tests.waiting import wait_until
 
@@ -50,7 +50,6 @@ def test_in_clickhouse(tmp_path: Path) -> None:
     had("ClickHouse", lambda: sql("SELECT 1"))
     with HttpSink() as sink:
         send_twice(tmp_path, {"endpoint": sink.url})
-        stored = [json.dumps(row) for one in sink.requests for row in rows(one.message)]
-    assert len(stored) == 3
-    filled = [TABLE, "INSERT INTO otel_logs FORMAT JSONEachRow\n" + "\n".join(stored)]
+        filled = otel_logs(one.message for one in sink.requests)
+    assert sql(*filled, "SELECT count() AS stored FROM otel_logs") == [{"stored": 3}]
     assert [one["change"] for one in sql(*filled, query("sql"))] == ["gate_2 updated", "gate_1 updated"]
