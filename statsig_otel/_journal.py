@@ -2,7 +2,7 @@
 
 It has three kinds of entries: answered requests, accepted changes, and attempts to send. Whoever wants to show them
 reads them with `journal.requests()`, `journal.changes()` and `journal.attempts()`, newest first.
-`plugin/watch/facts.py` makes JSON of them, which the command `journal` of the control socket returns.
+`plugin/watch/journal_json.py` makes JSON of them, which the command `journal` of the control socket returns.
 
 Each kind has its last few hundred entries, and the records of changes have at most a few MiB, as `keep` says. Requests
 of one second with the same verdict share an entry that counts them, and so do attempts. So a flood costs no memory, and

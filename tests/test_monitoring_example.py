@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from statsig_otel._instruments import METRICS
 from statsig_otel._telemetry import EXPORTER_STATES, OUTCOMES
-from statsig_otel.plugin.receiver.counting import REASONS
+from statsig_otel.plugin.receiver.counting import STATUS_OF
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook.body import parse
 from tests.test_troubleshooting import anchors
@@ -30,7 +30,7 @@ DASHBOARDS: Final[dict[str, dict[str, Any]]] = {
 SCRAPED: Final = {"job", "instance"}
 """The labels that Prometheus adds."""
 
-VALUES: Final = {"status": ["200", "401", "503"], "state": EXPORTER_STATES, "outcome": OUTCOMES, "reason": [*REASONS]}
+VALUES: Final = {"status": ["200", "401", "503"], "state": EXPORTER_STATES, "outcome": OUTCOMES, "reason": [*STATUS_OF]}
 """The values of labels that are known beforehand."""
 
 SERIES: Final = {

@@ -87,7 +87,7 @@ def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
     assert not loaded & {
         "confluent_kafka", "difflib", "html", "opentelemetry.exporter", "opentelemetry.sdk", "requests", "urllib3",
         "prometheus_client", "statsig_otel.exporters.otlp.http", "statsig_otel.plugin.demo",
-        "statsig_otel.plugin.doctor.diagnosis", "statsig_otel.plugin.watch.readers",
+        "statsig_otel.plugin.doctor.checks", "statsig_otel.plugin.watch.readers",
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from statsig_otel.config.source import parse
 from statsig_otel.exporters import Blocked, RetryLater
 from statsig_otel.plugin import Destination, SendingQueueSettings, Service
 from statsig_otel.plugin.cli.metrics_docs import fill, main
-from statsig_otel.plugin.receiver.counting import REASONS
+from statsig_otel.plugin.receiver.counting import STATUS_OF
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.metrics import Collected, collected
 from tests.peers.certs import Authority
@@ -84,7 +84,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collected]:
         with connect(address_of(service, "statsig/secure")) as plain:
             plain.sendall(request(b""))
             plain.recv(100)
-        audited = counts_of(RECEIVER)  # its audit log is read in tests/plugin/service/test_audit_log_watch.py
+        audited = counts_of(RECEIVER)  # its audit log is read in tests/plugin/service/test_audit_log_check.py
         audited.missed, audited.compared = 0, 1
         wait_until(lambda: collecting.numbers("otelcol_exporter_sent_log_records", exporter="taking") == {(): 2})
         wait_until(lambda: state(collecting, "refusing") == "blocked" and state(collecting, "away") == "retrying")
@@ -227,7 +227,7 @@ def test_every_reason_of_a_refusal_begins_at_zero() -> None:
         written |= set(re.findall(r'reason="(\w+)"', path.read_text()))
     written -= {"framework", "unknown_receiver"}  # by a mistake in an embedding program alone
     assert len(written) > 20
-    assert written <= set(REASONS)
+    assert written <= set(STATUS_OF)
 
 
 def test_names_in_prometheus_are_one_each_and_have_their_unit() -> None:

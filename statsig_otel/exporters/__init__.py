@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.otlp.tls import ClientTlsSettings as ClientTlsSettings
     from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
-    from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
+    from statsig_otel.exporters.queue.errors import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
 else:  # type checkers would accept any name of a module with __getattr__
     __getattr__, __dir__, __all__ = exports(
@@ -63,7 +63,6 @@ else:  # type checkers would accept any name of a module with __getattr__
             "otlp.settings": "KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
             "otlp.tls": "ClientTlsSettings GrpcTlsSettings",
             "decoding": "log_records",
-            "queue.directory": "DirectoryInUseError",
-            "queue.errors": "QueueError",
+            "queue.errors": "DirectoryInUseError QueueError",
         },
     )

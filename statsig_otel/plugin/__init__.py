@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.service import Service as Service
     from statsig_otel.plugin.settings.audit_log import AuditLogSettings as AuditLogSettings
-    from statsig_otel.plugin.settings.delivery import BatchSettings as BatchSettings
-    from statsig_otel.plugin.settings.delivery import RetryOnFailureSettings as RetryOnFailureSettings
-    from statsig_otel.plugin.settings.delivery import SendingQueueSettings as SendingQueueSettings
+    from statsig_otel.plugin.settings.exporters import BatchSettings as BatchSettings
+    from statsig_otel.plugin.settings.exporters import RetryOnFailureSettings as RetryOnFailureSettings
+    from statsig_otel.plugin.settings.exporters import SendingQueueSettings as SendingQueueSettings
     from statsig_otel.plugin.settings.filter import ChangeMatchSettings as ChangeMatchSettings
     from statsig_otel.plugin.settings.filter import FilterSettings as FilterSettings
     from statsig_otel.plugin.settings.mapping import LookupSettings as LookupSettings
@@ -73,7 +73,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "service.restart": "RestartNeededError",
             "service.service": "Service",
             "settings.audit_log": "AuditLogSettings",
-            "settings.delivery": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
+            "settings.exporters": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
             "settings.filter": "ChangeMatchSettings FilterSettings",
             "settings.mapping": "LookupSettings MappingSettings",
             "settings.receiver": "DeduplicationSettings StatsigReceiverSettings",

@@ -19,13 +19,12 @@ from typing import Final, TypeAlias
 from unittest.mock import patch
 
 from statsig_otel.exporters.queue import checks, queries, schema, write_ahead_log, writer
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import QueueError, StorageError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.recovery.carry_over import CarryOver
-from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import PATIENCE, batch, change, consume, reading, running
 from tests.fuzz.targets import Check, is_chosen
 

@@ -27,9 +27,9 @@ from statsig_otel.exporters.delivery.retry import Backoff
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, Rejected
 from statsig_otel.exporters.queue.cursor import ExporterCursor
+from statsig_otel.exporters.queue.errors import NotRunningError, StorageError
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 
 _logger: Final = logging.getLogger(__name__)
 

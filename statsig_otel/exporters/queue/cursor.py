@@ -15,10 +15,10 @@ from typing import Final
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, queries, schema, store
 from statsig_otel.exporters.queue.database import Database
+from statsig_otel.exporters.queue.errors import NotRunningError, StorageError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 
 _BETWEEN_TICKS: Final = 0.02
 """Seconds between two commits of `finish_soon`: each costs about as much as reading a batch does."""

@@ -13,8 +13,8 @@ from typing import Final, Literal, Self, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel.exporters.paths import exists
 from statsig_otel.exporters.queue import checks, open_files, schema, store, write_ahead_log
-from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.errors import DirectoryInUseError, QueueError
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Writer

@@ -26,7 +26,7 @@ from typing import Final, Literal
 from statsig_otel.config.errors import Fault
 from statsig_otel.exporters.paths import exists, forbidden, is_open_as, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema, write_ahead_log
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import DirectoryInUseError, ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.reserve import Reserve, unused_bytes
 
 _logger: Final = logging.getLogger(__name__)
@@ -47,27 +47,6 @@ _NOT_A_FILE: Final = "is a pipe or a device, where the queue has a file"
 _version: Final = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")  # another file may get the same number
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
-
-
-class DirectoryInUseError(QueueError):
-    """The directory has an owner already; the message names it and the ways out.
-
-    Attributes:
-        is_own: Whether that is this process itself.
-        fact: Who owns the directory: the message without the ways out.
-        ways_out: What to do about it, if anything.
-
-    Example:
-        >>> from statsig_otel.exporters import DirectoryInUseError
-        >>> str(DirectoryInUseError("the queue in q belongs to the process 4711"))
-        'the queue in q belongs to the process 4711'
-    """
-
-    def __init__(self, fact: str, *, ways_out: str = "", is_own: bool = False) -> None:
-        super().__init__(f"{fact}: {ways_out}" if ways_out else fact)
-        self.fact = fact
-        self.ways_out = ways_out
-        self.is_own = is_own
 
 
 class QueueDirectory:
@@ -397,9 +376,9 @@ class QueueDirectory:
                 schema.check_first_page(write_ahead_log.first_page(self.database), self.database)
             else:
                 schema.check(self.database)
-        except schema.NewerSchemaError as error:
+        except NewerSchemaError as error:
             return error.fault
-        except schema.ForeignFileError as error:
+        except ForeignFileError as error:
             return Fault(str(error), _ELSEWHERE)
         except (sqlite3.Error, OSError):
             return None

@@ -18,11 +18,10 @@ from statsig_otel.exporters.queue import arrivals, dead_letters, queries, slices
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import NotRunningError, QueueError, StorageError
 from statsig_otel.exporters.queue.jobs import Bulk, Work
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.store import DeadLetterKind, Entry
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from statsig_otel.exporters.wording import counted
 

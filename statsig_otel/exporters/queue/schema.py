@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.config.errors import Fault
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError
 
 APPLICATION_ID: Final = 0x53744F74
 """`PRAGMA application_id` ("StOt") tells the file from other SQLite databases."""
@@ -135,18 +134,6 @@ _NOT_THE_FILE: Final = frozenset(
     }
 )
 """Errors that are not the file's fault, and that pass once the machine is repaired."""
-
-
-class NewerSchemaError(QueueError):
-    """The file was written by a newer version of this package. It is not touched."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message}: {hint}")
-        self.fault: Final = Fault(message, hint)
-
-
-class ForeignFileError(QueueError):
-    """The file is a sound SQLite database of another program. It is not touched."""
 
 
 class DamagedError(sqlite3.DatabaseError):

@@ -25,7 +25,7 @@ from statsig_otel._instruments import collecting
 from statsig_otel._process import OwnerProcess
 from statsig_otel._telemetry import commit_duration, commit_size
 from statsig_otel.exporters.queue import open_files, schema
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import NotRunningError, QueueError, StorageError
 from statsig_otel.exporters.queue.jobs import Bulk, BulkResult, Job, Work, attempt_all, transact
 from statsig_otel.exporters.queue.open_files import OpenFiles
 
@@ -54,22 +54,6 @@ _BETWEEN_LAST_TRIES: Final = 0.1
 
 _TIDYING_SHARE: Final = 30
 """A busy writer tidies up for one thirtieth of its time: deleting costs an fsync, and all jobs wait for it."""
-
-
-class StorageError(QueueError):
-    """Nothing was stored: the database can't be written. The message is the database's.
-
-    Attributes:
-        is_disk_full: Whether the disk has no space left.
-    """
-
-    def __init__(self, message: str, *, is_disk_full: bool = False) -> None:
-        super().__init__(message)
-        self.is_disk_full: Final = is_disk_full
-
-
-class NotRunningError(QueueError):
-    """The writer was not started, or is stopped."""
 
 
 class Writer:

@@ -7,7 +7,7 @@ import click
 from statsig_otel import __version__
 from statsig_otel.config.resolved import to_yaml
 from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
-from statsig_otel.plugin.settings.exporters import InstalledType
+from statsig_otel.plugin.settings.exporter_types import InstalledType
 
 _STABILITY: Final = "Alpha"
 """The Collector's stability level for components that may still change. It applies to the whole package."""

@@ -19,7 +19,7 @@ from statsig_otel.exporters.local.debug import DebugSettings
 from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.catalog import BUILT_IN
-from statsig_otel.plugin.settings.delivery import ConfiguredExporter
+from statsig_otel.plugin.settings.exporters import ConfiguredExporter
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings

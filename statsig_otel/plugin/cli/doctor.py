@@ -10,7 +10,7 @@ import click
 
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.plugin.cli.options import config_option, json_option, listen_option
-from statsig_otel.plugin.doctor.diagnosis import diagnose
+from statsig_otel.plugin.doctor.checks import diagnose
 from statsig_otel.plugin.doctor.finding import Finding
 
 

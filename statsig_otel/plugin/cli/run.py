@@ -38,7 +38,7 @@ from statsig_otel.plugin.settings.environment import (
     log_level_from_environment,
     read_document,
 )
-from statsig_otel.plugin.settings.exporters import secrets_in
+from statsig_otel.plugin.settings.exporter_types import secrets_in
 from statsig_otel.plugin.settings.metrics import MetricsSettings
 from statsig_otel.plugin.settings.reading import metrics_settings, queued_exporters, traces_settings
 from statsig_otel.plugin.settings.resource import resource_from_environment

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.database import StoppedQueue
-from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, DirectoryInUseError, QueueDirectory
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
+from statsig_otel.exporters.queue.errors import DirectoryInUseError, NewerSchemaError, QueueError
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.handlers import stopped_handlers
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
@@ -85,7 +85,7 @@ class QueueAccess:
             with closing(schema.connect_reading(self.directory / DATABASE)) as connection:
                 schema.check_version(connection, self.directory / DATABASE)
                 yield connection
-        except schema.NewerSchemaError as error:
+        except NewerSchemaError as error:
             raise ControlError(str(error)) from error
         except sqlite3.Error as error:
             raise ControlError(self._unreadable(error)) from error

@@ -9,7 +9,7 @@ from statsig_otel._telemetry import OTHER, ReceiverCounts, counts_of
 from statsig_otel.plugin.record.mapper import Mapped
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE, ParsedBody, event_names
 
-REASONS: Final[Mapping[str, HTTPStatus]] = {
+STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "accepted": HTTPStatus.OK,
     "url_verification": HTTPStatus.OK,
     **dict.fromkeys(
@@ -62,7 +62,7 @@ def begin_counts(receiver: str, secrets: int) -> ReceiverCounts:
     """
     counts = counts_of(receiver)
     with counts.lock:
-        for reason, status in REASONS.items():
+        for reason, status in STATUS_OF.items():
             counts.answers.setdefault((status, reason), 0)
         for position in range(1, secrets + 1):
             counts.verified.setdefault(position, 0)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from statsig_otel import _times
 from statsig_otel._journal import journal
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.errors import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlError, ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
@@ -32,8 +32,8 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_
 from statsig_otel.plugin.settings.telemetry import JournalSettings, TelemetrySettings
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
 from statsig_otel.plugin.watch.diagnosis import Facts
-from statsig_otel.plugin.watch.facts import journal_command
 from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
+from statsig_otel.plugin.watch.journal_json import journal_command
 from statsig_otel.plugin.watch.status import facts_of, status
 from statsig_otel.plugin.watch.zpages import Zpages
 

@@ -21,13 +21,13 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.delivery import (
+from statsig_otel.plugin.settings.exporter_types import why_not_exporter
+from statsig_otel.plugin.settings.exporters import (
     ConfiguredExporter,
     ExporterObject,
     RetryOnFailureSettings,
     SendingQueueSettings,
 )
-from statsig_otel.plugin.settings.exporters import why_not_exporter
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.resource import (

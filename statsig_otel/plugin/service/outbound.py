@@ -32,14 +32,14 @@ from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter, destination
-from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
+from statsig_otel.plugin.settings.exporters import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.reading import configured_exporters, routing
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.watch.health import Condition
 
 if TYPE_CHECKING:
-    from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch
+    from statsig_otel.plugin.service.audit_log_check import AuditLogCheck
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Outbound:
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
-        self._watches: list[AuditLogWatch] = []
+        self._watches: list[AuditLogCheck] = []
 
     def _create_queue(self, configuration: Configuration, failed: Callable[[QueueError], None]) -> DurableQueue:
         storage = configuration.extension(FileStorageSettings)
@@ -286,9 +286,9 @@ class Outbound:
         """
         for name, settings in receivers.items():
             if self._queue and settings.audit_log:
-                from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch  # noqa: PLC0415 - see above
+                from statsig_otel.plugin.service.audit_log_check import AuditLogCheck  # noqa: PLC0415 - see above
 
-                watch = AuditLogWatch(name, self._queue, settings, consume)
+                watch = AuditLogCheck(name, self._queue, settings, consume)
                 watch.start()
                 self._watches.append(watch)
 

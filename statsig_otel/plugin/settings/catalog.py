@@ -13,8 +13,8 @@ from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.otlp.settings import AUTHENTICATORS, OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
-from statsig_otel.plugin.settings.exporters import ExporterTypes
+from statsig_otel.plugin.settings.exporter_types import ExporterTypes
+from statsig_otel.plugin.settings.exporters import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings

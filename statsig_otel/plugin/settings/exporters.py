@@ -1,231 +1,261 @@
-"""The types of exporters: those that are built in, and those that entry points of distributions add.
+"""The settings `sending_queue` and `retry_on_failure`, which every exporter has in addition to its own keys.
 
-Only what a configuration names is imported. What can't be used breaks no configuration that does not name it.
+The names are the Collector's. Some defaults differ, so that nothing is lost: the queue is on disk, and retries never
+end.
 """
 
-import importlib
-import logging
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from statsig_otel._arguments import why_not_callable
-from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
-from statsig_otel.config.grammar import TYPE
-from statsig_otel.config.model import Settings
-from statsig_otel.config.opaque import Opaque
-from statsig_otel.config.values import without_these
-from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.exporter_type import ExporterType
-from statsig_otel.plugin.settings.delivery import ConfiguredExporter
+from statsig_otel._times import SEND_TIMEOUT
+from statsig_otel.config.errors import SettingError
+from statsig_otel.config.model import Composed, ExtensionOf, Settings
+from statsig_otel.config.units import SIZE, Duration, format_duration, parse_size
+from statsig_otel.exporters.delivery.retry import RetrySettings
+from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
+from statsig_otel.exporters.kafka.settings import KafkaSettings
+from statsig_otel.exporters.otlp.hints import doubt
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
-_METHODS: Final = {"start": "", "send": "payload, count, timeout", "shutdown": ""}
-"""The methods of an exporter, and the arguments that each is called with, by position."""
+_MOST_RECORDS: Final = 100_000
+_MOST_BYTES: Final = 64 << 20
 
 
-def why_not_exporter(exporter: object) -> str | None:
-    """Why an object is not an exporter, as the end of a sentence that begins with its type."""
-    return next(
-        filter(None, (why_not_callable(exporter, name, parameters) for name, parameters in _METHODS.items())), None
+def _no_requests(value: object) -> object:
+    if value == "requests":
+        raise SettingError("requests are not counted here", "write items, and count log records, or write bytes")
+    return value
+
+
+Sizer = Annotated[Literal["items", "bytes"], BeforeValidator(_no_requests)]
+"""The unit of a size: log records, or their bytes."""
+
+
+def _refuse_unit(value: object) -> object:
+    """As in the Collector, bytes are a plain number here."""
+    if isinstance(value, str) and SIZE.fullmatch(value) and not value.isdecimal():
+        raise SettingError("must be a whole number", f"write {parse_size(value)}, and sizer: bytes with it")
+    return value
+
+
+class BatchSettings(Settings):
+    """`sending_queue::batch`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings
+        >>> BatchSettings(max_size=100).sizer
+        'items'
+    """
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "partition": "leave it out: an exporter has one queue, and keeps the order",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"partition": ({}, {"metadata_keys": []})}
+    # The keys of the Collector's batch processor.
+    meant: ClassVar[Mapping[str, str]] = {
+        "send_batch_max_size": "max_size",
+        "send_batch_size": "max_size",
+        "timeout": "flush_timeout",
+    }
+
+    sizer: Sizer = Field(
+        default="items", description="What max_size counts: log records, or their bytes. Without it: as in the queue."
+    )
+    max_size: int = Field(
+        default=MAX_RECORDS,
+        ge=0,
+        description="The most log records in one request, which has at most 2 MiB; or with `sizer: bytes` its bytes "
+        "as protobuf without compression (JSON is longer), where a larger record goes alone, and the default is 2 MiB. "
+        f"More than 0, and at most {_MOST_RECORDS} log records or {_MOST_BYTES} bytes.",
+    )
+    min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
+    flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_bytes(cls, values: object) -> object:
+        """The default of `max_size` counts log records."""
+        if isinstance(values, Mapping) and values.get("sizer") == "bytes":
+            return {"max_size": MAX_BYTES, **values}
+        return values
+
+    _whole_max_size = field_validator("max_size", mode="before")(_refuse_unit)
+
+    @field_validator("max_size")
+    @classmethod
+    def _check_max_size(cls, size: int, info: ValidationInfo) -> int:
+        counts_bytes = info.data.get("sizer") == "bytes"
+        most, unit = (_MOST_BYTES, "bytes") if counts_bytes else (_MOST_RECORDS, "log records")
+        if size == 0:
+            default = "2 MiB" if counts_bytes else f"{MAX_RECORDS} log records"
+            raise SettingError(
+                "must be more than 0", f"leave it out for the default, {default}: there is always a limit"
+            )
+        if size > most:
+            why = "a request is in memory as a whole" if counts_bytes else "a request has at most 2 MiB anyway"
+            raise SettingError(f"must be at most {most} {unit}", f"write less, or leave it out: {why}")
+        return size
+
+
+class SendingQueueSettings(Settings):
+    """`sending_queue`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings, SendingQueueSettings
+        >>> SendingQueueSettings(queue_size=10_000, batch=BatchSettings(max_size=100)).enabled
+        True
+    """
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("block_on_overflow", "blocking"),
+            "leave it out: a full queue answers the webhook with 503, and does not let it wait",
+        ),
+        "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = dict.fromkeys(
+        ("block_on_overflow", "blocking", "wait_for_result"), (False,)
     )
 
+    enabled: bool = Field(
+        default=True, description="Queue on disk. With false the webhook waits for the exporter itself."
+    )
+    queue_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="Log records that may wait, or their bytes; at the limit webhooks are refused. Without it: what "
+        "fits on the disk.",
+    )
+    sizer: Sizer = Field(default="items", description="What queue_size counts: log records, or their bytes.")
+    storage: Annotated[str | None, ExtensionOf("file_storage")] = Field(
+        default=None, description="The id of the file_storage extension; there is one for all."
+    )
+    start_at: Literal["next", "oldest"] = Field(
+        default="next", description="Where an exporter begins if the queue does not know it yet."
+    )
+    batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
+    num_consumers: int = Field(default=1, gt=0, description="Not used: there is always one.")
 
-_logger: Final = logging.getLogger(__name__)
+    _whole_queue_size = field_validator("queue_size", mode="before")(_refuse_unit)
 
-_UNUSED: Final = "%s adds an exporter type %s, which is built in: the built-in one is used"
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _count_as_the_queue(cls, batch: object, info: ValidationInfo) -> object:
+        """As in the Collector, a batch that names no sizer has that of the queue."""
+        inherited = {"sizer": info.data.get("sizer", "items")}
+        if isinstance(batch, BatchSettings):
+            return BatchSettings(**inherited | batch.model_dump(exclude_unset=True))
+        return inherited | dict(batch) if isinstance(batch, Mapping) else batch
 
-GROUP: Final = "statsig_otel.exporters"
-"""The group of the entry points."""
 
+class RetryOnFailureSettings(Settings):
+    """`retry_on_failure`.
 
-@dataclass(frozen=True, slots=True, order=True)
-class InstalledType:
-    """An exporter type that a distribution adds.
-
-    Attributes:
-        name: The type.
-        distribution: The distribution's name and version.
-        value: What the entry point refers to, `module:attribute`.
+    Example:
+        >>> from statsig_otel.plugin import RetryOnFailureSettings
+        >>> RetryOnFailureSettings.model_validate({"initial_interval": "1s", "max_interval": "1m"}).max_interval
+        60.0
     """
 
-    name: str
-    distribution: str
-    value: str
+    enabled: bool = Field(
+        default=True, description="With false a record that a temporary failure hits becomes a dead letter."
+    )
+    initial_interval: Duration = Field(default=5.0, gt=0, description="The wait after the first failure.")
+    randomization_factor: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is varied at random."
+    )
+    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="The factor by which the wait grows.")
+    max_interval: Duration = Field(default=30.0, gt=0, description="The longest wait.")
+    max_elapsed_time: Duration = Field(default=0.0, ge=0, description="Dead letter after this; 0 is never.")
+
+    @model_validator(mode="after")
+    def _check_intervals(self) -> Self:
+        if self.max_interval < self.initial_interval:
+            first, longest = format_duration(self.initial_interval), format_duration(self.max_interval)
+            hint = f"write max_interval: {first}, or longer"
+            if "initial_interval" not in self.model_fields_set:
+                hint = f"write initial_interval: {longest}, or shorter; it is {first} where it is left out"
+            elif "max_interval" not in self.model_fields_set:
+                hint += f"; it is {longest} where it is left out"
+            raise SettingError("max_interval must be at least initial_interval", hint)
+        return self
 
 
-class ExporterTypes(Mapping[str, type[Settings]]):
-    """The types of exporters by name; as a mapping, their settings models, by which `config` checks a file.
+class ExporterObject(Settings):
+    """Takes the place of an exporter's settings if the exporter was created in code. No file can name one."""
 
-    A type that can't be used has a model that refuses whatever is written, with the reason. Nothing that is installed
-    takes the place of a built-in type or of its older names (`aliases`). Safe in any thread.
-    """
-
-    def __init__(self, built_in: Mapping[str, ExporterType[Any]], aliases: Mapping[str, str]) -> None:
-        self._built_in = built_in
-        self._aliases = aliases
-        self._lock = threading.RLock()  # over all below
-        self._installed: tuple[InstalledType, ...] | None = None
-        self._loaded: dict[InstalledType, ExporterType[Any] | Fault] = {}
-        self._warned_of: set[InstalledType] = set()
-
-    def __getitem__(self, type_: str) -> type[Settings]:
-        found = self.find(type_)
-        return _refusing(found) if isinstance(found, Fault) else found.settings
-
-    def __iter__(self) -> Iterator[str]:
-        names = (one.name for one in self.installed() if TYPE.fullmatch(one.name) and one.name not in self._aliases)
-        return iter(dict.fromkeys([*self._built_in, *names]))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, type_: object) -> bool:
-        """Whether there is such a type. Imports nothing."""
-        return type_ in list(iter(self))
-
-    def refresh(self) -> None:
-        """Find out again what is installed, when it is next needed. What was imported stays until a restart."""
-        with self._lock:
-            self._installed = None
-            self._loaded = {one: found for one, found in self._loaded.items() if isinstance(found, ExporterType)}
-            importlib.invalidate_caches()
-
-    def installed(self) -> tuple[InstalledType, ...]:
-        """Everything that distributions add, usable or not. Imports nothing."""
-        with self._lock:
-            if self._installed is None:
-                self._installed = tuple(sorted(map(_installed, entry_points(group=GROUP))))
-            return self._installed
-
-    def fault(self, one: InstalledType) -> Fault | None:
-        """Why a type that a distribution adds can't be used. Imports it if nothing else is wrong."""
-        rename = "give the entry point another name"
-        if one.name in self._built_in or one.name in self._aliases:
-            return Fault(_UNUSED % (one.distribution, one.name), rename)
-        if not TYPE.fullmatch(one.name):
-            what = f"{one.distribution} adds {one.name!r}, which is not a type: letters, digits and _, first a letter"
-            return Fault(what, rename)
-        found = self.find(one.name)
-        return found if isinstance(found, Fault) else None
-
-    def find(self, type_: str) -> ExporterType[Any] | Fault:
-        """A type by its name, imported if needed.
-
-        Raises:
-            KeyError: There is none.
-        """
-        with self._lock:
-            candidates = [one for one in self.installed() if one.name == type_]
-            if type_ in self._built_in:
-                self._say_unused(candidates)
-                return self._built_in[type_]
-            if type_ in self._aliases or not candidates or not TYPE.fullmatch(type_):
-                raise KeyError(type_)
-            if len(candidates) > 1:
-                names = " and ".join(one.distribution for one in candidates)
-                return Fault(f"{names} both add an exporter type {type_}", "uninstall one of them")
-            if candidates[0] not in self._loaded:
-                self._loaded[candidates[0]] = _load(candidates[0])
-            return self._loaded[candidates[0]]
-
-    def create(self, id_: str, settings: Settings) -> Exporter:
-        """Create an exporter; nothing is opened.
-
-        Raises:
-            ConfigError: The distribution that adds its type can't create an exporter from these settings.
-            KeyError: There is no such type.
-        """
-        type_ = id_.partition("/")[0]
-        type_ = self._aliases.get(type_, type_)
-        found = self.find(type_)
-        if isinstance(found, Fault):
-            raise ConfigError([Problem(("exporters", id_), *found)])
-        if type_ in self._built_in:
-            return found.create(id_, settings)
-        origin = next(one.distribution for one in self.installed() if one.name == type_)
-        try:
-            exporter = found.create(id_, settings)
-        except (Exception, SystemExit) as error:
-            _logger.debug("%s: %s could not create it", id_, origin, exc_info=True)
-            said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
-            message = without_these(secrets_in(settings), f"{origin} can't create an exporter from this: {said}")
-            raise ConfigError([Problem(("exporters", id_), message)]) from None
-        if why := why_not_exporter(exporter):
-            message = f"{origin} made a {type(exporter).__name__} instead of an exporter: it {why}"
-            raise ConfigError([Problem(("exporters", id_), message)])
-        return exporter
-
-    def _say_unused(self, candidates: Sequence[InstalledType]) -> None:
-        for one in candidates:
-            if one not in self._warned_of:
-                self._warned_of.add(one)
-                _logger.warning(_UNUSED, one.distribution, one.name)
+    exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
+    timeout: Duration = Field(default=SEND_TIMEOUT, gt=0, description="The time for one send.")
 
 
-def _installed(point: EntryPoint) -> InstalledType:
-    distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
-    return InstalledType(point.name, distribution, point.value)
+class ConfiguredExporter(Composed):
+    """An exporter of a configuration: its settings, and how it is fed."""
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "batcher": "use sending_queue::batch",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"batcher": ({"enabled": False},)}
+    meant: ClassVar[Mapping[str, str]] = {
+        "batch": "sending_queue::batch",
+        "queue": "sending_queue",
+        "retry": "retry_on_failure",
+    }
+
+    sending_queue: SendingQueueSettings = Field(
+        default_factory=SendingQueueSettings, description="The queue before the exporter."
+    )
+    retry_on_failure: RetryOnFailureSettings = Field(
+        default_factory=RetryOnFailureSettings, description="The waits after a temporary failure."
+    )
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it is fed from the queue; otherwise the webhook waits for it."""
+        return self.sending_queue.enabled
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for one `send`."""
+        return float(getattr(self.settings, "timeout", SEND_TIMEOUT))
+
+    def delivery(self) -> DeliverySettings:
+        """The sender's settings."""
+        retry = RetrySettings(**dict(self.retry_on_failure))
+        batch = self.sending_queue.batch
+        counts_bytes = batch.sizer == "bytes"
+        return DeliverySettings(
+            max_records=_MOST_RECORDS if counts_bytes else batch.max_size,
+            max_bytes=batch.max_size if counts_bytes else MAX_BYTES,
+            timeout=self.timeout,
+            retry=retry,
+        )
 
 
-def _load(one: InstalledType) -> ExporterType[Any] | Fault:
-    """Import a type and check whether it is what it has to be."""
-    mend = f"fix, upgrade or uninstall {one.distribution}"
-    where = f"the entry point {one.name} of {one.distribution}"
-    try:
-        found = EntryPoint(one.name, one.value, GROUP).load()
-    except (Exception, SystemExit) as error:
-        _logger.debug("%s can't be imported", where, exc_info=True)
-        hint = f'try python -c "import {one.value.partition(":")[0].strip()}"; {mend}'
-        return Fault(f"{where} can't be imported: {_described(error)}", hint)
-    why = _why_not_type(found)
-    return Fault(f"{where} can't be used: {why}", mend) if why else found
+def _is_plain(settings: KafkaSettings) -> bool:
+    """Whether the password itself is sent. With SCRAM it is not."""
+    return settings.auth.sasl is not None and settings.auth.sasl.mechanism == "PLAIN"
 
 
-def _why_not_type(found: object) -> str | None:
-    """Why the object that an entry point refers to can't be used as an exporter type."""
-    if not isinstance(found, ExporterType):
-        return f"it is of the type {type(found).__name__}, and has to be a statsig_otel.exporters.ExporterType"
-    settings = found.settings
-    taken = [key for key in settings.model_fields if key in ConfiguredExporter.shared_keys()]
-    if taken:
-        return f"its settings have a key {taken[0]}, which every exporter already has"
-    timeout = settings.model_fields.get("timeout")
-    if timeout is not None and timeout.annotation not in (int, float):
-        return "its settings have a key timeout that is not a statsig_otel.config.Duration"
-    return None
-
-
-def _described(error: BaseException) -> str:
-    """The error's type and message on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
-
-
-def _refusing(fault: Fault) -> type[Settings]:
-    """A model that refuses every value, for a type that can't be used."""
-
-    class Refusing(Settings):
-        @model_validator(mode="before")
-        @classmethod
-        def _refuse(cls, values: object) -> object:  # noqa: ARG003 - pydantic's signature
-            raise SettingError(*fault)
-
-    return Refusing
-
-
-def secrets_in(value: object) -> Iterator[str]:
-    """The secrets in settings."""
-    if isinstance(value, Opaque):
-        yield value.reveal()
-    elif isinstance(value, BaseModel):
-        for _, item in value:
-            yield from secrets_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from secrets_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from secrets_in(item)
+def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
+    """Warnings of valid settings that are probably wrong, such as keys without an effect: each with its place."""
+    for name, exporter in exporters.items():
+        settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
+        if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):
+            if why := doubt(settings):
+                yield f"exporters::{name}: {why}"
+            if not settings.uses_tls and settings.tls.insecure_skip_verify:
+                yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
+        if isinstance(settings, KafkaSettings) and not settings.uses_tls and _is_plain(settings):
+            yield f"exporters::{name}::auth::sasl: without TLS the password is sent in the clear: write tls: {{}}"
+        if not queue.enabled:
+            written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
+            written += ["retry_on_failure"] if "retry_on_failure" in exporter.model_fields_set else []
+            if written:
+                yield f"exporters::{name}: not used while sending_queue::enabled is false: {', '.join(written)}"
+            continue
+        if queue.num_consumers != 1:
+            yield f"{where}::num_consumers: {queue.num_consumers} is not used: one sender keeps the order"
+        if queue.batch.min_size or queue.batch.flush_timeout:
+            yield f"{where}::batch: min_size and flush_timeout are not used: what waits is sent at once"

@@ -13,8 +13,8 @@ from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.settings.audit_log import AuditLogSettings
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import read_document
+from statsig_otel.plugin.settings.exporters import ConfiguredExporter
 from statsig_otel.plugin.settings.metrics import MetricsSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.settings.resource import resource_from_environment

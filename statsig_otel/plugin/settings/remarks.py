@@ -6,7 +6,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, placeholder
-from statsig_otel.plugin.settings.delivery import doubts
+from statsig_otel.plugin.settings.exporters import doubts
 from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings
 from statsig_otel.plugin.webhook.secret import doubt_of_secret, is_in_quotes
 

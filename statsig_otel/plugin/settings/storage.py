@@ -13,7 +13,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.config.values import PlainPath
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.settings.delivery import ConfiguredExporter
+from statsig_otel.plugin.settings.exporters import ConfiguredExporter
 
 _SYSTEM: Final = Path("/var/lib/statsig-otel")
 _NAME: Final = "statsig-otel"

@@ -31,7 +31,7 @@ class SpanExporterSettings(Settings):
     otlp: SpanPushSettings = Field(description="Send OTLP.")
 
 
-class BatchSettings(Settings):
+class SpanBatchSettings(Settings):
     """`processors::batch`: spans wait in memory until they are sent, and are dropped if too many wait."""
 
     needed: ClassVar[Mapping[str, str]] = {"exporter": "write exporter: {otlp: {protocol: ..., endpoint: ...}}"}
@@ -43,7 +43,7 @@ class BatchSettings(Settings):
     exporter: SpanExporterSettings = Field(description="Where the spans go.")
 
     @model_validator(mode="after")
-    def _check(self) -> "BatchSettings":
+    def _check(self) -> "SpanBatchSettings":
         if self.max_export_batch_size > self.max_queue_size:
             raise SettingError("max_export_batch_size must be at most max_queue_size", "lower it, or leave both out")
         return self
@@ -55,7 +55,7 @@ class ProcessorSettings(Settings):
     unsupported: ClassVar[Mapping[str, str]] = {"simple": _BATCH}
     needed: ClassVar[Mapping[str, str]] = {"batch": _BATCH}
 
-    batch: BatchSettings = Field(description="Spans are sent in batches.")
+    batch: SpanBatchSettings = Field(description="Spans are sent in batches.")
 
 
 class TracesSettings(Settings):

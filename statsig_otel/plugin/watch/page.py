@@ -59,9 +59,9 @@ class Shown:
 
     Attributes:
         facts: The facts about the service.
-        entries: The journal, as `watch.facts.entries` returns it.
+        entries: The journal, as `watch.journal_json.entries` returns it.
         minutes: The history, as `History.minutes` returns it.
-        letters: The first dead letters.
+        dead_letters: The first dead letters.
         token: What forms send back, which no other page knows.
         text: The changes have to contain this, in any case.
         type: The changes have to be of this type.
@@ -70,7 +70,7 @@ class Shown:
     facts: Facts
     entries: Mapping[str, Sequence[Mapping[str, Any]]]
     minutes: Sequence[tuple[int, Sequence[float]]]
-    letters: Sequence[StoredDeadLetter] = ()
+    dead_letters: Sequence[StoredDeadLetter] = ()
     token: str = ""
     text: str = ""
     type: str = ""
@@ -207,11 +207,11 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
 
 
 def _dead_letters(shown: Shown) -> str:
-    if not shown.facts.dead_letters and not shown.letters:
+    if not shown.facts.dead_letters and not shown.dead_letters:
         return ""
     head = ("Number", _TIME, "Kind", "Of", "Reason", "")
-    rows = (_dead_letter(one, shown) for one in shown.letters)
-    rest = shown.facts.dead_letters - len(shown.letters)
+    rows = (_dead_letter(one, shown) for one in shown.dead_letters)
+    rest = shown.facts.dead_letters - len(shown.dead_letters)
     more = f'<p class="quiet">And {rest} more: <code>statsig-otel dead-letters list</code> has all.</p>'
     return _table(head, rows, "") + (more if rest > 0 else "")
 

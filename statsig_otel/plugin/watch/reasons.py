@@ -31,7 +31,7 @@ _PLAIN: Final = (
     "has to speak plain HTTP to this port. Only to try it without TLS, begin the URL with http://."
 )
 
-REASONS: Final[Mapping[str, tuple[str, str]]] = {
+WORDS_OF: Final[Mapping[str, tuple[str, str]]] = {
     "signature_wrong": ("the signature does not match", _KEY),
     "signature_missing": ("there is no signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
     "signature_repeated": ("there are several signatures", _PROXY),
@@ -83,7 +83,7 @@ _NAMED: Final = frozenset({"exporter_failed"})
 
 def why(reason: str, detail: str = "") -> str:
     """Why a request was refused, as a clause: `it was signed with ...`."""
-    return REASONS[reason][0] if reason in REASONS else detail or reason
+    return WORDS_OF[reason][0] if reason in WORDS_OF else detail or reason
 
 
 def check(reason: str, detail: str = "", status: int = 0) -> str:
@@ -94,7 +94,7 @@ def check(reason: str, detail: str = "", status: int = 0) -> str:
         detail: What happened.
         status: The HTTP status of the answer. After 5xx the webhook may be lost, and this says what to do about that.
     """
-    shown, (_, advice) = "", REASONS.get(reason, ("", ""))
+    shown, (_, advice) = "", WORDS_OF.get(reason, ("", ""))
     if detail and reason in _DETAILED:
         is_past = status >= FAULT and reason in _LASTING
         first = f"At that time {detail[0]}" if is_past else detail[0] if reason in _NAMED else detail[0].upper()

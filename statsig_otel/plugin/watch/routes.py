@@ -35,8 +35,8 @@ from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.exchange import late_body
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
-from statsig_otel.plugin.watch import facts, page
-from statsig_otel.plugin.watch.site import Site
+from statsig_otel.plugin.watch import journal_json, page
+from statsig_otel.plugin.watch.page_content import PageContent
 
 _MOST_STREAMS: Final = 16
 _BETWEEN_EVENTS: Final = 1.0
@@ -64,15 +64,15 @@ _STATIC: Final = {"page.css": "text/css; charset=utf-8", "page.js": "text/javasc
 _MOST_ID: Final = 2**63 - 1
 
 
-def create_app(site: Site, settings: ZpagesSettings) -> AsgiApp:
+def create_app(content: PageContent, settings: ZpagesSettings) -> AsgiApp:
     """The application of the page. It blocks its event loop, which has to be its own."""
     app = falcon.asgi.App(middleware=[_Guard(settings)])
-    app.add_route("/", _Page(site))
-    app.add_route("/events", _Events(site))
+    app.add_route("/", _Page(content))
+    app.add_route("/events", _Events(content))
     app.add_route("/change", _Change())
-    app.add_route("/dead-letter", _DeadLetter(site))
-    app.add_route("/dead-letters", _DeadLetterActions(site))
-    app.add_route("/exporters", _ExporterActions(site))
+    app.add_route("/dead-letter", _DeadLetter(content))
+    app.add_route("/dead-letters", _DeadLetterActions(content))
+    app.add_route("/exporters", _ExporterActions(content))
     for name, type_ in _STATIC.items():
         app.add_route(f"/{name}", _File(name, type_))
     app.set_error_serializer(_serialize_error)
@@ -122,11 +122,11 @@ def _is_address(host: str) -> bool:
 
 
 class _Page:
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, content: PageContent) -> None:
+        self._content = content
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        _fill(resp, page.page(self._site.look(*_filter_of(req))))
+        _fill(resp, page.page(self._content.look(*_filter_of(req))))
 
     on_head = on_get
 
@@ -139,11 +139,11 @@ def _filter_of(req: Request) -> tuple[str, str]:
 class _Events:
     """Tells a reader which sections have changed, as HTML by the section's id."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, content: PageContent) -> None:
+        self._content = content
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        if self._site.streams >= _MOST_STREAMS:
+        if self._content.streams >= _MOST_STREAMS:
             raise falcon.HTTPServiceUnavailable(description="Too many pages are open.", retry_after=60)
         resp.set_header("X-Accel-Buffering", "no")  # nginx would wait for more
         resp.sse = self._events(*_filter_of(req))
@@ -151,10 +151,10 @@ class _Events:
     async def _events(self, text: str, type_: str) -> AsyncIterator[SSEvent]:
         seen: dict[str, str] = {}
         last = time.monotonic()
-        ended = self._site.begin_stream()
+        ended = self._content.begin_stream()
         try:
             while not ended.is_set():
-                made = self._site.sections(text, type_)
+                made = self._content.sections(text, type_)
                 changed = {name: html for name, html in made.items() if seen.get(name) != html}
                 if changed or time.monotonic() >= last + _PING:
                     seen, last = made, time.monotonic()
@@ -162,7 +162,7 @@ class _Events:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), _BETWEEN_EVENTS)
         finally:
-            self._site.end_stream(ended)
+            self._content.end_stream(ended)
 
 
 class _Change:
@@ -173,19 +173,19 @@ class _Change:
         entry = next((one for one in journal.changes() if one.uid == uid), None)
         if entry is None:
             raise falcon.HTTPNotFound(description="This change is not in the journal any more, or was never there.")
-        _fill(resp, page.record_page(facts.change(entry), facts.sent(entry)))
+        _fill(resp, page.record_page(journal_json.change(entry), journal_json.sent(entry)))
 
 
 class _DeadLetter:
     """The whole content of a dead letter."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, content: PageContent) -> None:
+        self._content = content
 
     async def on_get(self, req: Request, resp: Response) -> None:
         number = req.get_param_as_int("id", required=True, min_value=1, max_value=_MOST_ID)
         try:
-            found = self._site.letter(number)
+            found = self._content.dead_letter(number)
         except sqlite3.Error as error:
             raise falcon.HTTPServiceUnavailable(description=f"The queue can't be read: {error}") from error
         if found is None:
@@ -198,12 +198,12 @@ class _DeadLetter:
 class _Actions(ABC):
     """What a button does: takes a form, and answers with a page."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, content: PageContent) -> None:
+        self._content = content
 
     async def on_post(self, req: Request, resp: Response) -> None:
         form = await _form(req)
-        if not hmac.compare_digest(form.get("token", "").encode(), self._site.token.encode()):
+        if not hmac.compare_digest(form.get("token", "").encode(), self._content.token.encode()):
             raise falcon.HTTPForbidden(
                 description="This form is from before a restart, or not from this page: go back."
             )
@@ -212,7 +212,7 @@ class _Actions(ABC):
         except ControlError as error:
             resp.status = HTTPStatus.CONFLICT
             _fill(resp, page.message_page("Not done", f"{error}."))
-        self._site.forget()
+        self._content.forget()
 
     @abstractmethod
     async def _act(self, form: Mapping[str, str]) -> str:
@@ -220,7 +220,7 @@ class _Actions(ABC):
 
     async def _command(self, name: str, **arguments: Any) -> Any:
         # Not in the loop's executor: neither the loop nor the process could end before a command that hangs.
-        done = run_in_daemon(lambda: self._site.service.command(name, arguments), "statsig-otel page command")
+        done = run_in_daemon(lambda: self._content.service.command(name, arguments), "statsig-otel page command")
         return await asyncio.wrap_future(done)
 
 
@@ -239,7 +239,7 @@ class _DeadLetterActions(_Actions):
             records = counted(found["records"], "record")
             return page.message_page("Replayed", f"Dead letter {number} was replayed: {records} to deliver.")
         if action == "drop" and form.get("sure") != "yes":
-            return page.confirm_page(number, self._site.token)
+            return page.confirm_page(number, self._content.token)
         if action == "drop":
             dropped = (await self._command("dead-letters drop", selection=selection))["ids"]
             said = f"Dead letter {number} was deleted." if dropped else f"There is no dead letter {number}."

@@ -30,8 +30,8 @@ from statsig_otel._journal import ACCEPTED, Journal, journal
 from statsig_otel._telemetry import exporter_sent
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.watch.diagnosis import AT_FAULT, ExporterFacts, Facts, ReceiverFacts, sentence
-from statsig_otel.plugin.watch.facts import rfc3339
 from statsig_otel.plugin.watch.health import Condition
+from statsig_otel.plugin.watch.journal_json import rfc3339
 
 _SHOWN: Final = 5
 

@@ -11,7 +11,7 @@ from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
 
 if TYPE_CHECKING:
-    from statsig_otel.plugin.watch.site import ShownService
+    from statsig_otel.plugin.watch.page_content import ShownService
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -26,12 +26,12 @@ class Zpages:
     """
 
     def __init__(self, settings: ZpagesSettings, service: "ShownService") -> None:
+        from statsig_otel.plugin.watch.page_content import PageContent  # noqa: PLC0415 - likewise
         from statsig_otel.plugin.watch.routes import create_app  # noqa: PLC0415 - few services have a page
-        from statsig_otel.plugin.watch.site import Site  # noqa: PLC0415 - likewise
 
         host, port = settings.address
-        self._site = Site(service)
-        app = create_app(self._site, settings)
+        self._page = PageContent(service)
+        app = create_app(self._page, settings)
         self.server: Final = HttpServer(
             app, host=host, port=port, max_connections=_MOST_CONNECTIONS, tls=settings.tls, takes_webhooks=False
         )
@@ -55,12 +55,12 @@ class Zpages:
         collecting.has_begun = True  # the page is a reader: it names the events that are ignored
         self._thread = ServerThread([self.server], name="statsig-otel page", effect="the live page is gone")
         self._thread.start()
-        self._site.history.start()
+        self._page.history.start()
         _logger.info("Live page: %s", self.url)
 
     def stop(self) -> None:
         """Accept no more connections, and let what is being answered end soon. Returns at once."""
-        self._site.close()
+        self._page.close()
         self.server.stop(PAGE_DRAIN)
 
     def join(self, timeout: float) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from statsig_otel.exporters.queue import queries
 from statsig_otel.exporters.queue.cursor import ExporterCursor
+from statsig_otel.exporters.queue.errors import StorageError
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.delivery.helpers import (
     SLOW,
     Backend,

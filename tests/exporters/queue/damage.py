@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from statsig_otel.exporters.queue.errors import StorageError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
-from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.cursor import ExporterCursor
+from statsig_otel.exporters.queue.errors import StorageError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import StorageError
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.waiting import wait_until
 

@@ -18,9 +18,9 @@ from typing import Final
 from unittest import mock
 
 from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue.errors import StorageError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import PATIENCE, batch, consume, numbers_of, running, submit_damage
 
 EXPORTERS: Final = ("otlp", "slow")

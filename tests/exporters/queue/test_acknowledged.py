@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt
+from statsig_otel.exporters.queue.errors import NotRunningError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import NotRunningError
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
     PATIENCE,

@@ -13,9 +13,9 @@ import pytest
 
 from statsig_otel.exporters.queue import schema, store, writer
 from statsig_otel.exporters.queue.database import StoppedQueue
+from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
-from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import QueuedExporter
 from tests.exporters.queue.damage import PAGE, SIZE, STORED, check_that_it_serves, overwrite, pages_of

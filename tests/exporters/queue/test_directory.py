@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.errors import DirectoryInUseError
 from tests.exporters.queue.child import NOBODY
 from tests.exporters.queue.helpers import PATIENCE, child, copy_of, delivered, line_of, put, running
 from tests.looped import slow_except

@@ -10,9 +10,8 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.queue import store
-from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.errors import DirectoryInUseError, StorageError
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.writer import StorageError
 from statsig_otel.exporters.routing import QueuedExporter
 from tests.exporters.queue.helpers import (
     PATIENCE,

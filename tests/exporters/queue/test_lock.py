@@ -13,7 +13,8 @@ import pytest
 
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import open_files, store, writer
-from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.errors import DirectoryInUseError
 from tests.exporters.queue.helpers import (
     PATIENCE,
     ask,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError, QueueError
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with opened(path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(schema.NewerSchemaError, match=r"schema version 3.*knows at most 2: use the version") as caught:
+    with pytest.raises(NewerSchemaError, match=r"schema version 3.*knows at most 2: use the version") as caught:
         schema.connect(path)
     assert isinstance(caught.value, QueueError)
     assert path.read_bytes() == before
@@ -80,7 +80,7 @@ def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: Path) 
     with plain(path) as connection:
         connection.execute("CREATE TABLE records (text)")
     before = path.read_bytes()
-    with pytest.raises(schema.ForeignFileError, match="another program"):
+    with pytest.raises(ForeignFileError, match="another program"):
         schema.connect(path)
     assert path.read_bytes() == before
 

@@ -21,10 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from statsig_otel.exporters.consumer import RefusedError
 from statsig_otel.exporters.queue import writer
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import QueueError, StorageError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file
-from statsig_otel.exporters.queue.writer import StorageError
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
     PATIENCE,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import queries
-from statsig_otel.exporters.queue.writer import StorageError
+from statsig_otel.exporters.queue.errors import StorageError
 from tests.exporters.queue.helpers import (
     PATIENCE,
     blocked,

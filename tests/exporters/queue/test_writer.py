@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from statsig_otel.exporters.queue import schema, writer
-from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.errors import NotRunningError, QueueError, StorageError
 from statsig_otel.exporters.queue.jobs import Bulk
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Writer
+from statsig_otel.exporters.queue.writer import Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, insert, reading
 from tests.waiting import wait_until
 

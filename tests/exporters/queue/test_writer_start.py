@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.writer import NotRunningError, Writer
+from statsig_otel.exporters.queue.errors import NotRunningError
+from statsig_otel.exporters.queue.writer import Writer
 from tests.exporters.queue.helpers import PATIENCE, insert
 
 

@@ -365,9 +365,9 @@ def test_a_page_that_nobody_sees_has_no_connection(browser: Any, tmp_path: Path)
     with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
         zpages = service._assembly.zpages
         assert zpages is not None
-        wait_until(lambda: zpages._site.streams == 1 or page.wait_for_timeout(50))
+        wait_until(lambda: zpages._page.streams == 1 or page.wait_for_timeout(50))
         page.evaluate(become, True)
-        wait_until(lambda: zpages._site.streams == 0 or page.wait_for_timeout(50))
+        wait_until(lambda: zpages._page.streams == 0 or page.wait_for_timeout(50))
         send(service, change("meanwhile"))
         page.evaluate(become, False)
         row(page, "changes", "meanwhile").wait_for()

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from statsig_otel._journal import RequestEntry
 from statsig_otel._telemetry import EXPORTER_STATES, NOT_CONFIGURED
 from statsig_otel.exporters.wording import ago
-from statsig_otel.plugin.receiver.counting import REASONS as RECEIVER_REASONS
+from statsig_otel.plugin.receiver.counting import STATUS_OF
 from statsig_otel.plugin.server.reader import REFUSALS
 from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts, sentence, steps, troubles
-from statsig_otel.plugin.watch.reasons import REASONS, check, why
+from statsig_otel.plugin.watch.reasons import WORDS_OF, check, why
 from tests.looped import looped
 
 REFUSED = "3 requests were refused, the last 10 seconds ago."
@@ -336,7 +336,7 @@ def test_details_are_sentences_that_end_once() -> None:
 
 
 def test_refusals_of_many_kinds_do_not_push_out_what_else_is_wrong() -> None:
-    requests = [refused(reason) for reason in [*REASONS, "of an embedder"]]
+    requests = [refused(reason) for reason in [*WORDS_OF, "of an embedder"]]
     blocked = [ExporterFacts(name=f"otlp_http/{number}", state="blocked") for number in range(9)]
     found = troubles(replace(facts(RECEIVER, SENDING, *requests), exporters=blocked))
     assert len(found) == 5 + 9
@@ -430,7 +430,7 @@ def test_the_first_sentence_and_what_to_check_agree(
     receivers: list[ReceiverFacts],
     exporters: list[ExporterFacts],
     requests: list[RequestEntry],
-    letters: int,
+    dead_letters: int,
     reasons: dict[str, str],
 ) -> None:
     """Whatever is so: the first sentence is a fault if one can't wait, and none if there is nothing to check."""
@@ -440,7 +440,7 @@ def test_the_first_sentence_and_what_to_check_agree(
         receivers=receivers,
         exporters=exporters,
         requests=requests,
-        dead_letters=letters,
+        dead_letters=dead_letters,
         reasons=reasons,
     )
     listed = troubles(found)
@@ -453,8 +453,8 @@ def test_the_first_sentence_and_what_to_check_agree(
 
 
 def test_each_reason_of_ours_has_a_sentence() -> None:
-    known = {reason for reason, status in RECEIVER_REASONS.items() if status != 200} | {kind for _, kind in REFUSALS}
-    unexplained = known - set(REASONS)
+    known = {reason for reason, status in STATUS_OF.items() if status != 200} | {kind for _, kind in REFUSALS}
+    unexplained = known - set(WORDS_OF)
     # Those say all in their detail, which is shown then.
     assert unexplained == {
         *("connect", "content_length", "framing", "gave_way", "header_fields", "header_size", "in_flight_bytes"),
@@ -462,7 +462,7 @@ def test_each_reason_of_ours_has_a_sentence() -> None:
     }
     assert why("slow_consumer", "the consumer has not answered") == "the consumer has not answered"
     assert (why("odd"), check("odd")) == ("odd", "")
-    for clause, advice in REASONS.values():
+    for clause, advice in WORDS_OF.values():
         assert clause[0].islower() or clause.startswith("Statsig")
         assert not clause.endswith(".")
         assert advice.endswith(".")

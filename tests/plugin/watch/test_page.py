@@ -14,8 +14,8 @@ from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
 from statsig_otel.plugin import Mapper, parse
 from statsig_otel.plugin.watch import page
 from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts
-from statsig_otel.plugin.watch.facts import entries
 from statsig_otel.plugin.watch.history import History
+from statsig_otel.plugin.watch.journal_json import entries
 from statsig_otel.plugin.watch.page import SECTIONS, Shown
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\u202e\u2028\x1b[31m\x00 ${7*7} {{7*7}}"
@@ -87,9 +87,9 @@ def shown(outside: str, **others: Any) -> Shown:
         requests=journal.requests(),
     )
     history = History(lambda: (1.0, 2.0, 3.0, 4.0))
-    letters = [StoredDeadLetter(7, 1, "item", text, text, 0, None, 1, 3)]
+    dead = [StoredDeadLetter(7, 1, "item", text, text, 0, None, 1, 3)]
     return Shown(
-        facts=facts, entries=entries(journal), minutes=history.minutes(), letters=letters, token=text, **others
+        facts=facts, entries=entries(journal), minutes=history.minutes(), dead_letters=dead, token=text, **others
     )
 
 

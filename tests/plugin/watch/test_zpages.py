@@ -20,7 +20,7 @@ from statsig_otel import _journal
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.settings.reading import configured_pem_files
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
-from statsig_otel.plugin.watch import routes, site, zpages
+from statsig_otel.plugin.watch import page_content, routes, zpages
 from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts
 from tests.looped import looped
 from tests.peers.certs import Authority
@@ -47,7 +47,7 @@ def fresh() -> Iterator[None]:
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at a service is a new one, so that no test has to wait. No entry is shared with an earlier test."""
     monkeypatch.setattr(_journal, "_TOGETHER", 0.0)
-    monkeypatch.setattr(site, "_LOOKED_AT_FOR", 0.0)
+    monkeypatch.setattr(page_content, "_LOOKED_AT_FOR", 0.0)
     monkeypatch.setattr(routes, "_BETWEEN_EVENTS", 0.05)
 
 
@@ -232,7 +232,7 @@ def test_changes_are_told_as_they_come(tmp_path: Path, monkeypatch: pytest.Monke
         # The reader has left, so nothing is looked at any more.
         page = service._assembly.zpages
         assert page is not None
-        wait_until(lambda: page._site.streams == 0)
+        wait_until(lambda: page._page.streams == 0)
 
 
 def test_only_so_many_readers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

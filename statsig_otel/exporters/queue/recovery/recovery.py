@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 from typing import Final, Literal
 
+from statsig_otel.exporters.queue.errors import NotRunningError, StorageError
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver, NobodyConfiguredError
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 
 _logger: Final = logging.getLogger(__name__)
 

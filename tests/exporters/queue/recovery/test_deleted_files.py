@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import open_files, store
-from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.errors import DirectoryInUseError
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.queue import DurableQueue

@@ -13,8 +13,8 @@ from statsig_otel._journal import journal
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Selection, StoredDeadLetter
 from statsig_otel.plugin.watch.diagnosis import Facts
-from statsig_otel.plugin.watch.facts import entries
 from statsig_otel.plugin.watch.history import History, totals
+from statsig_otel.plugin.watch.journal_json import entries
 from statsig_otel.plugin.watch.page import Shown, sections
 
 _LOOKED_AT_FOR: Final = 0.5
@@ -41,7 +41,7 @@ class ShownService(Protocol):
         """The file of the queue; None without one."""
 
 
-class Site:
+class PageContent:
     """Looks the page's content up, at most once in half a second.
 
     Attributes:
@@ -94,7 +94,7 @@ class Site:
                 facts=facts,
                 entries=entries(journal, known=self._last.entries["changes"] if self._last else ()),
                 minutes=self.history.minutes(),
-                letters=self._letters(),
+                dead_letters=self._dead_letters(),
                 token=self.token,
             )
             self._sections = None
@@ -114,7 +114,7 @@ class Site:
         """Look again at once: something was changed."""
         self._last = None
 
-    def _letters(self) -> list[StoredDeadLetter]:
+    def _dead_letters(self) -> list[StoredDeadLetter]:
         """The first dead letters."""
         database = self.service.database
         if database is None:
@@ -125,7 +125,7 @@ class Site:
         except sqlite3.Error:
             return []
 
-    def letter(self, number: int) -> tuple[StoredDeadLetter, bytes] | None:
+    def dead_letter(self, number: int) -> tuple[StoredDeadLetter, bytes] | None:
         """A dead letter and its content; None if there is none with this number."""
         database = self.service.database
         if database is None:

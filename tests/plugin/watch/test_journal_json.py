@@ -13,7 +13,7 @@ from statsig_otel.exporters import Blocked
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, LogRecordEncoder, Mapper, Service, parse
 from statsig_otel.plugin.control.socket import ControlError, call
-from statsig_otel.plugin.watch.facts import entries
+from statsig_otel.plugin.watch.journal_json import entries
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange, request
 from tests.plugin.services import SECRET, Keeper, address_of, service, signed_request

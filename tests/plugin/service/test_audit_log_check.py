@@ -17,7 +17,7 @@ from statsig_otel.exporters.consumer import Batch
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import QueuedExporter, Route
 from statsig_otel.plugin import Service
-from statsig_otel.plugin.service.audit_log_watch import AuditLogWatch
+from statsig_otel.plugin.service.audit_log_check import AuditLogCheck
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.exporters.queue.helpers import PATIENCE, consume, delivered, put, reading, running, uid
@@ -48,7 +48,7 @@ class Watched:
         self.queue = queue
         self._log = log
         self._now = now
-        self.watch = AuditLogWatch(
+        self.watch = AuditLogCheck(
             RECEIVER, queue, self._settings(settings), lambda batch: consume(queue, batch), clock=now
         )
 

@@ -70,7 +70,7 @@ class _Look:
     hindrances: set[str] = field(default_factory=set)
 
 
-class AuditLogWatch:
+class AuditLogCheck:
     """Watches the audit log for one receiver, in a thread of its own.
 
     The queue runs from before `start` until after `join`.
