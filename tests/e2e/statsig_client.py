@@ -32,10 +32,12 @@ def change(number: int, **metadata: object) -> dict[str, object]:
     return {"eventName": "statsig::config_change", "timestamp": 1739400185198 + number, "metadata": metadata}
 
 
-def post(url: str, *changes: dict[str, object], now_ms: int | None = None) -> urllib3.BaseHTTPResponse:
+def post(
+    url: str, *changes: dict[str, object], now_ms: int | None = None, secret: str = SECRET
+) -> urllib3.BaseHTTPResponse:
     """Send one webhook; signed at another time than now where one is given."""
     body = json.dumps({"data": changes}).encode()
-    headers = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms)
+    headers = sign(body, secret=secret, timestamp_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms)
     return http.request("POST", url, body=body, headers=headers)
 
 

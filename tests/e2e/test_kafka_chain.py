@@ -142,4 +142,4 @@ def test_nothing_is_lost_and_repetitions_share_a_uid_over_kills_of_everything(ch
     kill_under_load(chain, second, replicas=1, consumers=2)
     verdict = judge(chain, [*first, *second], delivered, read_again=None)
     assert not verdict.faults
-    assert len(first[0].acknowledged | second[0].acknowledged) > 10
+    assert verdict.figures["changes acknowledged"] >= 6

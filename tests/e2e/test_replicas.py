@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
-from tests.e2e.statsig_client import ENV, Client, change, http, load, post
+from tests.e2e.statsig_client import ENV, SECRET, Client, change, http, load, post
 from tests.exporters.kafka.records import uids_of
 from tests.peers.kafka_cluster import KafkaCluster
 from tests.waiting import wait_until
@@ -28,10 +28,16 @@ def cluster() -> Iterator[KafkaCluster]:
         yield running
 
 
-def replica(folder: Path, cluster: KafkaCluster, *, exit_code: int = 0) -> ServiceProcess:
+def replica(
+    folder: Path,
+    cluster: KafkaCluster,
+    *,
+    exit_code: int = 0,
+    secrets: Sequence[str] = ("${env:STATSIG_SIGNING_SECRET}",),
+) -> ServiceProcess:
     """A service whose only exporter is synchronous. Its working directory is empty, and so is its state directory."""
     folder.mkdir()
-    config = write_config(folder, {"kafka": {"brokers": cluster.brokers, "timeout": "2s"}})
+    config = write_config(folder, {"kafka": {"brokers": cluster.brokers, "timeout": "2s"}}, signing_secrets=secrets)
     return ServiceProcess(config, env={**ENV, "STATE_DIRECTORY": str(folder)}, folder=folder, exit_code=exit_code)
 
 
@@ -58,6 +64,30 @@ def test_each_replica_answers_alike_and_none_writes_a_file(tmp_path: Path, clust
     assert found[uid(change(4))] >= 1
     for name in ("a", "b"):
         assert [path.name for path in (tmp_path / name).iterdir()] == ["statsig-otel.yaml"]
+
+
+def test_a_secret_is_rotated_on_all_replicas_while_webhooks_come(tmp_path: Path, cluster: KafkaCluster) -> None:
+    """First all know both secrets, then Statsig signs with the new one, then the old one is removed from all."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text(SECRET)
+    new.write_text("")
+    secrets = [f"${{file:{old}}}", f"${{file:{new}}}"]
+    other = SECRET.replace("0", "1")
+
+    def answers(secret: str) -> list[int]:
+        return [post(one.url, change(1), secret=secret).status for one in (first, second)]
+
+    with (
+        replica(tmp_path / "a", cluster, secrets=secrets) as first,
+        replica(tmp_path / "b", cluster, secrets=secrets) as second,
+    ):
+        assert (answers(SECRET), answers(other)) == ([200, 200], [401, 401])
+        new.write_text(other)
+        wait_until(lambda: answers(other) == [200, 200], "the new secret")
+        assert answers(SECRET) == [200, 200]
+        old.write_text("")
+        wait_until(lambda: answers(SECRET) == [401, 401], "the end of the old secret")
+        assert answers(other) == [200, 200]
 
 
 def test_nothing_acknowledged_is_lost_if_replicas_are_killed_and_brokers_are_away(
