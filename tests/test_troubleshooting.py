@@ -231,6 +231,21 @@ def test_a_disk_that_is_full(scene: Callable[..., Any]) -> None:
         now.check("The disk is full")
 
 
+def test_a_damaged_queue(scene: Callable[..., Any], tmp_path: Path) -> None:
+    with scene({"otlp_http": {"endpoint": "http://127.0.0.1:1"}}) as now:
+        for name in ("a", "b", "c"):
+            assert post(now.service, name).status == 200
+    database = tmp_path / "queue" / "queue.db"
+    content = database.read_bytes()
+    database.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with scene({"otlp_http": {"endpoint": "http://127.0.0.1:1"}}) as now:
+        now.check("A file of the queue was set aside")
+        wait_until(lambda: [*(tmp_path / "queue").glob("queue.db.[su]*")], "recovery has read it, or could not")
+        for file in (tmp_path / "queue").glob("queue.db.[su]*"):
+            file.unlink()
+        wait_until(lambda: "set aside" not in now.page(), "the page is well again")
+
+
 def test_a_certificate_that_has_expired(scene: Callable[..., Any], tmp_path: Path) -> None:
     cert_file, key_file = Authority().issue("127.0.0.1", expired=True).write(tmp_path)
     tls = {"cert_file": cert_file, "key_file": key_file}

@@ -202,6 +202,7 @@ class Assembly:
             urls=self.urls if self._url else {name: url for one in bound for name, url in one.urls.items()},
             ports={name: endpoint.port for endpoint in self._endpoints for name in endpoint.receivers},
             dead_letters=self._outbound.dead_letters(),
+            set_aside=self._outbound.set_aside(),
             since=self._since,
         )
 

@@ -20,7 +20,7 @@ from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, Syn
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.exporter import RenewableExporter
 from statsig_otel.exporters.paths import directory_option
-from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
@@ -151,6 +151,17 @@ class Outbound:
     def dead_letters(self) -> int:
         """The number of dead letters that are kept."""
         return 0 if self._queue is None else sum(self._queue.dead_letters().values())
+
+    def set_aside(self) -> list[str]:
+        """The names of databases that were set aside, for as long as they are kept."""
+        if self._queue is None:
+            return []
+        kept = QueueDirectory(self._directory).set_aside_files
+        try:
+            found = (*kept("corrupt"), *kept("salvaged"), *kept("unreadable"))
+        except OSError:  # the directory is gone, which `condition` says
+            return []
+        return [file.name for file in found]
 
     @property
     def database(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""Says in plain words how a service is, what its set-up still needs, and what is wrong. Pure functions of `Facts`."""
+"""Says in plain words how a service is, and what is wrong. Pure functions of `Facts`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +96,7 @@ class Facts:
         receivers: Its receivers.
         exporters: Its exporters.
         dead_letters: The dead letters that are kept.
+        set_aside: The names of the queue's files that were set aside and are kept.
         requests: Of each receiver, reason and port the last requests, newest first.
     """
 
@@ -105,15 +106,8 @@ class Facts:
     receivers: Sequence[ReceiverFacts] = ()
     exporters: Sequence[ExporterFacts] = ()
     dead_letters: int = 0
+    set_aside: Sequence[str] = ()
     requests: Sequence[RequestEntry] = ()
-
-
-class Step(NamedTuple):
-    """A step of the set-up."""
-
-    text: str
-    is_done: bool
-    is_current: bool
 
 
 class Trouble(NamedTuple):
@@ -145,6 +139,11 @@ _PORT: Final = (
 )
 _LOG: Final = (
     "`statsig-otel reconcile` shows them, and what the audit log says about the webhook, such as a new signing secret."
+)
+_DAMAGE: Final = "A file of the queue was set aside: records may be missing"
+_ASIDE: Final = (
+    "{} is in the queue's directory. What can be read of it is delivered; the log says what was wrong, and "
+    "`statsig-otel reconcile` shows which changes never came. Then delete the file, or move it away."
 )
 _DEAD_LETTERS: Final = (
     "They are kept, and are not delivered by themselves. Look at the reason of each one below, repair what it names, "
@@ -216,7 +215,7 @@ def _not_received(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str
     if facts.reasons:
         yield f"Not receiving: {'; '.join(facts.reasons.values())}."
         return
-    if without := _without_secret(facts):
+    if without := without_secret(facts):
         have = "has" if len(without) == 1 else "have"
         only = "it only answers" if len(without) == 1 else "they only answer"
         yield f"{', '.join(without)} {have} no signing secret yet: {only} Statsig's URL verification."
@@ -233,7 +232,9 @@ def _not_received(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str
 
 
 def _perhaps_lost(facts: Facts) -> Iterator[str]:
-    """Which webhooks may never come again."""
+    """Which webhooks may never come again, and whether records may be missing."""
+    if facts.set_aside:
+        yield f"{_DAMAGE}."
     if lost := list(_lost(facts)):
         number, when = sum(one.run for one in lost), ago(facts.now - max(one.last for one in lost))
         answered = _answered(number, " or ".join(map(str, sorted({int(one.status) for one in lost}))))
@@ -265,15 +266,15 @@ def _last(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str]:
         yield f"Last webhook {ago(now - verified)}."
     elif verified and not is_refusing:
         yield f"No webhook was accepted since the start, {ago(now - facts.since)}."
-    elif not is_refusing and not _without_secret(facts):
+    elif not is_refusing and not without_secret(facts):
         yield f"Ready. No webhook with a valid signature since the start, {ago(now - facts.since)}."
-    told = {one.name for entry in refused for one in _concerned(facts, entry)} | set(_without_secret(facts))
+    told = {one.name for entry in refused for one in _concerned(facts, entry)} | set(without_secret(facts))
     silent = [one.name for one in facts.receivers if not one.last_verified and one.name not in told]
     if verified and silent:
         yield f"Nothing with a valid signature has come to {' or '.join(silent)} since the start."
 
 
-def _without_secret(facts: Facts) -> list[str]:
+def without_secret(facts: Facts) -> list[str]:
     """The receivers that need one before any webhook is taken."""
     return [one.name for one in facts.receivers if not one.has_secret]
 
@@ -376,31 +377,8 @@ def _sporadic(facts: Facts) -> Iterator[RequestEntry]:
 def _lost(facts: Facts) -> Iterator[RequestEntry]:
     """The webhooks of the last day that may be lost, the last ones first. Later ones do not replace them."""
     for entry in facts.requests:
-        if entry.may_be_lost and entry.last > facts.now - LOST_FOR:
+        if entry.may_be_lost and entry.last > facts.now - LOST_FOR and _concerned(facts, entry):
             yield entry
-
-
-def steps(facts: Facts) -> list[Step]:
-    """The steps of the set-up; none once it is complete. What waits or was delivered proves the steps before that."""
-    receivers = facts.receivers
-    delivered = any(one.delivered for one in facts.exporters)
-    has_change = delivered or any(one.last_change for one in receivers) or any(one.waiting for one in facts.exporters)
-    is_accepted = has_change or any(one.last_accepted for one in receivers)
-    paths = " or ".join(dict.fromkeys(one.path for one in receivers))
-    without = _without_secret(facts)
-    for_which = f" for {', '.join(without)}" if without and len(receivers) > 1 else ""
-    done = {
-        f"A request, such as Statsig's URL verification, reaches the URL that ends with {paths}": is_accepted
-        or any(one.last_verified or one.answers for one in receivers),
-        f"A signing secret is set{for_which}": bool(receivers) and not without,
-        "A signed webhook is accepted": is_accepted,
-        "It has a config change": has_change,
-        "A change is delivered": delivered,
-    }
-    if all(done.values()):
-        return []
-    current = next(text for text, is_done in done.items() if not is_done)
-    return [Step(text, is_done, text == current) for text, is_done in done.items()]
 
 
 def troubles(facts: Facts) -> list[Trouble]:
@@ -416,13 +394,15 @@ def troubles(facts: Facts) -> list[Trouble]:
     told = {one.receiver for one in refusals if one.reason == _BARE}
     found += [
         Trouble(f"{name} has no signing secret yet", check(_BARE), facts.now, can_wait=True)
-        for name in _without_secret(facts)
+        for name in without_secret(facts)
         if name not in told
     ]
     for entry in _lost(facts):
         title = f"{_answered(entry.run, int(entry.status), _place(facts, entry))}: {why(entry.reason, entry.detail)}"
         advice = check(entry.reason, entry.detail, entry.status)
         found.append(Trouble(title, advice, entry.last, is_past=True))
+    if facts.set_aside:
+        found.append(Trouble(_DAMAGE, _ASIDE.format(", ".join(facts.set_aside)), facts.now))
     found += [trouble for one in facts.exporters if (trouble := _of_exporter(one, facts.now)) is not None]
     found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
     for one in facts.receivers:

@@ -23,10 +23,10 @@ from statsig_otel.plugin.watch.diagnosis import (
     ReceiverFacts,
     Trouble,
     sentences,
-    steps,
     troubles,
 )
 from statsig_otel.plugin.watch.reasons import check, why
+from statsig_otel.plugin.watch.steps import steps
 
 _MOST_CHANGES: Final = 100
 _MOST_ROWS: Final = 40

@@ -11,17 +11,17 @@ The command `status` of the control socket answers with it:
      "exporters": {"otlp_grpc": {"destination": "collector:4317", "state": "retrying", "waiting": 12,
                                  "oldest_age_seconds": 240.5, "attempts": 7, "last_error": "UNAVAILABLE: ...",
                                  "delivered": 120, "delivered_last_minute": 0}},
-     "dead_letters": 0}
+     "dead_letters": 0, "set_aside": []}
 
 `words` is what `watch/diagnosis.py` says. `reasons` has a sentence for each reason why webhooks are refused. `answers`
 and `ignored` are counts since the process began, and so is `delivered`. `missed_changes` is null while no audit log is
-read; `last_missed` names the last ones of a day. An exporter without a queue has only its destination, its state and
-what it has delivered. Strings are as they came from outside.
+read; `last_missed` names the last ones of a day. `set_aside` names files of the queue. An exporter without a queue has
+only its destination, its state and what it has delivered. Strings are as they came from outside.
 """
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ def facts_of(
     urls: Mapping[str, str],
     ports: Mapping[str, int],
     dead_letters: int,
+    set_aside: Sequence[str],
     since: float,
     of: Journal = journal,
 ) -> Facts:
@@ -58,6 +59,7 @@ def facts_of(
         urls: The URL of each receiver, by id, as far as they are known.
         ports: The port of each receiver that listens, by id.
         dead_letters: The number of dead letters that are kept.
+        set_aside: The names of the queue's files that were set aside and are kept.
         since: When the service started, in seconds since the epoch.
         of: The journal.
     """
@@ -99,6 +101,7 @@ def facts_of(
             for name, one in exporters.items()
         ],
         dead_letters=dead_letters,
+        set_aside=set_aside,
         requests=requests,
     )
 
@@ -126,6 +129,7 @@ def status(facts: Facts) -> dict[str, Any]:
         },
         "exporters": {one.name: _exporter(one) for one in facts.exporters},
         "dead_letters": facts.dead_letters,
+        "set_aside": list(facts.set_aside),
     }
 
 

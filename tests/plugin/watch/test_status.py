@@ -56,6 +56,7 @@ def words(
         urls={},
         ports={},
         dead_letters=dead_letters,
+        set_aside=[],
         since=time.time() - since,
         of=kept() if of is None else of,
     )
@@ -86,6 +87,7 @@ def exporters_alone(exporters: Mapping[str, Mapping[str, Any]], journal: Journal
         urls={},
         ports={},
         dead_letters=0,
+        set_aside=[],
         since=0.0,
         of=journal,
     )
