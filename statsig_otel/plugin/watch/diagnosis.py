@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from statsig_otel._journal import LOST_FOR, RequestEntry
 from statsig_otel._telemetry import NOT_CONFIGURED, OTHER
-from statsig_otel.exporters.wording import ago, counted
+from statsig_otel.exporters.wording import about, ago, counted
 from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, repair, why
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
@@ -175,6 +175,9 @@ _MEND: Final = {
 
 _AGAIN: Final = "The service tries again by itself; Try now does it at once."
 
+_LONG: Final = 900.0
+"""Seconds after which a record should have been sent if all is well. The alert on the oldest record has the same."""
+
 AT_FAULT: Final = ("retrying", "refused", "blocked")
 """The states of an exporter that delivers nothing."""
 
@@ -201,9 +204,9 @@ def sentences(facts: Facts) -> Iterator[str]:
     for entry in _sporadic(facts):
         yield f"Some requests{_to(_place(facts, entry))} are refused: {_cause(facts, entry)}."
     for one in facts.exporters:
-        if one.state == "retrying":
-            yield f"{one.name} is retrying{_waiting(one)}."
-    well = sum(one.state in ("idle", "sending") for one in facts.exporters)
+        if one.state == "retrying" or _is_behind(one):
+            yield f"{one.name} is {'behind' if _is_behind(one) else one.state}{_waiting(one)}."
+    well = sum(one.state in ("idle", "sending") and not _is_behind(one) for one in facts.exporters)
     if 0 < well < len(facts.exporters):
         yield f"{well} of {len(facts.exporters)} exporters {'is' if well == 1 else 'are'} well."
     if facts.dead_letters:
@@ -326,6 +329,12 @@ def _missed(receiver: ReceiverFacts) -> str:
     return f"{counted(number, 'change')} of the last day in Statsig's audit log never came to {receiver.name}"
 
 
+def _is_behind(exporter: ExporterFacts) -> bool:
+    """Whether it delivers, and what waits has waited for long."""
+    is_working = exporter.state in ("idle", "sending")
+    return is_working and exporter.oldest is not None and exporter.oldest > _LONG
+
+
 def _waiting(exporter: ExporterFacts) -> str:
     if exporter.waiting is None:
         return ""
@@ -432,6 +441,10 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
     if exporter.state == NOT_CONFIGURED:
         advice = f"Configure it again to send them; `statsig-otel queue remove {exporter.name}` gives them up."
         return Trouble(f"{exporter.name} is not configured any more{_waiting(exporter)}", advice, now)
+    if _is_behind(exporter):
+        advice = "They are being sent. If they do not get fewer, the backend takes less than what comes."
+        title = f"{exporter.name} is behind{_waiting(exporter)}, the oldest for {about(exporter.oldest or 0)}"
+        return Trouble(title, advice, now, can_wait=True)
     if exporter.state not in AT_FAULT:
         return None
     again = (

@@ -344,6 +344,18 @@ def test_refusals_of_many_kinds_do_not_push_out_what_else_is_wrong() -> None:
     assert sum(one.title.startswith("otlp_http/") for one in found) == 9
 
 
+def test_an_exporter_that_is_slow_is_behind_after_a_quarter_of_an_hour() -> None:
+    slow = ExporterFacts(name="otlp_grpc", state="sending", waiting=70_000, oldest=7300, delivered=1)
+    (only,) = troubles(facts(RECEIVING, slow))
+    assert (only.title, only.can_wait) == ("otlp_grpc is behind: 70000 records wait, the oldest for 2 h", True)
+    assert sentence(facts(RECEIVING, slow)) == (
+        "Receiving. Last config change 4 minutes ago. otlp_grpc is behind: 70000 records wait."
+    )
+    assert troubles(facts(RECEIVING, replace(slow, oldest=899))) == []
+    (only,) = troubles(facts(RECEIVING, replace(slow, state="retrying")))
+    assert only.title.startswith("otlp_grpc is retrying: ")
+
+
 def test_a_receiver_without_a_secret_is_listed_once() -> None:
     bare = replace(RECEIVER, has_secret=False)
     (only,) = troubles(facts(bare))
