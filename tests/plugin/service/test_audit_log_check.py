@@ -208,6 +208,7 @@ def test_a_log_that_can_not_be_read_is_said_once_and_nothing_is_lost(
     with watched(tmp_path, log, now) as one:
         log.faults = [failing(401), failing(401)]
         assert one.look(SINCE + GRACE + 300) is None
+        assert counts_of(RECEIVER).compared == SINCE, "an alert can tell how long ago that is"
         assert one.look(SINCE + GRACE + 600) is None
         assert one.look(SINCE + GRACE + 900) == 1
     assert [message.partition(":")[2].split(":")[0] for message in warnings(caplog)] == [
@@ -383,6 +384,7 @@ def test_what_was_missed_before_it_was_switched_on_is_filled_in_too(
 def test_filling_in_waits_while_webhooks_may_need_the_room(
     tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     log.entries = [audit_entry(number, SINCE + 100 * number, f"g{number}") for number in range(1, 6)]
     with watched(tmp_path, log, now, size=6, backfill=True) as one:
         assert one.look(SINCE + GRACE + 600) == 2
@@ -390,6 +392,7 @@ def test_filling_in_waits_while_webhooks_may_need_the_room(
         assert one.filled_in() == ["g1", "g2", "g3"]
         delivered(one.queue.cursor("otlp"))
         assert one.look(SINCE + GRACE + 1200) == 0
+    assert "has come after all" not in caplog.text
     errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
     assert errors == [
         "statsig/audited: records of the audit log can't be stored now: half of queue_size or more waits for otlp"
