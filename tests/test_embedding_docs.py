@@ -1,4 +1,7 @@
-"""Every program of docs/embedding.md runs as it stands there, by the commands below it; only the port is another."""
+"""Every program of docs/embedding.md runs as it stands there, by the commands below it; only the port is another.
+
+So does every program of the examples for a web framework, by each command of its README.
+"""
 
 import json
 import os
@@ -55,24 +58,33 @@ def programs() -> dict[str, Program]:
     return found
 
 
-PROGRAMS = programs()
-SMALLEST, FROM_FILE, WAITING, FASTAPI, GUNICORN_FASTAPI, FLASK, DEVELOPMENT, *_ = PROGRAMS
-*_, DJANGO, DJANGO_WSGI, FALCON, FALCON_WSGI, OTHER = [*PROGRAMS][:12]
-*_, TOLD, REPLAY, OWN, EXPORTER, SDK, PURE = PROGRAMS
+def example(name: str) -> dict[str, Program]:
+    """An example's program by each heading of its README that has commands."""
+    folder = ROOT / "examples" / name
+    files = {path.name: path.read_text() for path in sorted(folder.glob("*.py"))}
+    sections = re.split(r"(?m)^## ", (folder / "README.md").read_text())[1:]
+    commands = {f"{name}: {section.partition(chr(10))[0]}": blocks(section, "sh") for section in sections}
+    return {heading: Program(files, tuple(found[0].splitlines())) for heading, found in commands.items() if found}
+
+
+ON_PAGE = programs()
+SMALLEST, FROM_FILE, WAITING, DJANGO, DJANGO_WSGI, FALCON_WSGI, OTHER, TOLD, REPLAY, OWN, EXPORTER, SDK, PURE = ON_PAGE
+EXAMPLES = example("fastapi") | example("flask") | example("falcon")
+FASTAPI, GUNICORN_FASTAPI, FLASK, DEVELOPMENT, FALCON = EXAMPLES
+PROGRAMS = ON_PAGE | EXAMPLES
 MOUNTED = f"/statsig{DEFAULT_PATH}"
 """The path of a receiver below a prefix."""
 
 
 def test_every_block_of_code_belongs_to_a_program() -> None:
-    files = [name for program in PROGRAMS.values() for name in program.files]
-    assert len(PROGRAMS) == 18
+    files = [name for program in ON_PAGE.values() for name in program.files]
     assert len(files) == len(re.findall(r"```(?:python|yaml)\n", PAGE))
     assert all(re.fullmatch(r"[\w/.-]+\.(py|yaml)", name) for name in files)
-    assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS) + 2
+    assert len(re.findall(r"```sh\n", PAGE)) == len(ON_PAGE) + 2
 
 
 def test_the_table_of_programs_leads_to_them() -> None:
-    anchors = [re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in PROGRAMS]
+    anchors = [re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in ON_PAGE]
     assert set(anchors) - set(re.findall(r"\]\(#([^)]*)\)", PAGE)) == set()
 
 
@@ -91,9 +103,7 @@ def environment(**variables: str) -> dict[str, str]:
 def write(heading: str, folder: Path, port: int) -> str:
     """Write the files of a program, and those of other programs that its text refers to; its command, for a shell."""
     commands = PROGRAMS[heading].commands
-    other = {
-        DEVELOPMENT: FLASK, FALCON_WSGI: FLASK, WAITING: FROM_FILE, GUNICORN_FASTAPI: FASTAPI
-    }.get(heading, heading)  # fmt: skip
+    other = {FALCON_WSGI: FLASK, WAITING: FROM_FILE}.get(heading, heading)
     files = {**PROGRAMS[other].files, **PROGRAMS[heading].files}
     for name, code in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -173,7 +183,7 @@ def test_what_was_acknowledged_survives_a_kill(heading: str, tmp_path: Path) -> 
             sink.wait_for(1)
             if path.startswith("/statsig") and heading != OTHER:  # below another application, which goes on
                 page = exchange(address, request(method="GET", path="/").replace(b"Host: test", b"Host: localhost"))
-                assert page.status == (404 if "Falcon" in heading else 200)
+                assert page.status == (404 if "falcon" in heading.lower() else 200)
             killed = int(lock.read_text())
             os.kill(killed, signal.SIGKILL)
         sink.answer = GrpcAnswer()
@@ -429,17 +439,16 @@ def test_a_program_uses_public_names_only(heading: str) -> None:
     imports = re.findall(r"(?m)^ *from (statsig_otel\S*) import", code)
     public = {"statsig_otel", "statsig_otel.config", "statsig_otel.exporters", "statsig_otel.plugin"}
     assert set(imports) <= public
-    assert imports or heading in (DEVELOPMENT, GUNICORN_FASTAPI)
+    assert imports
 
 
 @pytest.fixture
 def typed(tmp_path: Path) -> list[Path]:
     """The programs and the examples, each in a folder of its own, and settings with secrets as a person writes them."""
     folders = []
-    for number, program in enumerate(one for one in PROGRAMS.values() if one.files):
+    for number, heading in enumerate([*ON_PAGE, FASTAPI, FLASK, FALCON]):
         folder = tmp_path / f"program{number}"
-        files = {**(PROGRAMS[FLASK].files if "devserver.py" in program.files else {}), **program.files}
-        for name, code in files.items():
+        for name, code in PROGRAMS[heading].files.items():
             file = folder / ("hooks.py" if name == "gunicorn.conf.py" else name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code)
