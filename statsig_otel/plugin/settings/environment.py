@@ -42,6 +42,11 @@ _SETTINGS: Final = (
     "INSECURE",
 )  # fmt: skip
 
+_PATH_IN_GRPC: Final = (
+    "%s has the path /%s, which gRPC does not use: if it is for OTLP over HTTP, as most URLs with a path are, "
+    "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"
+)
+
 
 class Environment(Mapping[str, str]):
     """Environment variables, which remember which of them were asked for."""
@@ -231,7 +236,10 @@ class _Reader:
             key = "logs_endpoint" if variable == _variables("ENDPOINT")[0] else "endpoint"
         elif value.startswith(("http://", "https://")):
             scheme, _, rest = value.partition("://")  # of a URL the scheme and the authority count, as in the SDK
-            value = f"{scheme}://{rest.partition('/')[0]}"
+            authority, _, path = rest.partition("/")
+            value = f"{scheme}://{authority}"
+            if path := path.partition("?")[0]:  # a query may have a secret
+                _logger.warning(_PATH_IN_GRPC, variable, path)
         if variable:
             self._origins["exporters", exporter, key] = variable
         return key, value

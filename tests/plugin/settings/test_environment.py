@@ -234,8 +234,14 @@ def test_what_a_plain_text_endpoint_does_not_use_is_no_error() -> None:
     assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="https://x:1", OTEL_EXPORTER_OTLP_CERTIFICATE="/a").tls.ca_file == "/a"
 
 
-def test_a_path_in_a_grpc_endpoint_is_dropped() -> None:
-    assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="http://x:1/v1/logs").target == "dns:///x:1"
+def test_a_path_in_a_grpc_endpoint_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A vendor's URL with a path is mostly for HTTP, and the protocol is gRPC unless another one is set."""
+    assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="http://x:1/").target == "dns:///x:1"
+    assert not caplog.records
+    assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="https://x:443/api/v2/otlp?key=s3cr3t").target == "dns:///x:443"
+    (said,) = caplog.messages
+    assert "has the path /api/v2/otlp, which gRPC does not use" in said
+    assert said.endswith("set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf")
 
 
 def test_a_logs_endpoint_with_a_query_is_used_as_it_is() -> None:
