@@ -208,11 +208,13 @@ class OtlpGrpcSettings(_OtlpSettings):
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "balancer_name": "leave it out: there is one connection, to the first address that answers",
+        "encoding": "use the otlp_http exporter: over gRPC a request is always protobuf",
         "user_agent": "leave it out: the service sends its own",
         "wait_for_ready": "leave it out: an attempt that can't connect is repeated, without limit",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "balancer_name": ("", "pick_first"),
+        "encoding": ("proto",),
         "user_agent": ("",),
         "wait_for_ready": (True, False),
     }

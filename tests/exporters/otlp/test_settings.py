@@ -239,6 +239,7 @@ def test_a_timeout_is_above_zero() -> None:
 
 def test_unknown_keys_are_refused() -> None:
     assert refusal(OtlpGrpcSettings, **GRPC, balancer_name="x").startswith("balancer_name: ")
+    assert refusal(OtlpGrpcSettings, **GRPC, encoding="json").startswith("encoding: can only be proto here")
     assert refusal(OtlpHttpSettings, **HTTP, tls={"reload_interval": "daily"}).startswith("tls::reload_interval: ")
 
 
