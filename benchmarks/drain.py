@@ -11,17 +11,21 @@ records are created and in its queue before the clock starts, so that it does no
 clock ends with force_flush.
 
 For scale, bare gRPC calls send the same batches of encoded records, one after the other, from memory. Nothing is read
-from a disk, checked or marked as delivered.
+from a disk, checked or marked as delivered. A second table has the processor time of both for each batch, by thread.
 
     python benchmarks/drain.py [--rounds N] [--records N] [--directory DIR] [--quick]
 """
 
 import argparse
+import json
 import os
 import shutil
+import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -34,7 +38,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExp
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.util.types import AnyValue as Value
 
-from benchmarks import backlog, measure
+from benchmarks import backlog, measure, stages
 from benchmarks.sink import EXPORT, Sink, sink
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
@@ -49,25 +53,47 @@ TIMEOUT = 600.0
 """Seconds for one drain. Only a drain that hangs reaches this."""
 
 
-# The candidates. Each prints the seconds that it took.
+@dataclass(frozen=True)
+class Drained:
+    """What a drain took.
+
+    Attributes:
+        seconds: From its beginning to its end.
+        threads: The seconds of processor time, by thread.
+    """
+
+    seconds: float
+    threads: Mapping[str, float]
 
 
-def drain_queue(directory: Path, backend: str, compression: str) -> float:
+def timed(work: Callable[[], object]) -> Drained:
+    before, began = stages.clocks(), time.perf_counter()
+    work()
+    took, after = time.perf_counter() - began, stages.clocks()
+    return Drained(took, {name: used - before.get(name, (0.0, 0))[0] for name, (used, _) in after.items()})
+
+
+# The candidates. Each prints what it took.
+
+
+def drain_queue(directory: Path, backend: str, compression: str) -> Drained:
     config = directory / "config.yaml"
     config.write_text(backlog.configuration(directory=directory, backend=backend, compression=compression))
     configured = configured_exporters(check(read(config, environ={}), COMPONENTS))[backlog.EXPORTER]
     queue = backlog.open_queue(directory)
     exporter = create_exporter(backlog.EXPORTER, configured.settings)
     sender = QueueSender(queue.cursor(backlog.EXPORTER), exporter, configured.delivery())
-    began = time.perf_counter()
-    queue.start()
-    sender.start()
-    while queue.cursor(backlog.EXPORTER).waiting:
-        time.sleep(0.005)
-    took = time.perf_counter() - began
+
+    def drain() -> None:
+        queue.start()
+        sender.start()
+        while queue.cursor(backlog.EXPORTER).waiting:
+            time.sleep(0.005)
+
+    drained = timed(drain)
     sender.shutdown()
     queue.shutdown()
-    return took
+    return drained
 
 
 class WaitingExporter(OTLPLogExporter):
@@ -82,7 +108,7 @@ class WaitingExporter(OTLPLogExporter):
         return super().export(batch)
 
 
-def drain_sdk(count: int, backend: str, compression: str) -> float:
+def drain_sdk(count: int, backend: str, compression: str) -> Drained:
     exporter = WaitingExporter(backend, COMPRESSIONS[compression])
     processor = BatchLogRecordProcessor(exporter, max_queue_size=count)
     _, first = next(backlog.records(1))
@@ -93,23 +119,27 @@ def drain_sdk(count: int, backend: str, compression: str) -> float:
     logger = provider.get_logger(scope.scope.name, scope.scope.version, scope.schema_url)
     for _, record in backlog.records(count):
         logger.emit(sdk_record(record))
-    began = time.perf_counter()
-    exporter.may.set()
-    provider.force_flush()
-    took = time.perf_counter() - began
+
+    def drain() -> None:
+        exporter.may.set()
+        provider.force_flush()
+
+    drained = timed(drain)
     provider.shutdown()
-    return took
+    return drained
 
 
-def drain_bare(count: int, backend: str, compression: str) -> float:
+def drain_bare(count: int, backend: str, compression: str) -> Drained:
     records = [record for _, record in backlog.records(count)]
     payloads = [b"".join(records[at : at + _BATCH]) for at in range(0, count, _BATCH)]
     with grpc.insecure_channel(backend, [("grpc.http2.write_buffer_size", 1 << 20)]) as channel:
         export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
-        began = time.perf_counter()
-        for payload in payloads:
-            export(payload, compression=COMPRESSIONS[compression])
-        return time.perf_counter() - began
+
+        def drain() -> None:
+            for payload in payloads:
+                export(payload, compression=COMPRESSIONS[compression])
+
+        return timed(drain)
 
 
 def sdk_record(encoded: bytes) -> LogRecord:
@@ -138,8 +168,8 @@ def _value(value: AnyValue) -> Value:
 # The parent.
 
 
-def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) -> float:
-    """The records per second of one drain. A drains a copy of the backlog."""
+def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) -> Drained:
+    """One drain. A drains a copy of the backlog."""
     arguments = ["--backend", backend.address, "--compression", compression, "--records", str(count)]
     arguments += ["--bare"] if name == BARE else []
     with measure.working_directory(filled.parent) as directory:
@@ -147,23 +177,39 @@ def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) 
             shutil.copytree(filled, directory, dirs_exist_ok=True)
             os.sync()  # so that writing the copy to disk is not measured
             arguments += ["--drain", str(directory)]
-        seconds = float(measure.output("-m", "benchmarks.drain", *arguments, timeout=TIMEOUT))
+        drained = Drained(**json.loads(measure.output("-m", "benchmarks.drain", *arguments, timeout=TIMEOUT)))
     got = backend.take()
     if not got.records == got.uids == count:
         raise RuntimeError(f"{name}: of {count} records the sink received {got.records}, {got.uids} of them different")
-    return count / seconds
+    return drained
+
+
+def by_thread(label: str, drained: Sequence[Drained], batches: int) -> list[str]:
+    """Milliseconds of processor time for each batch: of all threads, and of each that takes more than a tenth of it."""
+    used: dict[str, list[float]] = defaultdict(list)
+    for one in drained:
+        for name, seconds in one.threads.items():
+            used[name].append(seconds / batches * 1e3)
+        used[""].append(sum(one.threads.values()) / batches * 1e3)
+    medians = {name: statistics.median(values) for name, values in used.items()}
+    whole = medians.pop("")
+    large = sorted((name for name in medians if medians[name] > whole / 10), key=lambda name: -medians[name])
+    return [label, f"{whole:.2f}", ", ".join(f"{name} {medians[name]:.2f}" for name in large)]
 
 
 def compare(given: argparse.Namespace) -> None:
-    rows = []
+    rows, threads = [], []
     with measure.working_directory(given.directory) as directory, sink() as backend:
         filled = directory / "filled"
         backlog.fill(filled, given.records)
         for compression in COMPRESSIONS:
-            rates: dict[str, list[float]] = {QUEUE: [], SDK: [], BARE: []}
-            for name in measure.alternating(tuple(rates), given.rounds):
-                rates[name].append(drain(name, compression, filled, given.records, backend))
+            drained: dict[str, list[Drained]] = {QUEUE: [], SDK: [], BARE: []}
+            for name in measure.alternating(tuple(drained), given.rounds):
+                drained[name].append(drain(name, compression, filled, given.records, backend))
+            rates = {name: [given.records / one.seconds for one in some] for name, some in drained.items()}
             label = f"compression: {compression}"
+            batches = -(-given.records // _BATCH)
+            threads += [by_thread(f"{label}; {name}", drained[name], batches) for name in (QUEUE, BARE)]
             rows.append(measure.comparison(label, rates[QUEUE], rates[SDK]))
             rows.append(measure.comparison(f"{label}; A: bare calls, from memory", rates[BARE], rates[SDK]))
         file_system = measure.file_system(directory)
@@ -175,6 +221,8 @@ def compare(given: argparse.Namespace) -> None:
         f"{measure.machine(('opentelemetry-sdk', 'grpcio'))}. On {file_system}.",
         measure.arguments(given, ("rounds", "records")),
         measure.table(measure.COMPARISON, rows),
+        f"Processor time of a batch of {_BATCH} records, in milliseconds (median of the rounds):",
+        measure.table(("what", "all threads", "threads with more than a tenth of it"), threads),
     )
 
 
@@ -188,13 +236,15 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.drain is not None:
-        print(drain_queue(given.drain, given.backend, given.compression))
+        drained = drain_queue(given.drain, given.backend, given.compression)
     elif given.bare:
-        print(drain_bare(given.records, given.backend, given.compression))
+        drained = drain_bare(given.records, given.backend, given.compression)
     elif given.backend is not None:
-        print(drain_sdk(given.records, given.backend, given.compression))
+        drained = drain_sdk(given.records, given.backend, given.compression)
     else:
         compare(given)
+        return
+    print(json.dumps(vars(drained)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ discards the body to a durable and delivered record. Each rung is a server of it
 do the first stages as the service does them (benchmarks/prefixes.py), and with `statsig-otel run`. The unit is the
 Falcon resource that discards the body. The webhook has one change of 1 KB, or with `--batch` 499 exposures too.
 
-    python benchmarks/ladder.py [--rounds N] [--seconds S] [--clients N ...] [--batch] [--directory DIR] [--quick]
+What is between the two programs is counted in bytecode instructions, promise by promise (benchmarks/promises.py), with
+one change.
+
+    python benchmarks/ladder.py [--rounds N] [--seconds S] [--clients N ...] [--batch] [--counted N] [--directory DIR]
+        [--quick]
 """
 
 import argparse
@@ -15,7 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
-from benchmarks import against, measure, prefixes
+from benchmarks import against, measure, prefixes, promises
 from benchmarks.bare_server import FALCON, bare_server
 from benchmarks.load import post
 from benchmarks.peers import least
@@ -39,9 +43,14 @@ _DELIVERING: Final = (least.DELIVER, _SERVICE)
 
 
 class Ladder:
-    """The running servers."""
+    """The running servers.
+
+    Attributes:
+        between: By the number of clients, the microseconds that the service takes more than the least program (median).
+    """
 
     def __init__(self, directory: Path, backend: Sink, stack: contextlib.ExitStack) -> None:
+        self.between: dict[int, float] = {}
         self._backend = backend
         self._servers: dict[str, Running] = {_UNIT: stack.enter_context(bare_server(FALCON))}
         for number, rung in enumerate(least.RUNGS):
@@ -58,6 +67,7 @@ class Ladder:
         costs: dict[str, list[float]] = defaultdict(list)
         for name in measure.alternating(tuple(self._servers), given.rounds):
             costs[name].append(self._measure(name, BATCH if given.batch else CHANGE, clients, given.seconds))
+        self.between[clients] = statistics.median(costs[_SERVICE]) - statistics.median(costs[least.DELIVER])
         rows = []
         for rung in least.RUNGS:
             row = [rung, *_against(costs[rung], costs[_UNIT])]
@@ -97,6 +107,13 @@ def compare(given: argparse.Namespace) -> None:
             for clients in given.clients
             for part in (f"Clients: {clients}.", measure.table(HEAD, ladder.rows(clients, given)))
         ]
+    if not given.batch:
+        between = ladder.between.get(promises.CLIENTS)
+        tables += [
+            f"Bytecode instructions of one webhook with one change, from one of {promises.CLIENTS} clients.",
+            "Microseconds: what the service takes more than the least program, divided as the instructions are.",
+            measure.table(promises.HEAD, promises.rows(given.counted, given.directory, between)),
+        ]
     measure.publish(
         "ladder",
         f"Processor time of one webhook with one change{' and 499 exposures' if given.batch else ''}, in microseconds "
@@ -108,10 +125,11 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, rounds=7, quick={"rounds": 2, "seconds": 0.5})
+    parser = measure.parser(__doc__, rounds=7, quick={"rounds": 2, "seconds": 0.5, "counted": 320})
     parser.add_argument("--seconds", type=float, default=1.0, help="the length of one measurement")
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 8, 64])
     parser.add_argument("--batch", action="store_true", help="webhooks with 499 exposures and a change")
+    parser.add_argument("--counted", type=int, default=1280, help="the webhooks whose instructions are counted")
     measure.add_directory(parser)
     compare(parser.parse_args())
 

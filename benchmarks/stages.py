@@ -122,15 +122,20 @@ _LIBRARY: Final = sysconfig.get_path("stdlib")
 
 def stage_of(code: CodeType) -> str | None:
     """The stage that the tables name for a function, or None."""
+    return named(code, MODULES, FUNCTIONS)
+
+
+def named(code: CodeType, modules: Mapping[str, str], functions: Mapping[tuple[str, str], str]) -> str | None:
+    """What tables as those above name for a function of this project, or None."""
     file = code.co_filename
     if not file.startswith(_PACKAGE):
         return None
     module = file.removeprefix(_PACKAGE)
-    named = [name for where, name in FUNCTIONS if where == module and code.co_qualname.startswith(name)]
-    if named:
-        return FUNCTIONS[module, max(named, key=len)]
-    rooms = [room for room in MODULES if module == room or module.startswith(f"{room}/")]
-    return MODULES[max(rooms, key=len)] if rooms else None
+    found = [name for where, name in functions if where == module and code.co_qualname.startswith(name)]
+    if found:
+        return functions[module, max(found, key=len)]
+    rooms = [room for room in modules if module == room or module.startswith(f"{room}/")]
+    return modules[max(rooms, key=len)] if rooms else None
 
 
 class Counter:
@@ -139,13 +144,18 @@ class Counter:
     A block counts for the instruction that added it, unless another thread ran in between. To ask for the number of
     blocks takes the longer the more memory a process has, so that instructions are counted without it.
 
+    Args:
+        blocks: Whether to count blocks.
+        stage_of: The stage of a function; None for that of its caller.
+
     Attributes:
         costs: The calls, and the instructions or blocks, by stage and function.
     """
 
-    def __init__(self, *, blocks: bool) -> None:
+    def __init__(self, *, blocks: bool, stage_of: Callable[[CodeType], str | None] = stage_of) -> None:
         self.costs: dict[tuple[str, str], list[int]] = {}
         self._blocks = blocks
+        self._stage_of = stage_of
         self._stages: dict[CodeType, str | None] = {}
         self._last: object = None  # the thread of the last event
 
@@ -224,7 +234,7 @@ class Counter:
         try:
             return self._stages[code]
         except KeyError:
-            found = self._stages[code] = stage_of(code)
+            found = self._stages[code] = self._stage_of(code)
             return found
 
 
