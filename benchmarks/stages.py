@@ -71,6 +71,7 @@ MODULES: Final = {
     "exporters/queue/open_files.py": STORE,
     "exporters/queue/cursor.py": READ,
     "exporters/delivery": SEND,
+    "exporters/network": SEND,
     "exporters/otlp": SEND,
 }
 """The stage of a module or a room; the longest match counts."""

@@ -26,7 +26,7 @@ SNAPSHOT: Final = Path(__file__).parent / "api.txt"
 PACKAGES: Final = ("config", "exporters", "plugin")
 THROUGH: Final = {
     "statsig_otel.config.configuration.Pipeline": "a mapping does where pipelines are given",
-    "statsig_otel.exporters.otlp.tls.TlsMaterial": "between the settings and their exporters",
+    "statsig_otel.exporters.network.tls.TlsMaterial": "between the settings and their exporters",
     "statsig_otel.plugin.record.filter.ChangeFilter": "of FilterSettings.create, for Mapper",
     "statsig_otel.plugin.record.mapper.Mapped": "of Mapper.map, whose attributes are read",
     "statsig_otel.plugin.record.mapping.Lookup": "of LookupSettings.source, for RecordMapping",

@@ -26,6 +26,7 @@ ROOMS: Final = (
     "exporters.queue",
     "exporters.queue.recovery",
     "exporters.delivery",
+    "exporters.network",
     "exporters.otlp",
     "exporters.kafka",
     "exporters.local",

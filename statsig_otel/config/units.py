@@ -7,7 +7,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, get_args
 
-from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from statsig_otel.config.errors import SettingError
 
@@ -191,6 +191,9 @@ Duration = Annotated[
     WithJsonSchema(DURATION_SCHEMA),
 ]
 """Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of seconds, or a `timedelta`."""
+
+Timeout = Annotated[Duration, Field(gt=0)]
+"""A duration above 0, in seconds."""
 
 Size = Annotated[
     int,

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
     from statsig_otel.exporters.local.file import FileSettings as FileSettings
     from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
+    from statsig_otel.exporters.network.tls import ClientTlsSettings as ClientTlsSettings
+    from statsig_otel.exporters.network.tls import GrpcTlsSettings as GrpcTlsSettings
     from statsig_otel.exporters.otlp.settings import KeepaliveSettings as KeepaliveSettings
     from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings as OtlpGrpcSettings
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
-    from statsig_otel.exporters.otlp.tls import ClientTlsSettings as ClientTlsSettings
-    from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
     from statsig_otel.exporters.queue.errors import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
 else:  # type checkers would accept any name of a module with __getattr__
@@ -61,7 +61,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "local.file": "FileSettings",
             "local.logger_provider": "LoggerProviderConsumer",
             "otlp.settings": "KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
-            "otlp.tls": "ClientTlsSettings GrpcTlsSettings",
+            "network.tls": "ClientTlsSettings GrpcTlsSettings",
             "decoding": "log_records",
             "queue.errors": "DirectoryInUseError QueueError",
         },

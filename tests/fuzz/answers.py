@@ -15,8 +15,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.network.answers import MAX_MESSAGE_CHARS, http_failure
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
-from statsig_otel.exporters.otlp.status import MAX_MESSAGE_CHARS, grpc_failure, http_failure, success
+from statsig_otel.exporters.otlp.status import grpc_failure, success
 from tests.fuzz.targets import Check
 
 LONGEST: Final = 1024

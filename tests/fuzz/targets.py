@@ -22,7 +22,7 @@ TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
     "yaml": ("statsig_otel.config", "ruamel"),
     "configuration": ("statsig_otel.config", "statsig_otel.plugin.settings", "statsig_otel.plugin.record"),
     "templates": ("statsig_otel.plugin.record", "fnmatch"),
-    "answers": ("statsig_otel.exporters.otlp",),
+    "answers": ("statsig_otel.exporters.network", "statsig_otel.exporters.otlp"),
     "queue_file": ("statsig_otel.exporters",),
     "control_socket": ("statsig_otel.plugin.control", "statsig_otel.exporters"),
 }

@@ -6,6 +6,7 @@ from typing import Final
 
 import pytest
 
+from statsig_otel.exporters.network import answers
 from statsig_otel.exporters.otlp import status
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.terminal import printable, shorten
@@ -77,8 +78,8 @@ def test_a_body(body: Callable[[], str]) -> None:
 
 @pytest.mark.parametrize("text", ["s3cr3t-0123 ", "[", "x", "\x1b", "&quot;", "%41", "\u4e2d"])
 def test_what_a_backend_answers(text: str) -> None:
-    for content_type in ("text/plain", "application/json", status.PROTOBUF):
-        status.http_failure(
+    for content_type in ("text/plain", "application/json", answers.PROTOBUF):
+        answers.http_failure(
             400,
             times(text).encode(),
             content_type=content_type,

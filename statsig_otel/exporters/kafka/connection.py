@@ -10,7 +10,7 @@ from statsig_otel.config.errors import Fault
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.kafka.outcomes import decisive, outcome_of
 from statsig_otel.exporters.kafka.settings import KafkaSettings
-from statsig_otel.exporters.otlp.tls import TlsMaterial
+from statsig_otel.exporters.network.tls import TlsMaterial
 from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from statsig_otel.exporters.kafka.connection import connection, place_of
 from statsig_otel.exporters.kafka.messages import Message, messages
 from statsig_otel.exporters.kafka.outcomes import REJECTED, UNANSWERED, decisive, outcome_of
 from statsig_otel.exporters.kafka.settings import KafkaSettings
-from statsig_otel.exporters.otlp.exporter import RenewableExporter
-from statsig_otel.exporters.otlp.status import one_line
-from statsig_otel.exporters.otlp.tls import TlsMaterial
+from statsig_otel.exporters.network.answers import one_line
+from statsig_otel.exporters.network.renewable import RenewableExporter
+from statsig_otel.exporters.network.tls import TlsMaterial
 
 _logger: Final = logging.getLogger(__name__)
 

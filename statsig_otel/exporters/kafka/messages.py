@@ -8,8 +8,8 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from statsig_otel._attributes import CHANGE_UID, UID
 from statsig_otel.exporters.decoding import records_in
+from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.exporters.kafka.settings import Encoding
-from statsig_otel.exporters.otlp.json_lines import to_json_line
 
 _RESOURCE_LOGS: Final = 0x0A
 """The tag of `ExportLogsServiceRequest.resource_logs`: field 1, with a length (protobuf, "Encoding")."""

@@ -15,7 +15,7 @@ from typing import Final
 from confluent_kafka import KafkaError
 
 from statsig_otel.exporters.exporter import Blocked, Rejected, RetryLater
-from statsig_otel.exporters.otlp.status import one_line
+from statsig_otel.exporters.network.answers import one_line
 
 TOO_LARGE: Final = frozenset({
     KafkaError.INVALID_MSG_SIZE, KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE,

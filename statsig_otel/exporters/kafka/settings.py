@@ -13,12 +13,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, fie
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque, reveal
-from statsig_otel.config.units import Duration
+from statsig_otel.config.units import Duration, Timeout
 from statsig_otel.config.values import Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
-from statsig_otel.exporters.otlp.settings import Timeout
-from statsig_otel.exporters.otlp.tls import NOTHING, ClientTlsSettings
+from statsig_otel.exporters.network.tls import NOTHING, ClientTlsSettings
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # Kafka: org.apache.kafka.common.internals.Topic
 _OTHER_SIGNAL: Final = "leave it out: changes are log records, see logs"

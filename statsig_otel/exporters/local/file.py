@@ -25,7 +25,7 @@ from statsig_otel.config.units import Duration
 from statsig_otel.config.values import PlainPath
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
-from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.exporters.paths import exists, forbidden, is_open_as, unusable
 from statsig_otel.exporters.terminal import printable
 

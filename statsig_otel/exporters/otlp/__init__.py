@@ -1,1 +1,1 @@
-"""Exporters that speak OTLP over gRPC and HTTP, and the OTLP/JSON encoding."""
+"""Exporters that speak OTLP over gRPC and HTTP."""

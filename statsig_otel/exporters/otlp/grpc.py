@@ -7,8 +7,8 @@ import grpc
 from statsig_otel import __version__
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
+from statsig_otel.exporters.network.proxy import Proxy, grpc_proxy_for
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure
 

@@ -23,14 +23,9 @@ from urllib3.exceptions import HTTPError
 from statsig_otel import __version__
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
-from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.json_lines import to_json_line
-from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_error
-from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
-from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import (
+from statsig_otel.exporters.json_lines import to_json_line
+from statsig_otel.exporters.network.answers import (
     CLIENT_CERTIFICATE_REFUSED,
-    MAX_RESPONSE_BYTES,
     PROTOBUF,
     UNTRUSTED,
     http_failure,
@@ -38,6 +33,11 @@ from statsig_otel.exporters.otlp.status import (
     one_line,
     server_time,
 )
+from statsig_otel.exporters.network.proxy import Proxy, proxy_for
+from statsig_otel.exporters.otlp.exporter import OtlpExporter
+from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_error
+from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
 
 _logger: Final = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from pydantic import (
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque
-from statsig_otel.config.units import Duration
+from statsig_otel.config.units import Timeout
 from statsig_otel.config.values import OrList, ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
-from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
-from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
+from statsig_otel.exporters.network.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
+from statsig_otel.exporters.network.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 # The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/(?:(?!/)|//)|unix-abstract:|ipv4:|ipv6:)[!-~]+")
@@ -63,9 +63,6 @@ Compression = Annotated[
 
 Encoding = Literal["proto", "json"]
 """`proto` or `json`."""
-
-Timeout = Annotated[Duration, Field(gt=0)]
-"""A duration above 0, in seconds."""
 
 
 class KeepaliveSettings(Settings):

@@ -1,4 +1,4 @@
-"""Translates a backend's answer into an outcome, for OTLP over gRPC and over HTTP. Pure functions.
+"""Translates the answer of an OTLP backend into an outcome. Pure functions. `network/answers.py` has those for HTTP.
 
 The rules begin with those of the OTLP specification, sections "Failures", "Partial Success", "OTLP/gRPC Throttling",
 "OTLP/HTTP Response" and "OTLP/HTTP Throttling":
@@ -15,19 +15,13 @@ The rules begin with those of the OTLP specification, sections "Failures", "Part
 In the specification everything that is not retryable means "drop the data", and of HTTP only 429, 502, 503 and 504 are
 retryable. An expired key, a wrong path or a crashed proxy says nothing about the data, so the data is kept.
 docs/exporters.md has the table with both.
-
-A reason is written for a person who reads a log: one line of printable characters, of limited length, without the
-values of the exporter's headers.
 """
 
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Final
-from urllib.parse import quote, quote_plus
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
@@ -36,30 +30,31 @@ from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untype
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # as above
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
-from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.network.answers import (
+    CLIENT_CERTIFICATE_REFUSED,
+    HTTP_RETRY_LATER,
+    PROTOBUF,
+    PROTOBUF_TYPES,
+    UNTRUSTED,
+    bounded,
+    by_status,
+    is_client_certificate_alert,
+    media_type,
+    one_line,
+    with_message,
+)
 from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_message
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
-from statsig_otel.exporters.wording import phrase_of
 
 MAX_RESPONSE_BYTES: Final = (256 << 10) + 1
 """The largest response that is read. A partial success may have a sentence for each record of a batch, but what is
 parsed takes up to thirty times its bytes in memory. The number is odd, so that gRPC's message tells whose limit was
 exceeded."""
 
-MAX_MESSAGE_CHARS: Final = 300
-"""The most characters of a server's message that a reason contains."""
-
 _MOST_SHOWN: Final = 4096
 """If an answer is not OTLP, the most bytes of it that are looked at to show its beginning."""
 
-_MOST_OF_MESSAGE: Final = 16 << 10
-"""The most characters of a message that are looked at to show its beginning: each takes 80 bytes meanwhile."""
-
-PROTOBUF: Final = "application/x-protobuf"
-"""The content type of binary OTLP over HTTP."""
-
-_PROTOBUF_TYPES: Final = frozenset({PROTOBUF, "application/protobuf", "application/octet-stream", ""})
 _RESPONSE_KEYS: Final = frozenset({"partialSuccess", "partial_success"})
 
 _GRPC_RETRY_LATER: Final = frozenset({
@@ -67,9 +62,6 @@ _GRPC_RETRY_LATER: Final = frozenset({
     code_pb2.OUT_OF_RANGE, code_pb2.UNAVAILABLE, code_pb2.DATA_LOSS,
 })  # fmt: skip
 _GRPC_MAY_BE_DATA: Final = frozenset({code_pb2.INTERNAL, code_pb2.UNKNOWN})
-_HTTP_RETRY_LATER: Final = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
-_HTTP_REJECTED: Final = frozenset({400, 413, 422})
-_HTTP_REDIRECT: Final = range(300, 400)
 
 # What grpcio says of answers over HTTP/2 that are not gRPC. Its codes for them, mostly UNKNOWN, are no statement of a
 # backend about the data. A gRPC server always answers with HTTP 200 and ends with a status in trailers.
@@ -95,34 +87,11 @@ _GRPC_TOO_LARGE: Final = re.compile(
 )
 """What grpcio, grpc-go, grpc-java and backends say of a request that is too large."""
 
-# The alerts of RFC 8446, section 6.2, about the client's certificate, as OpenSSL and BoringSSL name them.
-_CLIENT_CERTIFICATE_ALERT: Final = re.compile(
-    r"ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)"
-    r"|UNKNOWN_CA|ACCESS_DENIED)"
-)
-
-UNTRUSTED: Final = (
-    "the server's certificate is not trusted (name its CA in tls::ca_file, or its host in tls::server_name_override)"
-)
-"""The reason for a server certificate that can't be verified or is for another host."""
-
-CLIENT_CERTIFICATE_REFUSED: Final = "the server refuses the client certificate (see tls::cert_file)"
-"""The reason for an alert about the exporter's own certificate."""
-
 _GRPC_HTTP1_STATUS: Final = re.compile(r"\(HTTP status ([0-9]{3})\)")
 
 _WEB_PAGE_TYPES: Final = ("text/html", "application/xhtml+xml")
 # XHTML may begin with an XML declaration.
 _WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype html|html)", re.IGNORECASE)
-
-# The credentials, the query and the fragment of a URL (RFC 3986, section 3).
-_LOCATION_SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
-
-_LONG_SECRET: Final = 8  # characters; a shorter secret would be found inside ordinary words
-
-_DELAY_SECONDS: Final = re.compile(r"[0-9]+")
-# A date of RFC 9110, section 5.6.7, consists of letters, digits and these few characters.
-_DATE_LIKE: Final = re.compile(r"[A-Z][a-z]{2,8},? [A-Za-z0-9 :-]{12,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +129,7 @@ def success(
         url: The URL of the request.
         hide: Strings that a reason must not contain.
     """
-    kind = _media_type(content_type)
+    kind = media_type(content_type)
     is_empty = is_complete and not body.strip()
     if (kind in _WEB_PAGE_TYPES and not is_empty) or _WEB_PAGE.match(body):
         return Success(Blocked(f"{url or 'the backend'} answers with a web page, not with OTLP: correct the endpoint"))
@@ -179,7 +148,7 @@ def _response(body: bytes, kind: str) -> ExportLogsServiceResponse | None:
     """The response in a body of a media type; None if the body is something else."""
     response = ExportLogsServiceResponse()
     try:
-        if kind in _PROTOBUF_TYPES:
+        if kind in PROTOBUF_TYPES:
             response.ParseFromString(body)
             return response
         if kind == "application/json":
@@ -206,10 +175,10 @@ def grpc_failure(
         settings: The settings of the exporter.
         hide: Strings that a reason must not contain.
     """
-    reason = _join(_code_name(code), one_line(message, hide))
+    reason = with_message(_code_name(code), one_line(message, hide))
     has_info, after = retry_info(details)
     if status := _GRPC_HTTP2_STATUS.fullmatch(message):
-        return _by_status(int(status[1]), f"HTTP {status[1]} instead of a gRPC status: {reason}")
+        return by_status(int(status[1]), f"HTTP {status[1]} instead of a gRPC status: {reason}")
     if message in _GRPC_WITHOUT_STATUS:
         return Blocked(f"the server answers as a web server does, without a gRPC status: {reason}")
     if message == _GRPC_STREAM_REMOVED:
@@ -236,49 +205,9 @@ def _not_connected(message: str, reason: str, settings: OtlpGrpcSettings) -> Out
         return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
     # A proxy whose backend is away may say so in HTTP/1.1.
     status = _GRPC_HTTP1_STATUS.search(message)
-    if status is not None and int(status[1]) in _HTTP_RETRY_LATER:
+    if status is not None and int(status[1]) in HTTP_RETRY_LATER:
         return RetryLater(reason)
     return not_understood(spoken_by_message(message), settings, reason)
-
-
-def http_failure(
-    status: int,
-    body: bytes = b"",
-    *,
-    content_type: str = "",
-    retry_after: str = "",
-    location: str = "",
-    now: float = 0.0,
-    url: str = "",
-    hide: Iterable[str] = (),
-) -> Outcome:
-    """The outcome of an HTTP response with a status other than 2xx.
-
-    Args:
-        status: The status code.
-        body: The part of the body that was read: a `google.rpc.Status` by the specification, anything in practice.
-        content_type: The header Content-Type.
-        retry_after: The header Retry-After.
-        location: The header Location.
-        now: The time of the response, in seconds since the epoch.
-        url: The URL of the request.
-        hide: Strings that a reason must not contain.
-    """
-    words = [f"HTTP {status}", phrase_of(status)]
-    if status in _HTTP_REDIRECT and location:
-        words.append(f"to {one_line(_LOCATION_SECRETS.sub('', location), hide)}")
-    if url:
-        words.append(f"from {url}")
-    reason = _join(" ".join(filter(None, words)), one_line(_http_message(body, content_type), hide))
-    return _by_status(status, reason, parse_retry_after(retry_after, now))
-
-
-def _by_status(status: int, reason: str, after: float | None = None) -> Outcome:
-    if status in _HTTP_RETRY_LATER:
-        return RetryLater(reason, after, may_be_data=status == HTTPStatus.INTERNAL_SERVER_ERROR)
-    if status in _HTTP_REJECTED:
-        return Rejected(reason)
-    return Blocked(reason)
 
 
 def retry_info(details: bytes) -> tuple[bool, float | None]:
@@ -294,112 +223,11 @@ def retry_info(details: bytes) -> tuple[bool, float | None]:
             if detail.Is(RetryInfo.DESCRIPTOR):
                 detail.Unpack(info)
                 delay = info.retry_delay
-                return True, _bounded(delay.seconds + delay.nanos / 1e9) if info.HasField("retry_delay") else None
+                return True, bounded(delay.seconds + delay.nanos / 1e9) if info.HasField("retry_delay") else None
     except DecodeError:
         pass  # the bytes are not a Status
     return False, None
 
 
-def parse_retry_after(value: str, now: float) -> float | None:
-    """The seconds to wait by a Retry-After header: a number of seconds or a date (RFC 9110, section 10.2.3).
-
-    At most `LONGEST_ASKED`. None for a date before `now`, in seconds since the epoch, and for anything else.
-    """
-    value = value.strip(" \t")
-    if _DELAY_SECONDS.fullmatch(value):
-        return _bounded(float(value))  # float() turns too many digits into infinity and does not raise
-    date = server_time(value)
-    return None if date is None else _bounded(date - now)
-
-
-def server_time(date: str) -> float | None:
-    """A date in a header of a response in seconds since the epoch, or None if it is not a date.
-
-    A date in Retry-After is by the server's clock. If the local clock is a day off, comparing the two adds that day.
-    """
-    try:
-        return parsedate_to_datetime(date).timestamp() if _DATE_LIKE.fullmatch(date) else None
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def is_client_certificate_alert(text: str) -> bool:
-    """Whether a TLS library's message reports the server's alert about the client certificate."""
-    return _CLIENT_CERTIFICATE_ALERT.search(text) is not None
-
-
-def one_line(text: str, hide: Iterable[str] = ()) -> str:
-    """A server's or library's message as one line of limited length.
-
-    Args:
-        text: The message.
-        hide: Strings that become `[REDACTED]`, such as header values: some servers quote a key that they refuse. The
-            words of a string (as in `Bearer KEY`) are hidden too if they have at least 8 characters. A shorter string
-            is hidden only where it is a whole word.
-    """
-    looked_at = text[:_MOST_OF_MESSAGE]
-    line = " ".join("".join(char if char.isprintable() else " " for char in looked_at).split())
-    secrets = {
-        part
-        for value in hide
-        for part in (" ".join(value.split()), *(word for word in value.split() if len(word) >= _LONG_SECRET))
-    }
-    secrets.discard("")
-    if secrets:
-        longest_first = sorted({form for secret in secrets for form in _spellings(secret)}, key=len, reverse=True)
-        line = re.sub("|".join(map(_as_pattern, longest_first)), "[REDACTED]", line, flags=re.IGNORECASE)
-    return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
-
-
-def _spellings(secret: str) -> set[str]:
-    """The forms in which a server may quote a secret: unchanged, or escaped for JSON, HTML or a URL."""
-    import html  # noqa: PLC0415 - its table of entities uses memory, and most services never need it
-
-    return {
-        secret,
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        html.escape(secret),
-        quote(secret),
-        quote(secret, safe=""),
-        quote_plus(secret),
-    }
-
-
-def _as_pattern(secret: str) -> str:
-    text = re.escape(secret)
-    return text if len(secret) >= _LONG_SECRET else rf"(?<!\w){text}(?!\w)"
-
-
-def _bounded(seconds: float) -> float | None:
-    return min(seconds, LONGEST_ASKED) if seconds >= 0 else None
-
-
-def _join(status: str, message: str) -> str:
-    return f"{status}: {message}" if message else status
-
-
 def _code_name(code: int) -> str:
     return code_pb2.Code.Name(code_pb2.Code.ValueType(code)) if code in code_pb2.Code.values() else f"gRPC code {code}"
-
-
-def _media_type(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
-def _http_message(body: bytes, content_type: str) -> str:
-    """The message of a `google.rpc.Status`, in binary or JSON, or else the whole text."""
-    if _media_type(content_type) in _PROTOBUF_TYPES - {""}:
-        try:
-            return str(Status.FromString(body).message)
-        except DecodeError:
-            return ""
-    text = body.decode("utf-8", "replace")
-    if _media_type(content_type) == "application/json":
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        if isinstance(document, dict) and isinstance(document.get("message"), str):
-            return str(document["message"])
-    return text

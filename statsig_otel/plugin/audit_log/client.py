@@ -20,9 +20,9 @@ from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import RetryLater
-from statsig_otel.exporters.otlp.proxy import proxy_for
-from statsig_otel.exporters.otlp.status import UNTRUSTED, http_failure, one_line, server_time
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.exporters.network.answers import UNTRUSTED, http_failure, one_line, server_time
+from statsig_otel.exporters.network.proxy import proxy_for
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.plugin.audit_log import URL
 from statsig_otel.plugin.audit_log.entries import AuditEntry, MalformedPageError, Page, parse_page
 

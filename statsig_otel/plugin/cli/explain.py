@@ -16,8 +16,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.grammar import check
+from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
-from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.terminal import printable, write
 from statsig_otel.plugin.cli.explanation import ExplainedItem, Explanation, SignatureHeaders, explain
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option, read_body

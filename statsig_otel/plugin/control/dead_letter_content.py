@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, StoredDeadLetter
 from statsig_otel.exporters.wording import rfc3339
 

@@ -12,11 +12,11 @@ from typing import Final
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.kafka.settings import KafkaSettings
+from statsig_otel.exporters.network.answers import is_client_certificate_alert, server_time
+from statsig_otel.exporters.network.proxy import Proxy, grpc_proxy_for, proxy_for
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.exporters.otlp.protocols import SEE_ITS_LOG, Spoken, spoken, spoken_by_error, wrong_port
-from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import is_client_certificate_alert, server_time
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.brokers import BrokersProbe
 from statsig_otel.plugin.doctor.finding import Finding, Status
 

@@ -17,9 +17,9 @@ from statsig_otel.config.errors import ConfigError, Fault, Path, Problem
 from statsig_otel.config.files import read_pem
 from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
-from statsig_otel.exporters.otlp.proxy import proxy_for
+from statsig_otel.exporters.network.proxy import proxy_for
+from statsig_otel.exporters.network.tls import ClientTlsError, ClientTlsSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings
 from statsig_otel.exporters.paths import unusable
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE

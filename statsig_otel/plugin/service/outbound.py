@@ -18,7 +18,7 @@ from statsig_otel.exporters.delivery.guarded import StartError
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.otlp.exporter import RenewableExporter
+from statsig_otel.exporters.network.renewable import RenewableExporter
 from statsig_otel.exporters.paths import directory_option
 from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError

@@ -11,7 +11,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import Secret
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.plugin.audit_log import URL
 from statsig_otel.plugin.settings.zpages import is_loopback
 from statsig_otel.plugin.webhook.secret import NO_QUOTES, is_in_quotes

@@ -21,7 +21,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import DURATION_SCHEMA, Duration
 from statsig_otel.config.values import OrList, ReadAs, Secret
-from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
+from statsig_otel.exporters.network.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 
 _ADDRESS: Final = "write readers: [{pull: {exporter: {prometheus: {host: ..., port: ...}}}}]"
 _NO_VIEWS: Final = "leave it out: all metrics are exported, as docs/metrics.md lists them"

@@ -36,7 +36,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from statsig_otel import _attributes
 from statsig_otel._journal import MOST_ENTRIES, AttemptEntry, ChangeEntry, Journal, RequestEntry, journal
-from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.plugin.control.command import read_arguments
 
 _FIRST_OF: Final[Mapping[str, Sequence[str]]] = {

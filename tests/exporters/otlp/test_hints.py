@@ -1,8 +1,8 @@
 """What is said of endpoints that are valid and probably wrong."""
 
+from statsig_otel.exporters.network.tls import GrpcTlsSettings
 from statsig_otel.exporters.otlp.hints import doubt
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.tls import GrpcTlsSettings
 from tests.looped import looped
 
 

@@ -12,9 +12,9 @@ from statsig_otel.exporters.exporter import (
     Delivered,
     RetryLater,
 )
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.peers.certs import Authority, ServerTls

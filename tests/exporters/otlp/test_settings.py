@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
 from statsig_otel.config.opaque import Opaque
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.looped import looped
 from tests.peers.certs import Authority, Certificate
 

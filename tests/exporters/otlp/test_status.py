@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.network import answers
 from statsig_otel.exporters.otlp import status as table
 from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
@@ -91,7 +92,7 @@ def test_retry_info_makes_only_resource_exhausted_retryable(code: grpc.StatusCod
 
 def test_every_http_status_has_its_outcome() -> None:
     for status in (*range(100, 200), *range(300, 600)):
-        outcome = table.http_failure(status, b"so it is")
+        outcome = answers.http_failure(status, b"so it is")
         assert type(outcome) is http_expected(status), status
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
         assert reason(outcome) == " ".join(f"HTTP {status} {phrase}".split()) + ": so it is"
@@ -100,12 +101,12 @@ def test_every_http_status_has_its_outcome() -> None:
 
 @pytest.mark.parametrize("status", [0, 600, 999])
 def test_an_http_status_outside_all_classes_is_blocked(status: int) -> None:
-    assert table.http_failure(status) == Blocked(f"HTTP {status}")
+    assert answers.http_failure(status) == Blocked(f"HTTP {status}")
 
 
 def test_retry_after_is_honoured_by_every_retryable_http_status() -> None:
     for status in HTTP_RETRY_LATER:
-        outcome = table.http_failure(status, retry_after="7", now=NOW)
+        outcome = answers.http_failure(status, retry_after="7", now=NOW)
         assert isinstance(outcome, RetryLater), status
         assert outcome.after == 7.0
 
@@ -171,7 +172,7 @@ def test_retry_info_whose_own_bytes_are_broken_says_nothing() -> None:
     ],
 )
 def test_retry_after(value: str, expected: float | None) -> None:
-    assert table.parse_retry_after(value, NOW) == expected
+    assert answers.parse_retry_after(value, NOW) == expected
 
 
 DATE_LIKE = st.from_regex(r"[A-Z][a-z]{2,8},? [A-Za-z0-9 :-]{12,32}", fullmatch=True)
@@ -179,7 +180,7 @@ DATE_LIKE = st.from_regex(r"[A-Z][a-z]{2,8},? [A-Za-z0-9 :-]{12,32}", fullmatch=
 
 @given(value=st.text() | DATE_LIKE, now=st.floats(0, 4e9))
 def test_any_retry_after_is_nothing_or_a_bounded_wait(value: str, now: float) -> None:
-    after = table.parse_retry_after(value, now)
+    after = answers.parse_retry_after(value, now)
     assert after is None or 0 <= after <= LONGEST_ASKED
 
 
@@ -210,7 +211,7 @@ def test_any_status_details_give_an_outcome(details: bytes, code: int, message: 
 def test_any_body_gives_an_outcome(body: bytes, content_type: str, count: int, status: int) -> None:
     outcome = table.success(body, count, content_type=content_type).outcome
     assert outcome == Delivered() or (isinstance(outcome, PartiallyRejected) and 1 <= outcome.count <= count)
-    assert isinstance(table.http_failure(status, body, content_type=content_type), Outcome)
+    assert isinstance(answers.http_failure(status, body, content_type=content_type), Outcome)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_any_body_gives_an_outcome(body: bytes, content_type: str, count: int, s
         pytest.param(b"", table.Success(Delivered()), id="empty"),
         pytest.param(
             b"\xff",
-            table.Success(Delivered(), f"the answer is not OTLP ({table.PROTOBUF}): \ufffd", is_otlp=False),
+            table.Success(Delivered(), f"the answer is not OTLP ({answers.PROTOBUF}): \ufffd", is_otlp=False),
             id="else",
         ),
         pytest.param(partial_success(0), table.Success(Delivered()), id="nothing refused"),
@@ -259,7 +260,7 @@ def test_success_of_other_content_types(body: bytes, content_type: str, expected
         (b"Welcome", "text/html"),
         (b"Welcome", "Text/HTML; charset=utf-8"),
         (b"<!DOCTYPE html><title>Home</title>", ""),
-        (b"\xef\xbb\xbf\r\n <HTML lang=en>", table.PROTOBUF),
+        (b"\xef\xbb\xbf\r\n <HTML lang=en>", answers.PROTOBUF),
         (b"<html>", "application/json"),
         (b"Welcome", "application/xhtml+xml"),
         (
@@ -312,7 +313,7 @@ def test_of_a_body_that_was_not_read_to_its_end_only_a_web_page_counts() -> None
 def test_grpc_s_words_about_an_answer_that_is_not_grpc_do_not_blame_the_data() -> None:
     """By grpcio's code for them, most are UNKNOWN, which may be about the data."""
     for status in range(201, 600):
-        over_http = table.http_failure(status)
+        over_http = answers.http_failure(status)
         outcome = grpc_failure(2, f"Received http2 header with status: {status}")
         assert not isinstance(over_http, Delivered)
         assert outcome == replace(over_http, reason=reason(outcome))
@@ -326,12 +327,12 @@ def test_grpc_s_words_about_an_answer_that_is_not_grpc_do_not_blame_the_data() -
 
 def test_http_failures_name_the_url_and_where_a_redirect_leads() -> None:
     url, key = "http://backend:4318/v1/logs", "secret-key"
-    assert reason(table.http_failure(404, url=url)) == f"HTTP 404 Not Found from {url}"
+    assert reason(answers.http_failure(404, url=url)) == f"HTTP 404 Not Found from {url}"
     location = f"https://backend/login/{key}?next={key}"
-    moved = reason(table.http_failure(302, location=location, url=url, hide=[key]))
+    moved = reason(answers.http_failure(302, location=location, url=url, hide=[key]))
     assert moved == f"HTTP 302 Found to https://backend/login/[REDACTED] from {url}"
-    assert reason(table.http_failure(302, url=url)) == f"HTTP 302 Found from {url}"
-    assert "elsewhere" not in reason(table.http_failure(400, location="elsewhere"))
+    assert reason(answers.http_failure(302, url=url)) == f"HTTP 302 Found from {url}"
+    assert "elsewhere" not in reason(answers.http_failure(400, location="elsewhere"))
 
 
 @looped(
@@ -412,20 +413,24 @@ def test_resource_exhausted_is_about_the_data_only_if_something_is_too_large(
 def test_the_message_of_a_status_body_is_read() -> None:
     status = Status(code=3, message="bad\x00data")
     binary, text = status.SerializeToString(), b'{"code": 3, "message": "bad data"}'
-    assert table.http_failure(400, binary, content_type=table.PROTOBUF) == Rejected("HTTP 400 Bad Request: bad data")
-    assert table.http_failure(400, text, content_type="application/json") == Rejected("HTTP 400 Bad Request: bad data")
+    assert answers.http_failure(400, binary, content_type=answers.PROTOBUF) == Rejected(
+        "HTTP 400 Bad Request: bad data"
+    )
+    assert answers.http_failure(400, text, content_type="application/json") == Rejected(
+        "HTTP 400 Bad Request: bad data"
+    )
 
 
 @given(text=st.text())
 def test_a_reason_is_one_bounded_printable_line(text: str) -> None:
-    line = table.one_line(text)
-    assert len(line) <= table.MAX_MESSAGE_CHARS
+    line = answers.one_line(text)
+    assert len(line) <= answers.MAX_MESSAGE_CHARS
     assert line.isprintable()
     assert line == line.strip()
 
 
 def test_a_long_message_is_cut_with_dots() -> None:
-    assert table.one_line("ab" * 1000) == ("ab" * 1000)[:297] + "..."
+    assert answers.one_line("ab" * 1000) == ("ab" * 1000)[:297] + "..."
 
 
 @looped(
@@ -442,7 +447,7 @@ def test_a_long_message_is_cut_with_dots() -> None:
     ],
 )
 def test_a_reason_hides_header_values(text: str, hide: list[str], expected: str) -> None:
-    assert table.one_line(text, hide) == expected
+    assert answers.one_line(text, hide) == expected
 
 
 SECRETS = st.text(st.characters(codec="latin-1", exclude_categories=["Cc", "Cf", "Zs"]), min_size=8, max_size=40)
@@ -453,6 +458,6 @@ def test_no_long_header_value_is_ever_seen(secret: str, before: str, after: str)
     """Neither cut in half by the bound nor glued to other text."""
     for outcome in (
         grpc_failure(16, before + secret + after, hide=[secret]),
-        table.http_failure(401, (secret * 40 + after).encode("utf-8", "replace"), hide=[secret]),
+        answers.http_failure(401, (secret * 40 + after).encode("utf-8", "replace"), hide=[secret]),
     ):
         assert secret not in reason(outcome).replace("[REDACTED]", "\n")

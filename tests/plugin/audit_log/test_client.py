@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.plugin.audit_log.client import AuditLogClient, AuditLogError
 from tests.peers.audit_log import KEY, Anchor, AuditLogServer, answer, audit_entry, cut, failing, hang_up
 from tests.peers.certs import Authority

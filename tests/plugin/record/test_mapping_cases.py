@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of

@@ -22,7 +22,7 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.json_lines import to_json_line
 from tests.looped import looped
 
 LOWER_CAMEL_CASE = re.compile(r"[a-z][A-Za-z0-9]*")

@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from statsig_otel.exporters.exporter import Blocked, Delivered, RetryLater
+from statsig_otel.exporters.network.proxy import Proxy, grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
-from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded
