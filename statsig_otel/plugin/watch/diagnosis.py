@@ -154,7 +154,7 @@ _FIRST_TO_CHECK: Final = frozenset({"not_found", "tls", "tls_handshake", "http2"
 """Reasons of refusals by the server that are worth a word until a webhook with a valid signature arrives."""
 
 _OF_OTHERS: Final = frozenset({"method", "signature_missing", "signature_malformed", "timestamp_missing", "no_secret"})
-"""Reasons of refusals that somebody causes who looks for open doors. Between accepted webhooks they are no news."""
+"""Reasons of refusals that strangers cause all the time. Between accepted webhooks they are not worth a word."""
 
 _BARE: Final = "no_secret"
 """The reason of a refusal by a receiver without a signing secret."""
