@@ -103,7 +103,10 @@ def kill_one_of_each(chain: Chain, shown: Shown) -> None:
         pid = part.pid
         say(f"killing {part.name}, pid {pid}")
         os.kill(pid, signal.SIGKILL)
+        latest = time.monotonic() + PATIENCE
         while not part.is_running or part.pid == pid:
+            if time.monotonic() > latest:
+                raise TimeoutError(f"{part.name} does not start again")
             watch(shown, 0.5)
     watch(shown, 5)
 

@@ -97,9 +97,7 @@ class Chain:
     Args:
         folder: A folder for its files.
         backend: The URL of the backend, OTLP over HTTP.
-        brokers: How many brokers, each with a replica of each partition.
         replicas: How many replicas of the service.
-        consumers: How many Collectors.
         secret: The signing secret.
 
     Raises:
@@ -114,28 +112,18 @@ class Chain:
         access_log: What nginx has passed on, and to whom.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        backend: str,
-        *,
-        brokers: int = 3,
-        replicas: int = 3,
-        consumers: int = 2,
-        secret: str = SECRET,
-    ) -> None:
-        self.kafka = ApacheKafka(fetch(), folder / "kafka", brokers)
-        collector = build(EXAMPLE / "collector-builder.yaml") if consumers else Path()
-        addresses = self.kafka.addresses()
-        environment = {
+    def __init__(self, folder: Path, backend: str, *, replicas: int = 3, secret: str = SECRET) -> None:
+        _nginx()  # what is quickly found to be missing first
+        self.kafka = ApacheKafka(fetch(), folder / "kafka", size=3)
+        collector = build(EXAMPLE / "collector-builder.yaml")
+        self._collector = [str(collector), "--config", str(EXAMPLE / "collector.yaml")]
+        self._environment = {
             "STATSIG_SIGNING_SECRET": secret,
             "BACKEND": backend,
-            **{f"KAFKA_{number}": addresses[(number - 1) % brokers] for number in (1, 2, 3)},
+            **{f"KAFKA_{number}": address for number, address in enumerate(self.kafka.addresses(), 1)},
         }
-        self._collector = [str(collector), "--config", str(EXAMPLE / "collector.yaml")]
-        self._environment = environment
         self.replicas = [self.replica(str(number)) for number in range(1, replicas + 1)]
-        self.consumers = [self.consumer(str(number)) for number in range(1, consumers + 1)]
+        self.consumers = [self.consumer(str(number)) for number in (1, 2)]
         self.access_log = folder / "nginx" / "access.log"
         self.balancer = balancer(folder / "nginx", [replica.port for replica in self.replicas])
         self.url = url(self.balancer)
@@ -185,15 +173,19 @@ def url(part: Part) -> str:
     return f"http://127.0.0.1:{part.port}/api/v1/data/events/receiver/statsig"
 
 
+def _nginx() -> str:
+    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None:
+        raise UnavailableError("nginx is not on the PATH (Debian: nginx)")
+    return found
+
+
 def balancer(folder: Path, ports: Sequence[int]) -> Part:
     """nginx with the example's file, before replicas on these ports. It is not started.
 
     Raises:
         UnavailableError: There is no nginx.
     """
-    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if nginx is None:
-        raise UnavailableError("nginx is not on the PATH (Debian: nginx)")
     port = free_port()
     lines = (EXAMPLE / "nginx.conf").read_text().replace("127.0.0.1:8080", f"127.0.0.1:{port}").splitlines()
     first, *others = [line for line in lines if line.lstrip().startswith("server 127.0.0.1")]
@@ -202,7 +194,7 @@ def balancer(folder: Path, ports: Sequence[int]) -> Part:
     folder.mkdir(parents=True)
     (folder / "nginx.conf").write_text(text)
     own = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"
-    command = [nginx, "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", own]
+    command = [_nginx(), "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", own]
     return Part("nginx", command, {}, port=port)
 
 
