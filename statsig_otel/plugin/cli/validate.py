@@ -15,9 +15,9 @@ from statsig_otel.plugin.cli.options import config_errors_reported, config_optio
 from statsig_otel.plugin.doctor.resources import check_resources
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.doubts import doubts
 from statsig_otel.plugin.settings.environment import check_enabled, read_document
 from statsig_otel.plugin.settings.reading import queued_exporters
-from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.resource import resource_from_environment
 from statsig_otel.plugin.settings.storage import find_directory
 
@@ -50,7 +50,7 @@ def command(locations: tuple[str, ...], listen: str | None, *, no_machine: bool)
     click.echo("The configuration is valid.")
     for title, names in _summary(configuration, directory).items():
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
-    for sentence in remarks(configuration, document):
+    for sentence in doubts(configuration, document):
         click.echo(f"  warning: {sentence}")
     for problem in in_use:
         click.echo(f"  warning: {replace(problem, hint=None)}")

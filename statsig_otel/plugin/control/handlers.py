@@ -1,4 +1,7 @@
-"""The table of commands: which handler carries out each, on a running service and on a stopped one."""
+"""The table of commands on a queue: which handler carries out each, on a running service and on a stopped one.
+
+`Assembly` adds `status` and `journal`, and `Reloader` adds `reload`.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future

@@ -14,9 +14,9 @@ from statsig_otel.plugin.doctor.endpoints import check_backends
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.doctor.resources import check_files, check_locks, check_ports
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.doubts import doubts
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
-from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
 
 
@@ -49,7 +49,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str], *, listen: 
         yield from (of_problem("configuration", problem) for problem in ConfigError(problems).problems)
         if not problems:
             yield Finding("configuration", "ok", "valid")
-            yield from (Finding("configuration", "warning", sentence) for sentence in remarks(configuration, document))
+            yield from (Finding("configuration", "warning", sentence) for sentence in doubts(configuration, document))
         there = tuple(name for name in configuration.service_extensions if name in configuration.extensions)
         configuration = replace(configuration, service_extensions=there)
         yield from _on_this_machine(configuration, document, environ)

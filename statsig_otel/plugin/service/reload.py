@@ -24,9 +24,9 @@ from statsig_otel.plugin.service.outbound import Applied
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.audit_log import check_key
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
+from statsig_otel.plugin.settings.doubts import doubts
 from statsig_otel.plugin.settings.reading import configured_pem_files, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
-from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.webhook.secret import doubt_of_secret
 
 _logger: Final = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Reloader:
                 _logger.info("Reload: %s", "; ".join(applied.changes) or "nothing has changed")
             for failure in applied.failures:
                 _logger.error("Reload: %s", failure)
-            for sentence in remarks(self._assembly.configuration, self._document) if applied.changes else ():
+            for sentence in doubts(self._assembly.configuration, self._document) if applied.changes else ():
                 _logger.warning("%s", sentence)
             if applied.failures:
                 raise PartlyAppliedError(applied)

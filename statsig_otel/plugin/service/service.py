@@ -38,10 +38,10 @@ from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.lifespan import with_lifespan
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
+from statsig_otel.plugin.settings.doubts import doubts
 from statsig_otel.plugin.settings.environment import read_document
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.resource import resource_from_environment
 from statsig_otel.plugin.settings.storage import find_directory
 
@@ -211,7 +211,7 @@ class Service:
         self._tracer_provider = tracer_provider
         self._reloader = reloader
         self._lifecycle = Lifecycle(self._open, self._close)
-        for sentence in remarks(assembly.configuration, reloader.document):
+        for sentence in doubts(assembly.configuration, reloader.document):
             _logger.warning("%s", sentence)
 
     def reload(self) -> list[str]:

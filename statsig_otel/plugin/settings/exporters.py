@@ -4,7 +4,7 @@ The names are the Collector's. Some defaults differ, so that nothing is lost: th
 end.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -15,9 +15,6 @@ from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import SIZE, Duration, format_duration, parse_size
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
-from statsig_otel.exporters.kafka.settings import KafkaSettings
-from statsig_otel.exporters.otlp.hints import doubt
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
 _MOST_RECORDS: Final = 100_000
 _MOST_BYTES: Final = 64 << 20
@@ -231,31 +228,3 @@ class ConfiguredExporter(Composed):
             timeout=self.timeout,
             retry=retry,
         )
-
-
-def _is_plain(settings: KafkaSettings) -> bool:
-    """Whether the password itself is sent. With SCRAM it is not."""
-    return settings.auth.sasl is not None and settings.auth.sasl.mechanism == "PLAIN"
-
-
-def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
-    """Warnings of valid settings that are probably wrong, such as keys without an effect: each with its place."""
-    for name, exporter in exporters.items():
-        settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
-        if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):
-            if why := doubt(settings):
-                yield f"exporters::{name}: {why}"
-            if not settings.uses_tls and settings.tls.insecure_skip_verify:
-                yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
-        if isinstance(settings, KafkaSettings) and not settings.uses_tls and _is_plain(settings):
-            yield f"exporters::{name}::auth::sasl: without TLS the password is sent in the clear: write tls: {{}}"
-        if not queue.enabled:
-            written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
-            written += ["retry_on_failure"] if "retry_on_failure" in exporter.model_fields_set else []
-            if written:
-                yield f"exporters::{name}: not used while sending_queue::enabled is false: {', '.join(written)}"
-            continue
-        if queue.num_consumers != 1:
-            yield f"{where}::num_consumers: {queue.num_consumers} is not used: one sender keeps the order"
-        if queue.batch.min_size or queue.batch.flush_timeout:
-            yield f"{where}::batch: min_size and flush_timeout are not used: what waits is sent at once"

@@ -210,7 +210,7 @@ def sentences(facts: Facts) -> Iterator[str]:
     if 0 < well < len(facts.exporters):
         yield f"{well} of {len(facts.exporters)} exporters {'is' if well == 1 else 'are'} well."
     if facts.dead_letters:
-        yield f"{counted(facts.dead_letters, 'dead letter')} held."
+        yield f"{counted(facts.dead_letters, 'dead letter')} kept."
 
 
 def _not_received(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str]:
@@ -423,7 +423,7 @@ def troubles(facts: Facts) -> list[Trouble]:
         advice = f"{_SPORADIC} {check(entry.reason, entry.detail)}"
         found.append(Trouble(title, advice, entry.last, is_past=True, can_wait=True))
     if facts.dead_letters:
-        title = f"{counted(facts.dead_letters, 'dead letter')} held"
+        title = f"{counted(facts.dead_letters, 'dead letter')} kept"
         found.append(Trouble(title, _DEAD_LETTERS, facts.now, can_wait=True))
     return sorted(found, key=lambda trouble: trouble.can_wait)
 

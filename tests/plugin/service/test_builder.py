@@ -27,7 +27,7 @@ from statsig_otel.plugin import (
     Service,
     StatsigReceiverSettings,
 )
-from statsig_otel.plugin.settings.remarks import remarks
+from statsig_otel.plugin.settings.doubts import doubts
 from tests.looped import looped
 from tests.plugin.services import SECRET, Keeper, names_in, post, service
 
@@ -178,7 +178,7 @@ def test_settings_and_what_a_file_would_say_are_the_same() -> None:
         },
     )
     assert built._assembly.configuration == written._assembly.configuration
-    assert not list(remarks(built._assembly.configuration))
+    assert not list(doubts(built._assembly.configuration))
 
 
 def test_a_mapping_does_where_a_file_has_one() -> None:

@@ -12,7 +12,7 @@ from statsig_otel.config.grammar import check
 from statsig_otel.config.merging import merge
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.remarks import remarks
+from statsig_otel.plugin.settings.doubts import doubts
 from tests.looped import looped
 
 VENDORS: Final = Path(__file__).parent / "vendors"
@@ -28,7 +28,7 @@ def said_of(path: Path) -> list[str]:
     pasted = parse(text.encode(), file="config.yaml", directory=VENDORS, environ=environ)
     document = merge([receiver, pasted])
     try:
-        return [f"warning: {sentence}" for sentence in remarks(check(document, COMPONENTS), document)]
+        return [f"warning: {sentence}" for sentence in doubts(check(document, COMPONENTS), document)]
     except ConfigError as error:
         return str(error).splitlines()
 

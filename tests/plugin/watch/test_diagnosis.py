@@ -83,7 +83,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
         ),
         (
             replace(facts(RECEIVING), dead_letters=1, reasons={"queue_full": "too much waits"}),
-            "Not receiving: too much waits. 1 dead letter held.",
+            "Not receiving: too much waits. 1 dead letter kept.",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_only_what_a_backend_mends_or_what_is_kept_can_wait() -> None:
         ("retrying", True),
         ("4", True),
     ]
-    assert found[-1].title == "4 dead letters held"
+    assert found[-1].title == "4 dead letters kept"
     assert found[-1].check.endswith("and replay it, or drop it.")
 
 

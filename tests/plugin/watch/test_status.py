@@ -186,7 +186,7 @@ def test_who_holds_records_up() -> None:
     assert said == (
         "Not delivering to shut, which is blocked: 12 records wait. Not delivering to at_once, which is refused. "
         "Receiving. Last config change 4 minutes ago. away is retrying: 1 record waits. 1 of 4 exporters is well. "
-        "2 dead letters held."
+        "2 dead letters kept."
     )
 
 

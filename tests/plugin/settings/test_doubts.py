@@ -10,8 +10,8 @@ from statsig_otel.config.document import Document
 from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.doubts import doubts
 from statsig_otel.plugin.settings.environment import document_from_environment
-from statsig_otel.plugin.settings.remarks import remarks
 
 FILE = """\
 receivers: {statsig: {signing_secrets: [%s]}}
@@ -24,7 +24,7 @@ service: {pipelines: {logs: {receivers: [statsig], exporters: [otlp_http]}}}
 
 
 def said(document: Document) -> list[str]:
-    return list(remarks(check(document, COMPONENTS), document))
+    return list(doubts(check(document, COMPONENTS), document))
 
 
 def read(*texts: str, environ: Mapping[str, str] | None = None) -> Document:
