@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo kafka test test-slow test-all check format bench bench-webhook proof docs site fuzz browser test-browser stores dependencies sbom clean
+.PHONY: help demo kafka test test-slow test-all check format bench bench-webhook proof docs site fuzz browser test-browser stores dependencies sbom release clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -33,6 +33,7 @@ help:
 	@echo "make proof      run the long proofs of proofs/; QUICK=1 for a first look, PROOFS=power_loss for only that one"
 	@echo "make format     format the code"
 	@echo "make sbom       list what an installation contains, in build/sbom.json (CycloneDX)"
+	@echo "make release    build a release in dist/ and check it, up to the upload"
 	@echo "make docs       generate the parts of docs/ that come from the code"
 	@echo "make site       make a site of README.md, docs/ and the READMEs of examples/, in build/site"
 
@@ -167,7 +168,7 @@ docs: $(VENV)/.dev
 # Tools about packages, apart from the packages that they are about.
 build/tools/.made: $(CONSTRAINTS)
 	$(BIN)/python -m venv build/tools
-	PIP_CONSTRAINT=$(CONSTRAINTS) build/tools/bin/pip install --quiet cyclonedx-bom uv
+	PIP_CONSTRAINT=$(CONSTRAINTS) build/tools/bin/pip install --quiet cyclonedx-bom pipx twine uv
 	@touch $@
 
 # What the registry says of each package, in docs/dependencies.md.
@@ -182,6 +183,11 @@ sbom: build/tools/.made
 	build/tools/bin/uv pip install --quiet --python build/product/bin/python --constraint $(CONSTRAINTS) .
 	build/tools/bin/cyclonedx-py environment --output-reproducible --gather-license-texts --pyproject pyproject.toml --mc-type application \
 		--of JSON --output-file build/sbom.json build/product/bin/python
+
+# All of a release but the upload: dist/ has what was checked. DRAFT=1 does the same with a version that the changelog lacks.
+release: build/tools/.made sbom
+	build/tools/bin/python .ci/release.py --tools build/tools/bin $(if $(DRAFT),--draft) $(if $(PYTHON),--python $(PYTHON))
+	cp build/sbom.json dist/
 
 clean:
 	rm -rf .venv .venv-* .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

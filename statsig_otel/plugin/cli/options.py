@@ -13,6 +13,7 @@ from statsig_otel.config.errors import ConfigError
 config_option: Final = click.option(
     "--config",
     "locations",
+    type=click.Path(),  # completed as a path, though it may be another location
     multiple=True,
     metavar="LOCATION",
     help="A YAML configuration: PATH, file:PATH, env:NAME or yaml:TEXT. Several are merged; later ones win. "

@@ -61,6 +61,7 @@ def location_options(function: _F) -> _F:
     )
     config = click.option(
         "--config",
+        type=click.Path(),
         multiple=True,
         metavar="LOCATION",
         expose_value=False,

@@ -64,6 +64,7 @@ def _told() -> Iterator[None]:
 @click.option(
     "--config",
     "locations",
+    type=click.Path(),
     multiple=True,
     required=True,
     metavar="LOCATION",

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 _DEFAULT_SAMPLE: Final = "gate"
 
 
+def _complete_sample(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """The samples whose names begin like this."""
+    from statsig_otel.plugin.demo.samples import SAMPLES
+
+    return [name for name in SAMPLES if name.startswith(incomplete)]
+
+
 def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
     if not wanted or context.resilient_parsing:
         return
@@ -31,7 +38,12 @@ def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.command("send")
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--url", help="The receiver's URL, as `statsig-otel run` prints it. Required, except with --print.")
-@click.option("--sample", metavar="NAME", help="Send this built-in sample, as a new change.  [default: gate]")
+@click.option(
+    "--sample",
+    metavar="NAME",
+    shell_complete=_complete_sample,
+    help="Send this built-in sample, as a new change.  [default: gate]",
+)
 @click.option("--print", "only_print", is_flag=True, help="Print the body of the sample, and send nothing.")
 @click.option(
     "--list-samples", is_flag=True, is_eager=True, expose_value=False, callback=_list_samples, help="List the samples."
