@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel._times import SHUTDOWN_MARGIN, SHUTDOWN_TIMEOUT
 from tests.deploy.machine import PYTHON, ROOT, Machine, missing
-from tests.test_readme import blocks
+from tests.deploy.page import SECTIONS, commands
 from tests.waiting import wait_until
 
 UNITS = ROOT / "examples" / "deploy" / "systemd"
@@ -54,6 +54,11 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
     found = re.search(r"^TimeoutStopSec=(\d+)$", SERVICE.read_text(), re.MULTILINE)
     assert found is not None
     assert int(found[1]) > SHUTDOWN_TIMEOUT + SHUTDOWN_MARGIN
+
+
+def test_each_command_of_the_page_is_run_by_a_test() -> None:
+    counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
+    assert counts == {"With systemd": 4, "Backup": 2, "Upgrade": 1, "In a container": 2, "In Kubernetes": 1}
 
 
 LOAD = """
@@ -100,7 +105,9 @@ def property_of(machine: Machine, name: str) -> str:
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     """Each of its commands, in their order, and what they are for."""
-    install, set_up, first_secret, reload, backup, restore, upgrade = blocks("sh", "docs/running.md")[:7]
+    install, set_up, first_secret, reload = commands("With systemd")
+    backup, restore = commands("Backup")
+    (upgrade,) = commands("Upgrade")
     folder = tmp_path / "machine"
     folder.mkdir()
     with Machine(folder) as machine:

@@ -1,0 +1,121 @@
+{{- define "statsig-otel.name" -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "statsig-otel.selector" -}}
+app.kubernetes.io/name: statsig-otel
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "statsig-otel.labels" -}}
+{{ include "statsig-otel.selector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{/* The file for `statsig-otel run`. */}}
+{{- define "statsig-otel.config" -}}
+{{- $disk := eq .Values.mode "disk" }}
+{{- $receiver := dict
+  "endpoint" "0.0.0.0:8080"
+  "signing_secrets" (list "${file:/etc/statsig-otel/secrets/signing-secret}" "${file:/etc/statsig-otel/secrets/next-signing-secret}") }}
+{{- $exporters := dict }}
+{{- range $id, $settings := .Values.exporters }}
+{{- $_ := set $exporters $id (ternary $settings (merge (dict "sending_queue" (dict "enabled" false)) ($settings | default dict)) $disk) }}
+{{- end }}
+{{- $extensions := dict "health_check" (dict "endpoint" "0.0.0.0:13133") }}
+{{- if $disk }}
+{{- $_ := set $extensions "file_storage" (dict "directory" "/var/lib/statsig-otel") }}
+{{- end }}
+{{- $reader := dict "pull" (dict "exporter" (dict "prometheus" (dict "host" "0.0.0.0" "port" 8888))) }}
+{{- $service := dict
+  "extensions" (keys $extensions | sortAlpha)
+  "telemetry" (dict "metrics" (dict "readers" (list $reader)))
+  "pipelines" (dict "logs" (dict "receivers" (list "statsig") "exporters" (keys $exporters | sortAlpha))) }}
+{{- dict "receivers" (dict "statsig" (merge $receiver .Values.receiver)) "exporters" $exporters "extensions" $extensions "service" $service | toYaml }}
+{{- end }}
+
+{{/* What a pod is, with a volume or without. */}}
+{{- define "statsig-otel.pod" -}}
+metadata:
+  labels:
+    {{- include "statsig-otel.labels" . | nindent 4 }}
+  annotations:
+    # A changed configuration starts new pods. A changed secret does not need that.
+    checksum/config: {{ include "statsig-otel.config" . | sha256sum }}
+spec:
+  automountServiceAccountToken: false
+  serviceAccountName: {{ include "statsig-otel.name" . }}
+  # Ten seconds until no webhooks come any more, and a shutdown of at most 21 s.
+  terminationGracePeriodSeconds: 40
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 10001
+    runAsGroup: 10001
+    fsGroup: 10001
+    fsGroupChangePolicy: OnRootMismatch
+    seccompProfile: {type: RuntimeDefault}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets: {{ toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: statsig-otel
+      image: "{{ .Values.image.repository }}:{{ .Values.image.tag }}"
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      args: [run, --config, /etc/statsig-otel/config/statsig-otel.yaml]
+      {{- with .Values.envFrom }}
+      envFrom: {{ toYaml . | nindent 8 }}
+      {{- end }}
+      ports:
+        - {name: webhook, containerPort: 8080}
+        - {name: health, containerPort: 13133}
+        - {name: metrics, containerPort: 8888}
+      startupProbe:
+        httpGet: {path: /livez, port: health}
+        periodSeconds: 2
+        failureThreshold: 150 # the queue of a crashed node may have to be looked through first
+      livenessProbe:
+        httpGet: {path: /livez, port: health}
+        timeoutSeconds: 6
+      readinessProbe:
+        httpGet: {path: /readyz, port: health}
+        periodSeconds: 5
+        timeoutSeconds: 3
+      lifecycle:
+        # Kubernetes tells others that this pod goes at the same moment as the pod. Webhooks still come until they know.
+        preStop:
+          exec: {command: [python3, -c, import time; time.sleep(10)]}
+      resources: {{ toYaml .Values.resources | nindent 8 }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+      volumeMounts:
+        - {name: config, mountPath: /etc/statsig-otel/config, readOnly: true}
+        - {name: secrets, mountPath: /etc/statsig-otel/secrets, readOnly: true}
+        {{- if eq .Values.mode "disk" }}
+        - {name: queue, mountPath: /var/lib/statsig-otel}
+        {{- end }}
+  volumes:
+    - name: config
+      configMap: {name: {{ include "statsig-otel.name" . }}}
+    - name: secrets
+      secret: {secretName: {{ .Values.signingSecret }}, defaultMode: 0440}
+  {{- with .Values.nodeSelector }}
+  nodeSelector: {{ toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.tolerations }}
+  tolerations: {{ toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.affinity }}
+  affinity: {{ toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if eq .Values.mode "kafka" }}
+  topologySpreadConstraints:
+    - maxSkew: 1
+      topologyKey: kubernetes.io/hostname
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels: {{ include "statsig-otel.selector" . | nindent 10 }}
+  {{- end }}
+{{- end }}

@@ -1,0 +1,127 @@
+"""The image and the compose file of examples/deploy/docker."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.deploy.images import IMAGE, Podman, missing, podman
+from tests.deploy.machine import ROOT
+from tests.deploy.page import commands
+from tests.deploy.proxies import PATH, free_port
+from tests.e2e.processes import Process
+from tests.e2e.statsig_client import SECRET, change, post
+from tests.peers.otlp_servers import GrpcSink
+from tests.waiting import wait_until
+
+FILES = ROOT / "examples" / "deploy" / "docker"
+TOOLS = ROOT / "build" / "deploy" / "bin"
+
+pytestmark = pytest.mark.slow
+
+checked = pytest.mark.skipif(not TOOLS.exists(), reason="LOUD: hadolint and schemas are missing: make deploy-tools")
+
+
+class Ports(NamedTuple):
+    """Where the service and its backend listen in these tests."""
+
+    webhook: int
+    health: int
+    backend: int
+
+
+@checked
+def test_hadolint_finds_nothing() -> None:
+    """Except that it asks for several commands in one RUN, for which they would need a shell."""
+    words = [str(TOOLS / "hadolint"), "--ignore=DL3059", str(FILES / "Dockerfile")]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@checked
+def test_the_compose_file_fits_its_schema() -> None:
+    words = [str(TOOLS / "check-jsonschema"), "--builtin-schema=vendor.compose-spec", str(FILES / "compose.yaml")]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> None:
+    """All but the last: there is no Docker here."""
+    *secrets, last = commands("In a container")[1].splitlines()
+    assert last.startswith("docker compose --file examples/deploy/docker/compose.yaml up ")
+    folder = tmp_path / "examples" / "deploy" / "docker"
+    folder.mkdir(parents=True)
+    subprocess.run(["sh", "-ec", "\n".join(secrets)], cwd=tmp_path, check=True)
+    compose = YAML(typ="safe").load((FILES / "compose.yaml").read_text())["services"]["statsig-otel"]
+    mounts = dict(volume.split(":")[:2] for volume in compose["volumes"])
+    assert mounts["./secrets"] == "/run/secrets"
+    for name in re.findall(r"/run/secrets/([a-z-]+)", (FILES / "statsig-otel.yaml").read_text()):
+        assert (folder / "secrets" / name).exists()
+    for source in mounts:
+        assert source in {"./secrets", "queue"} or (FILES / source).exists()
+
+
+@contextmanager
+def container(made: Podman, folder: Path, ports: Ports) -> Iterator[Process]:
+    """The image as compose.yaml runs it: nothing to write but the queue, no privilege. And without any shell."""
+    config = (FILES / "statsig-otel.yaml").read_text()
+    for shown, here in (
+        ("0.0.0.0:8080", f"127.0.0.1:{ports.webhook}"),
+        ("collector:4317", f"127.0.0.1:{ports.backend}"),
+        ("health_check: #", f"health_check: {{endpoint: localhost:{ports.health}}} #"),
+    ):
+        assert shown in config
+        config = config.replace(shown, here)
+    (folder / "statsig-otel.yaml").write_text(config)
+    shells = [f"--volume=/dev/null:/usr/bin/{shell}:ro" for shell in ("sh", "dash", "bash")]
+    limits = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
+    volumes = [
+        f"--volume={folder}/statsig-otel.yaml:/etc/statsig-otel/statsig-otel.yaml:ro",
+        f"--volume={folder}/secrets:/run/secrets:ro",
+        "--volume=queue:/var/lib/statsig-otel",
+    ]
+    with Process(made.run("--name=service", *limits, *shells, *volumes, IMAGE), dict(os.environ)) as process:
+        process.wait_for("Webhook URL: ")
+        yield process
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(missing() != "", reason=missing())
+def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "signing-secret").write_text(SECRET)
+    (tmp_path / "secrets" / "next-signing-secret").touch()
+    ports = Ports(free_port(), free_port(), free_port())
+    url = f"http://127.0.0.1:{ports.webhook}{PATH}"
+    build, _ = commands("In a container")
+    with podman() as made:
+        made.build(build)
+        with container(made, tmp_path, ports) as process:
+            assert post(url, change(1)).status == 200
+            check_process(made, ports.health)
+            assert process.stop() == 0
+        with GrpcSink(port=ports.backend) as backend, container(made, tmp_path, ports):
+            wait_until(lambda: backend.records, "the record that waited in the volume")
+
+
+def check_process(made: Podman, health: int) -> None:
+    """Who it is, and what its health check says: the image's own, at the port of this test."""
+    pid = made("inspect", "--format={{.State.Pid}}", "service").strip()
+    status = Path(f"/proc/{pid}/status").read_text()
+    for line in ("Uid:\t10001\t10001\t10001\t10001", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"):
+        assert line in status
+    kind, *check = json.loads(made("inspect", "--type=image", IMAGE))[0]["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    assert "localhost:13133" in check[-1]
+    for port, code in ((health, 0), (free_port(), 1)):
+        words = [word.replace("13133", str(port)) for word in check]
+        ran = subprocess.run(made.run(f"--entrypoint={words[0]}", IMAGE, *words[1:]), capture_output=True, check=False)
+        assert ran.returncode == code

@@ -1,0 +1,223 @@
+"""The Helm chart of examples/deploy/helm: what it renders, and a process with what it renders.
+
+There is no cluster: that Kubernetes starts the pods, mounts the files and asks the probes is not shown.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from ruamel.yaml import YAML
+
+from tests.conftest import HAS_KAFKA
+from tests.deploy.machine import ROOT
+from tests.deploy.page import commands
+from tests.deploy.proxies import PATH, free_port
+from tests.e2e.processes import Process, signed
+from tests.e2e.service_process import environment, run_to_end
+from tests.e2e.statsig_client import SECRET, change, http, post
+from tests.peers.otlp_servers import GrpcSink
+from tests.waiting import wait_until
+
+CHART = ROOT / "examples" / "deploy" / "helm"
+TOOLS = ROOT / "build" / "deploy" / "bin"
+VALUES = sorted((CHART / "values").glob("*.yaml"))
+NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
+VERSION = "--kube-version=1.33.0"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (TOOLS / "helm").exists(), reason="LOUD: helm is missing: make deploy-tools"),
+]
+
+each_values = pytest.mark.parametrize("values", VALUES, ids=[path.stem for path in VALUES])
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=False)
+
+
+def render(*options: str) -> dict[str, Any]:
+    """What the chart makes, by kind."""
+    done = tool("helm", "template", "changes", str(CHART), VERSION, *options)
+    assert done.returncode == 0, done.stderr
+    documents = [document for document in YAML(typ="safe").load_all(done.stdout) if document]
+    kinds = {document["kind"]: document for document in documents}
+    assert len(kinds) == len(documents)
+    return kinds
+
+
+def test_there_are_values_for_both_modes() -> None:
+    assert [path.stem for path in VALUES] == ["disk", "kafka"]
+
+
+@each_values
+def test_helm_and_kubernetes_find_nothing_wrong(values: Path, tmp_path: Path) -> None:
+    lint = tool("helm", "lint", "--strict", VERSION, "--values", str(values), str(CHART))
+    assert lint.returncode == 0, lint.stdout
+    rendered = tool("helm", "template", "changes", str(CHART), VERSION, "--values", str(values))
+    (tmp_path / "rendered.yaml").write_text(rendered.stdout)
+    found = tool("kubernetes-validate", "--strict", "--no-warn", str(tmp_path / "rendered.yaml"))
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@each_values
+def test_the_service_understands_the_configuration(values: Path, tmp_path: Path) -> None:
+    config = render("--values", str(values))["ConfigMap"]["data"]["statsig-otel.yaml"]
+    secrets(tmp_path / "secrets", "0", SECRET, "")
+    file = tmp_path / "statsig-otel.yaml"
+    file.write_text(config.replace("/etc/statsig-otel/secrets", str(tmp_path / "secrets")))
+    env = {"KAFKA_PASSWORD": "made-up"}
+    checked = run_to_end("validate", "--no-machine", "--config", str(file), env=env)
+    assert checked.returncode == 0, checked.stderr
+    assert "warn" not in checked.stderr.lower()
+
+
+def test_the_commands_of_the_page() -> None:
+    """Without a cluster: what `helm install` would send to it, and the keys of the Secret."""
+    secret, install = commands("In Kubernetes")[0].splitlines()
+    words = shlex.split(install)
+    assert words[:2] == ["helm", "install"]
+    done = subprocess.run([TOOLS / "helm", "template", VERSION, *words[2:]], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    config = render("--values", str(VALUES[0]))["ConfigMap"]["data"]["statsig-otel.yaml"]
+    keys = re.findall(r"--from-literal=([a-z-]+)=", secret)
+    assert keys == re.findall(r"/etc/statsig-otel/secrets/([a-z-]+)", config)
+    assert f"secretName: {secret.split()[4]}".encode() in done.stdout
+
+
+def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> None:
+    disk, kafka = (render("--values", str(values)) for values in VALUES)
+    assert disk.keys() - kafka.keys() == {"StatefulSet"}
+    assert kafka.keys() - disk.keys() == {"Deployment", "PodDisruptionBudget", "ServiceMonitor"}
+    assert disk["StatefulSet"]["spec"]["replicas"] == 1
+    assert kafka["Deployment"]["spec"]["replicas"] == 3
+    (claim,) = disk["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container_of(disk)["volumeMounts"]}
+    assert mounts[claim["metadata"]["name"]] == "/var/lib/statsig-otel"
+    assert "queue" not in json.dumps(container_of(kafka)["volumeMounts"])
+    for kinds in (disk, kafka):
+        pod = pod_of(kinds)
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert container_of(kinds)["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def pod_of(kinds: dict[str, Any]) -> dict[str, Any]:
+    workload = kinds.get("StatefulSet") or kinds["Deployment"]
+    pod: dict[str, Any] = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(kinds: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod_of(kinds)["containers"]
+    return dict(container)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("mode=memory", "mode"),
+        ("replicas=0", "replicas"),
+        ("image.repository=", "repository"),
+        ("receiver.endpoint=localhost:1", "endpoint"),
+        ("exporters=null", "exporters"),
+        ("volume.size=1", "size"),
+        ("mode=kafka", "exporters"),
+        ("misspelt=1", "misspelt"),
+    ],
+)
+def test_wrong_values_are_refused(wrong: str, message: str) -> None:
+    done = tool("helm", "template", "changes", str(CHART), VERSION, "--values", str(VALUES[0]), "--set", wrong)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def secrets(folder: Path, generation: str, current: str, following: str) -> None:
+    """What the kubelet makes of a Secret: files that are links through `..data`, which it replaces at once."""
+    written = folder / f"..{generation}"
+    written.mkdir(parents=True)
+    for name, value in (("signing-secret", current), ("next-signing-secret", following)):
+        (written / name).write_text(value)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+    (folder / "..next").symlink_to(written.name)
+    (folder / "..next").replace(folder / "..data")
+
+
+@contextmanager
+def started(kinds: dict[str, Any], folder: Path) -> Iterator[dict[str, int]]:
+    """The container's command as a process, with the files that it gets; each container port is a free one here."""
+    container = container_of(kinds)
+    ports = {port["name"]: free_port() for port in container["ports"]}
+    config = kinds["ConfigMap"]["data"]["statsig-otel.yaml"]
+    for port in container["ports"]:
+        assert str(port["containerPort"]) in config
+        config = config.replace(str(port["containerPort"]), str(ports[port["name"]]))
+    folders = {mount["mountPath"]: folder / mount["name"] for mount in container["volumeMounts"]}
+    arguments = list(container["args"])
+    for mounted, here in folders.items():
+        here.mkdir(exist_ok=True)
+        config = config.replace(mounted, str(here))
+        arguments = [argument.replace(mounted, str(here)) for argument in arguments]
+    assert "/etc/" not in config
+    assert "/var/" not in config
+    (folder / "config" / "statsig-otel.yaml").write_text(config.replace("0.0.0.0", "127.0.0.1"))
+    with Process([sys.executable, "-m", "statsig_otel", *arguments], environment()) as process:
+        process.wait_for("Webhook URL: ")
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = container[probe]["httpGet"]
+            assert http.request("GET", f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}").status == 200
+        assert b"statsig_otel_" in http.request("GET", f"http://127.0.0.1:{ports['metrics']}/metrics").data
+        yield ports
+        assert process.stop() == 0
+
+
+def rotate(folder: Path, url: str) -> None:
+    """The new secret counts without a restart."""
+    assert post_with(NEXT_SECRET, url, 2).status == 401
+    secrets(folder, "1", SECRET, NEXT_SECRET)
+    wait_until(lambda: post_with(NEXT_SECRET, url, 2).status == 200, "the new secret counts")
+
+
+def post_with(secret: str, url: str, number: int) -> urllib3.BaseHTTPResponse:
+    body = json.dumps({"data": [change(number)]}).encode()
+    return http.request("POST", url, body=body, headers=signed(body, secret=secret))
+
+
+@pytest.mark.timeout(300)
+def test_the_rendered_command_serves_with_a_disk(tmp_path: Path) -> None:
+    secrets(tmp_path / "secrets", "0", SECRET, "")
+    with GrpcSink() as backend:
+        kinds = render("--values", str(VALUES[0]), "--set", f"exporters.otlp_grpc.endpoint={backend.address}")
+        with started(kinds, tmp_path) as ports:
+            url = f"http://127.0.0.1:{ports['webhook']}{PATH}"
+            assert post(url, change(1)).status == 200
+            wait_until(lambda: backend.records, "the record")
+            rotate(tmp_path / "secrets", url)
+        assert (tmp_path / "queue" / "queue.db").exists()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: there is no confluent-kafka")
+def test_the_rendered_command_serves_with_kafka(tmp_path: Path) -> None:
+    from tests.peers.kafka_cluster import KafkaCluster
+
+    secrets(tmp_path / "secrets", "0", SECRET, "")
+    with KafkaCluster(brokers=3) as cluster:
+        exporters = {"kafka": {"brokers": cluster.brokers, "logs": {"topic": "otlp_logs"}, "auth": None, "tls": None}}
+        kinds = render("--values", str(VALUES[1]), "--set-json", f"exporters={json.dumps(exporters)}")
+        with started(kinds, tmp_path) as ports:
+            url = f"http://127.0.0.1:{ports['webhook']}{PATH}"
+            assert post(url, change(1)).status == 200
+            assert len(cluster.read(1)) == 1
+            rotate(tmp_path / "secrets", url)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "secrets"]
