@@ -11,7 +11,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from time import time_ns
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from opentelemetry.metrics import get_meter
 
@@ -26,7 +26,11 @@ SCOPE: Final = "statsig_otel"
 _SHORT: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 _BYTES: Final = tuple(float(1 << power) for power in range(9, 26, 2))  # 512 B to 32 MiB
 
-EXPORTER_STATES: Final = ("idle", "sending", "retrying", "refused", "blocked")
+FailedState: TypeAlias = Literal["retrying", "refused", "blocked"]
+"""The state of an exporter that delivers nothing: `refused` while no evidence says whether the data is at fault."""
+
+FAILED_STATES: Final[tuple[FailedState, ...]] = get_args(FailedState)
+EXPORTER_STATES: Final = ("idle", "sending", *FAILED_STATES)
 """The states of an exporter that runs, the best one first."""
 
 NOT_CONFIGURED: Final = "not configured"

@@ -36,3 +36,8 @@ def records_in(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
     for resource_logs in request.resource_logs:
         for scope_logs in resource_logs.scope_logs:
             yield from scope_logs.log_records
+
+
+def unreadable(error: Exception) -> str:
+    """The reason of an exporter that can't read its payload."""
+    return f"the payload can't be read as an ExportLogsServiceRequest: {error}"

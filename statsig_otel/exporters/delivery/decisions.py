@@ -35,8 +35,9 @@ import math
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from statsig_otel._telemetry import FailedState
 from statsig_otel.exporters.delivery.answers import SeenAnswers, is_taken, words_of
 from statsig_otel.exporters.delivery.evidence import FEWEST_FAULTS, UNSENT, Evidence, Failed
 from statsig_otel.exporters.delivery.pace import Pace
@@ -51,9 +52,6 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKind
-
-FailedState = Literal["retrying", "refused", "blocked"]
-"""The state of a sender after a failure: `refused` while no evidence says whether the data is at fault."""
 
 SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from statsig_otel._telemetry import FailedState
 from statsig_otel.exporters.delivery.answers import kind_of
-from statsig_otel.exporters.delivery.decisions import FailedState
 from statsig_otel.exporters.paths import directory_option
 
 _logger: Final = logging.getLogger(__name__)

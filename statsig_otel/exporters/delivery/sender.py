@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel._telemetry import exporters
+from statsig_otel._telemetry import FailedState, exporters
 from statsig_otel._times import HANGING_SEND
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.delivery.answers import is_taken
 from statsig_otel.exporters.delivery.calls import AbandonedCall, ExporterCalls
-from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState
+from statsig_otel.exporters.delivery.decisions import Decided, Decisions
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.retry import Backoff

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._process import OwnerProcess
+from statsig_otel.exporters.decoding import unreadable
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.kafka.connection import connection, place_of
 from statsig_otel.exporters.kafka.messages import Message, messages
@@ -72,8 +73,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             raise ValueError(one_line(error.args[0].str())) from error
         with self._lock:
             self._producer, self._running = producer, True
-        tls = "with" if self._settings.uses_tls else "without"
-        _logger.info("%s sends to %s, %s TLS", self._name, place_of(self._settings), tls)
+        self._say_where(place_of(self._settings))
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the messages tell
         """Produce a batch, and wait for the reports. For the parameters see `Exporter.send`.
@@ -89,7 +89,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             batch = list(messages(payload, self._settings.logs.encoding))
             reports = self._write(batch, latest)
         except (DecodeError, RecursionError) as error:
-            return Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
+            return Rejected(unreadable(error))
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             self._drop_producer()
             return Blocked(f"unexpected {type(error).__name__} of the Kafka library: {one_line(str(error))}")

@@ -18,7 +18,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from statsig_otel import _attributes
 from statsig_otel.config.model import Settings
-from statsig_otel.exporters.decoding import records_in
+from statsig_otel.exporters.decoding import records_in, unreadable
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
@@ -125,7 +125,7 @@ class DebugExporter:
         try:
             text = self._render(ExportLogsServiceRequest.FromString(payload))
         except (DecodeError, RecursionError) as error:
-            return Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
+            return Rejected(unreadable(error))
         try:
             write(stream, text)
         except ValueError as error:  # Python's streams raise it once they are closed

@@ -23,6 +23,7 @@ from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import PlainPath
+from statsig_otel.exporters.decoding import unreadable
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.json_lines import to_json_line
@@ -192,7 +193,7 @@ class FileExporter:
         try:
             lines = _lines(payload)
         except (DecodeError, RecursionError) as error:
-            return Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
+            return Rejected(unreadable(error))
         with self._lock:
             if not self._running:
                 return RetryLater(f"{self._path} is not open: the exporter was not started, or was shut down")

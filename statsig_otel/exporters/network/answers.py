@@ -44,10 +44,12 @@ _CLIENT_CERTIFICATE_ALERT: Final = re.compile(
     r"|UNKNOWN_CA|ACCESS_DENIED)"
 )
 
-UNTRUSTED: Final = (
-    "the server's certificate is not trusted (name its CA in tls::ca_file, or its host in tls::server_name_override)"
-)
-"""The reason for a server certificate that can't be verified or is for another host."""
+
+def untrusted(tls: str = "tls") -> str:
+    """The reason for a server certificate that can't be verified or is for another host. `tls` is the settings' key."""
+    keys = f"name its CA in {tls}::ca_file, or its host in {tls}::server_name_override"
+    return f"the server's certificate is not trusted ({keys})"
+
 
 CLIENT_CERTIFICATE_REFUSED: Final = "the server refuses the client certificate (see tls::cert_file)"
 """The reason for an alert about the exporter's own certificate."""

@@ -22,16 +22,17 @@ from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
 from statsig_otel.config.opaque import reveal
+from statsig_otel.exporters.decoding import unreadable
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.exporters.network.answers import (
     CLIENT_CERTIFICATE_REFUSED,
     PROTOBUF,
-    UNTRUSTED,
     http_failure,
     is_client_certificate_alert,
     one_line,
     server_time,
+    untrusted,
 )
 from statsig_otel.exporters.network.proxy import Proxy, proxy_for
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
@@ -206,7 +207,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 request.abandon()
             outcome = self._outcome(request, count, timeout, in_time=in_time)
         except (DecodeError, RecursionError) as error:
-            outcome = Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
+            outcome = Rejected(unreadable(error))
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             outcome = self._unexpected(error)
         self._end(request if in_time else None)
@@ -325,7 +326,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         message = str(error)
         reason = f"{type(error).__name__} from {self._place}: {one_line(_CONNECTION.sub('', message), self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Blocked(f"{UNTRUSTED}: {reason}")
+            return Blocked(f"{untrusted()}: {reason}")
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
             return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
         if found := _TUNNEL_FAILED.match(message):

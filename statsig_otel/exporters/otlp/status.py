@@ -36,12 +36,12 @@ from statsig_otel.exporters.network.answers import (
     HTTP_RETRY_LATER,
     PROTOBUF,
     PROTOBUF_TYPES,
-    UNTRUSTED,
     bounded,
     by_status,
     is_client_certificate_alert,
     media_type,
     one_line,
+    untrusted,
     with_message,
 )
 from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_message
@@ -200,7 +200,7 @@ def grpc_failure(
 def _not_connected(message: str, reason: str, settings: OtlpGrpcSettings) -> Outcome:
     """The outcome of a gRPC call without a connection; only the wording tells a mistake from a server that is away."""
     if _GRPC_UNTRUSTED.search(message):
-        return Blocked(f"{UNTRUSTED}: {reason}")
+        return Blocked(f"{untrusted()}: {reason}")
     if is_client_certificate_alert(message):
         return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
     # A proxy whose backend is away may say so in HTTP/1.1.

@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import RetryLater
-from statsig_otel.exporters.network.answers import UNTRUSTED, http_failure, one_line, server_time
+from statsig_otel.exporters.network.answers import http_failure, one_line, server_time, untrusted
 from statsig_otel.exporters.network.proxy import proxy_for
 from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.plugin.audit_log import URL
@@ -223,7 +223,7 @@ class AuditLogClient:
             cause = _cause(error)
             reason = one_line(f"{type(cause).__name__} from {self._place}: {cause}", self._hide)
             if isinstance(cause, ssl.SSLCertVerificationError):
-                raise AuditLogError(f"{UNTRUSTED.replace('tls::', 'audit_log::tls::')}: {reason}") from error
+                raise AuditLogError(f"{untrusted('audit_log::tls')}: {reason}") from error
             return RetryLater(reason)
         if answer.status in _OK:
             return bytes(body)

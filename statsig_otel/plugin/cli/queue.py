@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from statsig_otel._telemetry import NOT_CONFIGURED
+from statsig_otel._telemetry import FAILED_STATES, NOT_CONFIGURED
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backup import back_up
@@ -173,7 +173,7 @@ def resume(exporter: str) -> None:
     """Let EXPORTER try again now if it is blocked or waits for its next attempt."""
     with queue_access() as access, access.changing() as perform:
         answer = perform("queue resume", exporter=exporter)
-    if answer["state"] in ("blocked", "refused", "retrying"):
+    if answer["state"] in FAILED_STATES:
         click.echo(f"{exporter} was {answer['state']}; it tries again now. `statsig-otel queue` shows the result.")
     else:
         click.echo(f"{exporter} is {answer['state']}: there was nothing to resume.")

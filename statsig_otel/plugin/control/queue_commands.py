@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from statsig_otel._telemetry import FAILED_STATES
 from statsig_otel.config.errors import hint_for
 from statsig_otel.exporters.delivery.decisions import SKIPPED
 from statsig_otel.exporters.delivery.sender import QueueSender
@@ -99,7 +100,7 @@ class RunningExporters:
         name, sender = self._sender({"exporter": given.exporter})
         cursor = self.queue.cursor(name)
         waiting, position = cursor.waiting, cursor.position
-        if waiting > 0 and sender.state not in ("blocked", "refused", "retrying"):
+        if waiting > 0 and sender.state not in FAILED_STATES:
             raise ControlError(f"{name} is {sender.state}, not blocked, refused or retrying, so nothing was skipped")
         with closing(schema.connect_reading(self.queue.database)) as reading:
             skipped, last = given.find(reading, cursor.id, position)

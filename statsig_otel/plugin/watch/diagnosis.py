@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from statsig_otel._journal import LOST_FOR, RequestEntry
-from statsig_otel._telemetry import NOT_CONFIGURED, OTHER
+from statsig_otel._telemetry import FAILED_STATES, NOT_CONFIGURED, OTHER
 from statsig_otel.exporters.wording import about, ago, counted
 from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, repair, why
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
@@ -177,9 +177,6 @@ _AGAIN: Final = "The service tries again by itself; Try now does it at once."
 
 _LONG: Final = 900.0
 """Seconds after which a record should have been sent if all is well. The alert on the oldest record has the same."""
-
-AT_FAULT: Final = ("retrying", "refused", "blocked")
-"""The states of an exporter that delivers nothing."""
 
 
 def sentence(facts: Facts) -> str:
@@ -445,7 +442,7 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
         advice = "They are being sent. If they do not get fewer, the backend takes less than what comes."
         title = f"{exporter.name} is behind{_waiting(exporter)}, the oldest for {about(exporter.oldest or 0)}"
         return Trouble(title, advice, now, can_wait=True)
-    if exporter.state not in AT_FAULT:
+    if exporter.state not in FAILED_STATES:
         return None
     again = (
         "The next webhook is a try."

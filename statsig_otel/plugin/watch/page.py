@@ -35,7 +35,7 @@ _LONGEST: Final = 300
 
 _TIME: Final = "Time (UTC)"
 _SIGN: Final = re.compile(r"([_/.:-])(?=\w)")
-_AT_FAULT: Final = ("refused", "blocked")
+_NEEDS_SOMEBODY: Final = ("refused", "blocked")
 _LOCAL: Final = re.compile(r"\w+://(localhost|127\.|0\.0\.0\.0|\[::1?\])")
 _FINE: Final = (200, "delivered")
 
@@ -202,7 +202,7 @@ def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
             _long(one.last_error),
             button,
         ),
-        is_bad=one.state in _AT_FAULT,
+        is_bad=one.state in _NEEDS_SOMEBODY,
     )
 
 

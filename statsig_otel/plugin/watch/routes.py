@@ -28,6 +28,7 @@ from falcon.asgi import Request, Response, SSEvent
 
 from statsig_otel._futures import run_in_daemon
 from statsig_otel._journal import journal
+from statsig_otel._times import RETRY_AFTER
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.dead_letter_content import decoded, described
@@ -144,7 +145,7 @@ class _Events:
 
     async def on_get(self, req: Request, resp: Response) -> None:
         if self._content.streams >= _MOST_STREAMS:
-            raise falcon.HTTPServiceUnavailable(description="Too many pages are open.", retry_after=60)
+            raise falcon.HTTPServiceUnavailable(description="Too many pages are open.", retry_after=RETRY_AFTER)
         resp.set_header("X-Accel-Buffering", "no")  # nginx would wait for more
         resp.sse = self._events(*_filter_of(req))
 

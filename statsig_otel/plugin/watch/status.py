@@ -27,9 +27,9 @@ from typing import Any, Final
 
 from statsig_otel import __version__
 from statsig_otel._journal import ACCEPTED, Journal, journal
-from statsig_otel._telemetry import exporter_sent
+from statsig_otel._telemetry import FAILED_STATES, exporter_sent
 from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.watch.diagnosis import AT_FAULT, ExporterFacts, Facts, ReceiverFacts, sentence
+from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts, sentence
 from statsig_otel.plugin.watch.health import Condition
 from statsig_otel.plugin.watch.journal_json import rfc3339
 
@@ -146,7 +146,7 @@ def _exporter(one: ExporterFacts) -> dict[str, Any]:
 
 def _failing(state: str, error: str) -> str:
     """What the backend of an exporter without a queue said last, while it is not well."""
-    return error if state in AT_FAULT else ""
+    return error if state in FAILED_STATES else ""
 
 
 def _receiver(name: str, intake: Intake) -> ReceiverFacts:
