@@ -85,7 +85,7 @@ def _base() -> Path:
             root = folder / "root"
             shutil.rmtree(root, ignore_errors=True)
             packages = "--include=python3,python3-venv,ca-certificates"
-            _run("debootstrap", "--variant=minbase", packages, "bookworm", str(root), "http://deb.debian.org/debian")
+            _run("debootstrap", "--variant=minbase", packages, "bookworm", str(root))
             if CERTIFICATES.exists():
                 shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
             _run("tar", f"--directory={root}", "--create", f"--file={folder}/unfinished", ".")
