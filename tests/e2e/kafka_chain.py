@@ -20,6 +20,9 @@ from tests.peers.otlp_servers import free_port
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
 TOPIC: Final = "otlp_logs"
+GROUP: Final = "statsig-changes"
+"""The consumer group of the Collectors."""
+
 
 _PATIENCE: Final = 120.0
 """Seconds for a start beside brokers that start too."""

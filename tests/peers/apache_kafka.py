@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Self
 
-from confluent_kafka import KafkaException
+from confluent_kafka import ConsumerGroupState, KafkaException
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
@@ -252,6 +252,15 @@ class ApacheKafka:
         except KafkaException:
             return False
         return bool(found) and all(one.leader in one.isrs and len(one.isrs) == self._size for one in found)
+
+    def is_stable(self, group: str, members: int) -> bool:
+        """Whether a consumer group has so many members, and each of them its partitions."""
+        admin = self._admin()
+        try:
+            found = admin.describe_consumer_groups([group])[group].result(30)
+        except KafkaException:
+            return False
+        return bool(found.state == ConsumerGroupState.STABLE) and len(found.members) == members
 
     def _admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": ",".join(self.addresses()), "log_level": 0})
