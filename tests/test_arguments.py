@@ -97,7 +97,7 @@ CALLS: Final[dict[str, Callable[..., object]]] = {
     "config.Opaque": Opaque,
     "exporters.Arrival": some(Arrival, uid="0" * 32, second=1, name="gate"),
     "exporters.Batch": some(Batch, receiver="statsig"),
-    "exporters.Blocked": Blocked,
+    "exporters.Blocked": some(Blocked, reason="no"),
     "exporters.Change": some(Change, uid="0" * 32, records=(b"record",)),
     "exporters.Delivered": Delivered,
     "exporters.ExporterType": some(ExporterType, settings=DebugSettings, create=print),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol, TypeAlias
 
@@ -145,20 +145,24 @@ class Blocked:
 
     Attributes:
         reason: What the backend or the library said, for the log.
+        hint: What somebody has to do, for the live page, such as `replace the key`. Outcomes that differ only in it are
+            equal.
 
     Raises:
-        TypeError: It is not a string.
+        TypeError: One of them is not a string.
 
     Example:
         >>> from statsig_otel.exporters import Blocked
-        >>> Blocked("401 the key has expired")
-        Blocked(reason='401 the key has expired')
+        >>> Blocked("401 the key has expired", hint="replace the key (headers)").reason
+        '401 the key has expired'
     """
 
     reason: str
+    hint: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check_type("reason", self.reason, str)
+        check_type("hint", self.hint, str)
 
 
 Outcome: TypeAlias = Delivered | RetryLater | Rejected | PartiallyRejected | Blocked

@@ -74,11 +74,15 @@ class Waiting(Protocol):
 
 
 class Failure(NamedTuple):
-    """Nothing can be sent before a wait; `after` is the least number of seconds that the backend asks for."""
+    """Nothing can be sent before a wait; `after` is the least number of seconds that the backend asks for.
+
+    `hint` says what somebody has to do.
+    """
 
     state: FailedState
     reason: str
     after: float | None = None
+    hint: str = ""
 
 
 class Decided(NamedTuple):
@@ -216,12 +220,12 @@ class Decisions:
                 self._refuse(part, reason)
             case RetryLater():
                 return self._retry(part, outcome, now)
-            case Blocked(reason):
+            case Blocked(reason, hint):
                 self.forget_evidence()
                 if self._narrow(part):
                     return None
                 self._avoid_haste()
-                return Failure("blocked", self._with_refusal(reason))
+                return Failure("blocked", self._with_refusal(reason), hint=hint)
         return None
 
     def failure_of_head(self, head: int) -> Failure:
@@ -233,7 +237,8 @@ class Decisions:
         if self._may_pass(head) or self._evidence.is_unclear(self._of(head)):
             return Failure("retrying", reason)
         if any(seq > head and self.is_held_back(seq) for seq in self._failed):
-            return Failure("blocked", f"nothing is taken: each record that was sent is refused: {reason}")
+            every = f"nothing is taken: each record that was sent is refused: {reason}"
+            return Failure("blocked", every, hint="look at what the backend says, at its limits and at what it takes")
         return Failure("refused", reason)
 
     def try_again(self) -> None:

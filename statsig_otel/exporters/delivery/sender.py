@@ -54,6 +54,7 @@ class QueueSender:
             can't be started.
         attempts: The failed attempts to send the head.
         last_error: The backend's last failure; empty while all is well.
+        hint: What somebody has to do about it, if the exporter says so.
         outage: The time in which the backend takes nothing; None while it takes something.
         is_started: Whether the exporter is started.
         has_abandoned: Whether the shutdown has abandoned a call of the exporter, since it hangs.
@@ -64,6 +65,7 @@ class QueueSender:
         self.state: State = "stopped"
         self.attempts: int = 0
         self.last_error: str = ""
+        self.hint: str = ""
         self.outage: Outage | None = None
         self.is_started: bool = False
         self.has_abandoned: bool = False
@@ -361,7 +363,7 @@ class QueueSender:
             self._failed(*self._decisions.failure_of_head(head))
             self._refused_until, self._pause = now + self._pause, 0.0
         elif (failure := self._decisions.failure_of_head(head)).state != self.state:
-            self._say(failure.state, failure.reason)
+            self._say(failure.state, failure.reason, failure.hint)
         self._cursor.flush()
         rest, pause = self._refused_until - now, self._decisions.probe_pause(now)
         if pause > 0:
@@ -442,17 +444,17 @@ class QueueSender:
         report_sent(self._cursor.name, outcome, len(part), time.monotonic() - began)
         return outcome
 
-    def _failed(self, state: FailedState, reason: str, asked: float | None = None) -> None:
+    def _failed(self, state: FailedState, reason: str, asked: float | None = None, hint: str = "") -> None:
         """Pause before the next attempt."""
         self.attempts += 1
         backoff = self._backoff if state == "retrying" else self._blocked
         self._pause = backoff.next(random.random(), asked)  # noqa: S311 - it only spreads attempts
         self._refused_until = 0.0
-        self._say(state, reason).attempts += 1
+        self._say(state, reason, hint).attempts += 1
 
-    def _say(self, state: FailedState, reason: str) -> Outage:
+    def _say(self, state: FailedState, reason: str, hint: str) -> Outage:
         """Show and log the state of an outage."""
-        self.state, self.last_error = state, reason
+        self.state, self.last_error, self.hint = state, reason, hint
         self.outage = outage = self.outage or Outage(self._cursor.name, self._cursor.directory)
         outage.log(state, reason, waiting=self._cursor.waiting, reminder=self._settings.reminder)
         return outage

@@ -130,6 +130,10 @@ class SynchronousConsumer:
         """The state of each exporter, by id."""
         return {name: worker.state for name, worker in self._workers.items()}
 
+    def hints(self) -> dict[str, str]:
+        """What somebody has to do about each exporter that is blocked and says so, by id."""
+        return {name: worker.hint for name, worker in self._workers.items()}
+
     def longest_answer(self, route: Route) -> float:
         """Seconds within which each batch of a route is answered."""
         return max(
@@ -184,6 +188,7 @@ class _Worker:
         self.name = name
         self.timeout = timeout
         self.state: str = "stopped"
+        self.hint: str = ""
         self._exporter = Guarded(name, exporter)
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
@@ -341,7 +346,7 @@ class _Worker:
             self.state = "sending"
         outcome = self._exporter.send(b"".join(part), len(part), timeout, links)
         if self.state != "stopped":
-            self.state = _STATES[type(outcome)]
+            self.state, self.hint = _STATES[type(outcome)], outcome.hint if isinstance(outcome, Blocked) else ""
         report_sent(self.name, outcome, len(part), time.monotonic() - began)
         return outcome
 

@@ -94,7 +94,7 @@ def outcome_of(error: KafkaError, place: str) -> RetryLater | Rejected | Blocked
     reason = f"{name} from {place}: {hint}: {said}" if hint else f"{name} from {place}: {said}"
     if code in RETRY_LATER:
         return RetryLater(reason, may_be_data=code == KafkaError.UNKNOWN)
-    return Blocked(reason)
+    return Blocked(reason, hint or "")
 
 
 def decisive(errors: Iterable[KafkaError]) -> KafkaError:

@@ -38,6 +38,13 @@ HTTP_RETRY_LATER: Final = frozenset({408, 425, 429, *range(500, 600)}) - {501, 5
 _HTTP_REJECTED: Final = frozenset({400, 413, 422})
 _HTTP_REDIRECT: Final = range(300, 400)
 
+REPAIR: Final = "repair the key (headers), the address (endpoint) or the certificate (tls)"
+REPAIR_TLS: Final = "repair the certificates (tls)"
+REPLACE_KEY: Final = "replace the key (headers)"
+LET_WRITE: Final = "let the key (headers) write logs, or replace it"
+CORRECT_ADDRESS: Final = "correct the address (endpoint)"
+_HINTS: Final = {401: REPLACE_KEY, 403: LET_WRITE, 404: CORRECT_ADDRESS}
+
 # The alerts of RFC 8446, section 6.2, about the client's certificate, as OpenSSL and BoringSSL name them.
 _CLIENT_CERTIFICATE_ALERT: Final = re.compile(
     r"ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)"
@@ -103,7 +110,7 @@ def by_status(status: int, reason: str, after: float | None = None) -> Outcome:
         return RetryLater(reason, after, may_be_data=status == HTTPStatus.INTERNAL_SERVER_ERROR)
     if status in _HTTP_REJECTED:
         return Rejected(reason)
-    return Blocked(reason)
+    return Blocked(reason, _HINTS.get(status, REPAIR))
 
 
 def parse_retry_after(value: str, now: float) -> float | None:

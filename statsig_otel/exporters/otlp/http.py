@@ -28,6 +28,7 @@ from statsig_otel.exporters.json_lines import to_json_line
 from statsig_otel.exporters.network.answers import (
     CLIENT_CERTIFICATE_REFUSED,
     PROTOBUF,
+    REPAIR_TLS,
     http_failure,
     is_client_certificate_alert,
     one_line,
@@ -326,9 +327,9 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         message = str(error)
         reason = f"{type(error).__name__} from {self._place}: {one_line(_CONNECTION.sub('', message), self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Blocked(f"{untrusted()}: {reason}")
+            return Blocked(f"{untrusted()}: {reason}", REPAIR_TLS)
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
-            return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
+            return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}", REPAIR_TLS)
         if found := _TUNNEL_FAILED.match(message):
             said = one_line(found[2], self._hide)
             reason = f"the proxy {self._proxy} refuses a tunnel to {self._shown_url}: HTTP {found[1]} {said}"

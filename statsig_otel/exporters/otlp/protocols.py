@@ -138,4 +138,4 @@ def not_understood(found: Spoken | None, settings: OtlpGrpcSettings | OtlpHttpSe
     if fault is None:
         return RetryLater(reason)
     reason = f"this port {fault.message}: {fault.hint}: {reason}"
-    return RetryLater(reason) if found in _MAY_PASS else Blocked(reason)
+    return RetryLater(reason) if found in _MAY_PASS else Blocked(reason, fault.hint or "")

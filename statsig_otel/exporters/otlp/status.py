@@ -33,9 +33,14 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.network.answers import (
     CLIENT_CERTIFICATE_REFUSED,
+    CORRECT_ADDRESS,
     HTTP_RETRY_LATER,
+    LET_WRITE,
     PROTOBUF,
     PROTOBUF_TYPES,
+    REPAIR,
+    REPAIR_TLS,
+    REPLACE_KEY,
     bounded,
     by_status,
     is_client_certificate_alert,
@@ -61,6 +66,11 @@ _GRPC_RETRY_LATER: Final = frozenset({
     code_pb2.CANCELLED, code_pb2.DEADLINE_EXCEEDED, code_pb2.ABORTED,
     code_pb2.OUT_OF_RANGE, code_pb2.UNAVAILABLE, code_pb2.DATA_LOSS,
 })  # fmt: skip
+_GRPC_HINTS: Final = {
+    code_pb2.UNAUTHENTICATED: REPLACE_KEY,
+    code_pb2.PERMISSION_DENIED: LET_WRITE,
+    code_pb2.UNIMPLEMENTED: CORRECT_ADDRESS,
+}
 _GRPC_MAY_BE_DATA: Final = frozenset({code_pb2.INTERNAL, code_pb2.UNKNOWN})
 
 # What grpcio says of answers over HTTP/2 that are not gRPC. Its codes for them, mostly UNKNOWN, are no statement of a
@@ -132,7 +142,11 @@ def success(
     kind = media_type(content_type)
     is_empty = is_complete and not body.strip()
     if (kind in _WEB_PAGE_TYPES and not is_empty) or _WEB_PAGE.match(body):
-        return Success(Blocked(f"{url or 'the backend'} answers with a web page, not with OTLP: correct the endpoint"))
+        return Success(
+            Blocked(
+                f"{url or 'the backend'} answers with a web page, not with OTLP: correct the endpoint", CORRECT_ADDRESS
+            )
+        )
     response = ExportLogsServiceResponse() if is_empty or not is_complete else _response(body, kind)
     if response is None:
         shown = one_line(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
@@ -180,7 +194,7 @@ def grpc_failure(
     if status := _GRPC_HTTP2_STATUS.fullmatch(message):
         return by_status(int(status[1]), f"HTTP {status[1]} instead of a gRPC status: {reason}")
     if message in _GRPC_WITHOUT_STATUS:
-        return Blocked(f"the server answers as a web server does, without a gRPC status: {reason}")
+        return Blocked(f"the server answers as a web server does, without a gRPC status: {reason}", CORRECT_ADDRESS)
     if message == _GRPC_STREAM_REMOVED:
         return RetryLater(reason)
     if code == code_pb2.UNAVAILABLE and _GRPC_NOT_CONNECTED.match(message):
@@ -194,15 +208,15 @@ def grpc_failure(
         return Rejected(reason) if is_data else RetryLater(reason, after)
     if code == code_pb2.INVALID_ARGUMENT:
         return Rejected(reason)
-    return Blocked(reason)
+    return Blocked(reason, _GRPC_HINTS.get(code, REPAIR))
 
 
 def _not_connected(message: str, reason: str, settings: OtlpGrpcSettings) -> Outcome:
     """The outcome of a gRPC call without a connection; only the wording tells a mistake from a server that is away."""
     if _GRPC_UNTRUSTED.search(message):
-        return Blocked(f"{untrusted()}: {reason}")
+        return Blocked(f"{untrusted()}: {reason}", REPAIR_TLS)
     if is_client_certificate_alert(message):
-        return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
+        return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}", REPAIR_TLS)
     # A proxy whose backend is away may say so in HTTP/1.1.
     status = _GRPC_HTTP1_STATUS.search(message)
     if status is not None and int(status[1]) in HTTP_RETRY_LATER:

@@ -125,8 +125,9 @@ class Outbound:
 
     def exporters(self) -> dict[str, dict[str, Any]]:
         """The state of each exporter, and where it sends; of a queued one also failures and its first record's age."""
+        hints = self._synchronous.hints()
         found: dict[str, dict[str, Any]] = {
-            name: {"state": state} for name, state in self._synchronous.states().items()
+            name: {"state": state, "hint": hints[name]} for name, state in self._synchronous.states().items()
         }
         sizes, ages = (self._queue.waiting(), self._queue.ages()) if self._queue is not None else ({}, {})
         for name, sender in list(self._senders.items()):
@@ -136,6 +137,7 @@ class Outbound:
                 "oldest_age_seconds": ages.get(name),
                 "attempts": sender.attempts,
                 "last_error": sender.last_error,
+                "hint": sender.hint,
             }
         for name in self._left(sizes):
             found[name] = {"state": NOT_CONFIGURED, "waiting": sizes[name], "oldest_age_seconds": ages.get(name)}

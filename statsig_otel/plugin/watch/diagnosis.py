@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from statsig_otel._journal import LOST_FOR, RequestEntry
 from statsig_otel._telemetry import FAILED_STATES, NOT_CONFIGURED, OTHER
 from statsig_otel.exporters.wording import about, ago, counted
-from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, repair, why
+from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, why
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 _HOUR: Final = 3600.0
@@ -70,6 +70,7 @@ class ExporterFacts:
         oldest: Seconds since the webhook of the oldest of them arrived; None if none waits.
         attempts: The failed attempts to send the head.
         last_error: What its backend said last; empty while all is well.
+        hint: What somebody has to do about it; empty if the exporter does not say.
         delivered: The records that its backend has taken.
         delivered_last_minute: Those of the last minute.
     """
@@ -81,6 +82,7 @@ class ExporterFacts:
     oldest: float | None = None
     attempts: int = 0
     last_error: str = ""
+    hint: str = ""
     delivered: int = 0
     delivered_last_minute: int = 0
 
@@ -449,10 +451,11 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
         if exporter.waiting is None
         else f"{_AGAIN} What waits is kept: {counted(exporter.waiting, 'record')}."
     )
+    hint = exporter.hint or "repair what is said there"
     advice = {
         "retrying": "The backend does not answer, or asks to wait.",
         "refused": "The backend refuses the records. Look at what it says, and at its limits.",
-        "blocked": f"{repair(exporter.name, exporter.last_error)}, and reload.",
+        "blocked": f"{hint[0].upper()}{hint[1:]}, and reload.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
     return Trouble(title, f"{advice} {again}", now, can_wait=exporter.state == "retrying")

@@ -101,22 +101,3 @@ def check(reason: str, detail: str = "", status: int = 0) -> str:
         shown = f"{first}{detail[1:]}{'' if detail[-1] in '.?!' else '.'}"
         advice = "" if is_past else advice
     return " ".join(filter(None, (shown, advice, _LOST if status >= FAULT else "")))
-
-
-_REPAIRS: Final = {
-    "Replace the key (headers)": ("HTTP 401", "UNAUTHENTICATED"),
-    "Let the key (headers) write logs, or replace it": ("HTTP 403", "PERMISSION_DENIED"),
-    "Correct the address (endpoint)": ("HTTP 404", "UNIMPLEMENTED"),
-    "Look at what the backend says, at its limits and at what it takes": ("nothing is taken",),
-}
-"""What to repair, by how the answer of the backend begins."""
-
-
-def repair(exporter: str, error: str) -> str:
-    """What repairs a blocked exporter, by its id and by what its backend said."""
-    for advice, beginnings in _REPAIRS.items():
-        if error.startswith(beginnings):
-            return advice
-    if exporter.startswith("otlp"):
-        return "Repair the key (headers), the address (endpoint) or the certificate (tls)"
-    return "Repair what is said there"

@@ -95,6 +95,7 @@ def facts_of(
                 oldest=one.get("oldest_age_seconds"),
                 attempts=one.get("attempts", 0),
                 last_error=one["last_error"] if "last_error" in one else _failing(one["state"], errors.get(name, "")),
+                hint=one.get("hint", ""),
                 delivered=sent.get(name, 0),
                 delivered_last_minute=recent.get(name, 0),
             )

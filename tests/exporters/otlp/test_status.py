@@ -8,6 +8,7 @@ from http import HTTPStatus
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2  # type: ignore[import-untyped] # it has no py.typed
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo  # type: ignore[import-untyped] # it has no py.typed
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # as above
 from hypothesis import given
@@ -17,7 +18,7 @@ from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.network import answers
 from statsig_otel.exporters.otlp import status as table
-from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1, Spoken, not_understood
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from tests.looped import looped
 from tests.peers.otlp_servers import partial_success, retry_info
@@ -461,3 +462,22 @@ def test_no_long_header_value_is_ever_seen(secret: str, before: str, after: str)
         answers.http_failure(401, (secret * 40 + after).encode("utf-8", "replace"), hide=[secret]),
     ):
         assert secret not in reason(outcome).replace("[REDACTED]", "\n")
+
+
+def test_a_blocked_exporter_says_what_to_do() -> None:
+    settings = OtlpGrpcSettings(endpoint="http://127.0.0.1:4317")
+
+    def hint(outcome: object) -> str:
+        assert isinstance(outcome, Blocked)
+        return outcome.hint
+
+    for status, code, said in (
+        (401, code_pb2.UNAUTHENTICATED, "replace the key (headers)"),
+        (403, code_pb2.PERMISSION_DENIED, "let the key (headers) write logs, or replace it"),
+        (404, code_pb2.UNIMPLEMENTED, "correct the address (endpoint)"),
+        (301, code_pb2.NOT_FOUND, "repair the key (headers), the address (endpoint) or the certificate (tls)"),
+    ):
+        assert hint(answers.http_failure(status)) == said
+        assert hint(table.grpc_failure(code, "no", settings=settings)) == said
+    assert hint(table.success(b"<html>", 1).outcome) == "correct the address (endpoint)"
+    assert hint(not_understood(Spoken.HTTP1, settings, "x")) == SPEAKS_HTTP1.hint

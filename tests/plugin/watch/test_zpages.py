@@ -24,6 +24,7 @@ from statsig_otel.plugin.watch import page_content, routes, zpages
 from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts
 from tests.looped import looped
 from tests.peers.certs import Authority
+from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, Response, connect, exchange, read_response
 from tests.plugin.services import SECRET, address_of, page_config, post, signed_request
@@ -291,6 +292,16 @@ def test_an_exporter_tries_again_by_a_button(tmp_path: Path) -> None:
         refused = ask(address, "/exporters", method="POST", form={**form, "exporter": "<other>"})
         assert refused.status == 409
         assert b"the queue knows no exporter &lt;other&gt;" in refused.body
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_blocked_exporter_says_what_to_do(tmp_path: Path, queued: bool) -> None:
+    with HttpSink() as sink:
+        sink.answer = HttpAnswer(status=401)
+        exporter = {"endpoint": sink.url, "sending_queue": {"enabled": queued}}
+        with running(tmp_path, exporter=exporter) as (service, address):
+            post(service, "a")
+            wait_until(lambda: "Replace the key (headers), and reload." in text_of(address))
 
 
 @contextmanager
