@@ -193,6 +193,9 @@ class Exporter(Protocol):
       The batch is done, and a copy is stored as a dead letter.
     - `Blocked`: Any other failure: someone has to fix something. Nothing leaves the queue. When in doubt, return this.
 
+    Begin a reason with the kind of the failure, and end the kind with a colon, as in `HTTP 503: try later`. Failures
+    of one kind are logged once in an outage.
+
     A batch may arrive twice: after a crash, a timeout or a reload. A record's `log.record.uid` identifies it.
 
     **Without a queue** (`sending_queue: {enabled: false}`) any outcome but `Delivered` refuses the webhook with 503.
