@@ -74,6 +74,7 @@ class AuditLogClient:
         tls: The client's side of TLS.
         timeout: The most seconds for one request.
         wait: Waits the seconds that it is given.
+        failed: Called with why an attempt has failed, before it waits for another one.
         asked: When a client before this one has sent requests, by the monotonic clock. This one adds its own.
 
     Raises:
@@ -90,6 +91,7 @@ class AuditLogClient:
         tls: ClientTlsSettings,
         timeout: float,
         wait: Callable[[float], object] = time.sleep,
+        failed: Callable[[str], object] = lambda _: None,
         asked: list[float] | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -97,6 +99,7 @@ class AuditLogClient:
         self._key = key
         self._timeout = timeout
         self._wait = wait
+        self._failed = failed
         self._asked = [] if asked is None else asked
         proxy = proxy_for(parts)
         self._hide = (key, proxy.authorization, proxy.password) if proxy else (key,)
@@ -118,7 +121,7 @@ class AuditLogClient:
         Args:
             begin: The first second, since the epoch.
             end: The last one.
-            save: Called with the body of each answer.
+            save: Called with the body of each successful answer, also of one that can't be read.
 
         Raises:
             AuditLogError: The log can't be read.
@@ -170,18 +173,17 @@ class AuditLogClient:
             self._keep_pace()
             found = self._ask(f"{self._url}?{urlencode(query)}")
             if isinstance(found, bytes):
+                save(found)  # above all one that can't be read: it shows how the format differs
                 try:
-                    page = parse_page(found)
+                    return parse_page(found)
                 except MalformedPageError as error:
                     found = RetryLater(f"{self._place}: {error}")
-                else:
-                    save(found)
-                    return page
             asked, wait = found.after or 0.0, next(waits, None)
             if wait is None:
                 raise AuditLogError(f"{found.reason}. It was tried {len(_WAITS) + 1} times: try again later")
             if asked > _LONGEST_ASKED:
                 raise AuditLogError(f"{found.reason}. The server asks to wait {asked:.0f} s: try again then")
+            self._failed(found.reason)
             self._wait(max(wait, asked))
 
     def _keep_pace(self) -> None:

@@ -58,6 +58,8 @@ def _told() -> Iterator[None]:
         raise _CanNotTellError(f"the configuration has errors\n{error}") from error
     except (ControlError, AuditLogError) as error:
         raise _CanNotTellError(str(error)) from error
+    except KeyboardInterrupt as error:  # click would exit with 1
+        raise _CanNotTellError("interrupted") from error
 
 
 @click.command("reconcile")
@@ -114,8 +116,8 @@ def command(
         access = QueueAccess(directory=None, locations=locations, environ=os.environ)
         settings = {name: one for name, one in access.audit_logs.items() if receiver in (None, name)}
         if not settings:
-            which = "no receiver" if receiver is None else f"the receiver {receiver!r}, if there is one,"
-            raise ControlError(f"{which} has `audit_log` in this configuration: docs/no-gaps.md says how to begin")
+            which = "no receiver" if receiver is None else f"no receiver {receiver!r}"
+            raise ControlError(f"{which} with `audit_log` is in this configuration: docs/no-gaps.md says how to begin")
         pages = None if save is None else _Pages(save)
         found: dict[str, Report] = {}
         for name, log in settings.items():
@@ -149,7 +151,9 @@ def _report(
             f"{name}: it is not remembered what came. That begins when the service starts with `audit_log` configured"
         )
     try:
-        client = AuditLogClient(settings.endpoint, key, tls=settings.tls, timeout=settings.timeout, wait=_wait)
+        client = AuditLogClient(
+            settings.endpoint, key, tls=settings.tls, timeout=settings.timeout, wait=_wait, failed=_say_failed
+        )
     except (OSError, ValueError) as error:
         raise AuditLogError(f"receivers::{name}::audit_log: {error}") from error
     try:
@@ -165,21 +169,16 @@ def _wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-class _Pages:
-    """Keeps pages of the log in a new directory.
+def _say_failed(reason: str) -> None:
+    click.echo(f"{printable(reason)}. It is tried again", err=True)
 
-    Raises:
-        ControlError: It can't be made.
-    """
+
+class _Pages:
+    """Keeps pages of the log in a directory, which is made with the first one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._number = 0
-        try:
-            directory.mkdir(mode=0o700)
-        except OSError as error:
-            why = f"{error.strerror}. Name a directory that does not exist yet"
-            raise ControlError(f"{directory} can't be made: {why}") from error
 
     def keep(self, receiver: str, body: bytes, key: str) -> None:
         """Keep a page of a receiver, without its key.
@@ -187,6 +186,12 @@ class _Pages:
         Raises:
             ControlError: It can't be written.
         """
+        if not self._number:
+            try:
+                self._directory.mkdir(mode=0o700)
+            except OSError as error:
+                why = f"{error.strerror}. Name a directory that does not exist yet"
+                raise ControlError(f"{self._directory} can't be made: {why}") from error
         self._number += 1
         file = self._directory / f"{self._number:04}-{_UNSAFE.sub('_', receiver)}.json"
         try:

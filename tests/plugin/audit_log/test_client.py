@@ -40,8 +40,11 @@ class Reader:
 
     def __init__(self, url: str, key: str = KEY, asked: list[float] | None = None, **tls: object) -> None:
         self.waits: list[float] = []
+        self.failures: list[str] = []
         settings = ClientTlsSettings.model_validate(tls)
-        self._client = AuditLogClient(url, key, tls=settings, timeout=20.0, wait=self.waits.append, asked=asked)
+        self._client = AuditLogClient(
+            url, key, tls=settings, timeout=20.0, wait=self.waits.append, failed=self.failures.append, asked=asked
+        )
 
     def ids(self, save: Callable[[bytes], object] = lambda _: None) -> list[str]:
         try:
@@ -126,6 +129,16 @@ def test_what_passes_is_tried_again(
     reader = Reader(server.url)
     assert len(reader.ids()) == 3
     assert reader.waits == [wait]
+
+
+def test_an_answer_that_can_not_be_read_is_kept_and_said_why(server: AuditLogServer) -> None:
+    """It is what a report of a fault needs most."""
+    server.faults = [lambda handler: answer(handler, 200, {"entries": []})]
+    reader = Reader(server.url)
+    bodies: list[bytes] = []
+    reader.ids(bodies.append)
+    assert bodies[0] == b'{"entries": []}'
+    assert reader.failures == [f"{server.url}: the answer has no array `data`"]
 
 
 def test_a_server_that_stays_away_is_given_up(server: AuditLogServer) -> None:

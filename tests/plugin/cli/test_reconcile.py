@@ -1,11 +1,13 @@
 """`statsig-otel reconcile`, with a service that took webhooks and a server that plays Statsig's audit log."""
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from statsig_otel._telemetry import ReceiverCounts, counts_of
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.cli import reconcile
 from statsig_otel.plugin.record.record import uid
-from tests.peers.audit_log import KEY, AuditLogServer, audit_entry, failing
+from tests.peers.audit_log import KEY, AuditLogServer, answer, audit_entry, failing
 from tests.plugin.http_client import exchange
 from tests.plugin.services import SECRET, address_of, signed_request
 from tests.waiting import wait_until
@@ -234,7 +236,10 @@ def test_the_pages_can_be_kept_without_the_key(tmp_path: Path, log: AuditLogServ
     with running(config):
         pass
     folder = tmp_path / "pages"
-    assert run(config, "--save", str(folder)).exit_code == 1
+    assert run(config, "--save", str(folder), "--since", "2999-01-01").exit_code == 2
+    log.faults = [failing(401)]
+    assert run(config, "--save", str(folder)).exit_code == 3
+    assert run(config, "--save", str(folder)).exit_code == 1, "the directory does not exist yet"
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == [f"000{number}-statsig.json" for number in (1, 2, 3)]
     assert json.loads(files[1].read_bytes())["data"][0]["changes"]["rules"] == {"new": "[REDACTED]", "old": None}
@@ -254,11 +259,36 @@ def test_what_can_not_be_read_has_an_exit_code_of_its_own(tmp_path: Path, log: A
         assert (result.exit_code, KEY in result.output) == (3, False)
         assert words in result.output
     assert "no receiver has" not in run(config, "--receiver", "statsig").output
-    assert "'other'" in run(config, "--receiver", "other").output
+    assert "no receiver 'other' with `audit_log` is in this" in run(config, "--receiver", "other").output
     result = CliRunner().invoke(reconcile.command, ["--config", config, "--since", "10m"])
     assert (result.exit_code, "--since must be before --until" in result.output) == (2, True)
-    result = run(config, "--since", "yesterday")
-    assert (result.exit_code, "is not an age such as 7d" in result.output) == (2, True)
+    for moment, words in (
+        ("yesterday", "is not an age such as 7d"),
+        ("2026-13-01", "nor a date and time such as 2026"),
+        ("0001-01-01", "is not in the years 1970 to 2999"),
+        ("9999-12-31T23:59:59-12:00", "is not in the years 1970 to 2999"),
+    ):
+        for option in ("--since", "--until"):
+            result = run(config, option, moment)
+            assert (result.exit_code, words in result.output) == (2, True), result.output
+    assert run(config, "--since", "1970-01-01T00:00+14:00", "--until", "2999-12-31T23:59-12:00").exit_code == 0
+    assert run(config, "--since", "99999d").exit_code == 0
+
+
+def test_a_report_that_is_interrupted_has_not_found_that_something_is_missed(
+    tmp_path: Path, log: AuditLogServer
+) -> None:
+    config = configured(tmp_path, log)
+    with running(config):
+        pass
+
+    def interrupt(handler: BaseHTTPRequestHandler) -> None:
+        signal.raise_signal(signal.SIGINT)
+        answer(handler, 200, log.page({}))
+
+    log.faults = [interrupt]
+    result = run(config)
+    assert (result.exit_code, "interrupted" in result.output) == (3, True)
 
 
 def test_without_an_audit_log_the_command_says_how_to_begin(tmp_path: Path, log: AuditLogServer) -> None:
