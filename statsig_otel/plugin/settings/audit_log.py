@@ -58,7 +58,9 @@ class AuditLogSettings(Settings):
     api_key: Annotated[Secret, AfterValidator(check_key)] = Field(
         description="A console key of the project, of a role that may only read."
     )
-    keep: Duration = Field(default=30 * 86_400.0, gt=0, description="For how long what came is remembered.")
+    keep: Duration = Field(
+        default=30 * 86_400.0, gt=0, description="For how long what came is remembered; longer than `grace`."
+    )
     tolerance: Duration = Field(
         default=2.0,
         ge=0,
@@ -94,10 +96,12 @@ class AuditLogSettings(Settings):
     tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings, description="The client's side of TLS.")
 
     @model_validator(mode="after")
-    def _check_interval(self) -> "AuditLogSettings":
+    def _check_times(self) -> "AuditLogSettings":
         for key in ("backfill", "enrich"):
             if getattr(self, key) and not self.interval:
                 raise SettingError(f"{key} needs the running service to read the log", "leave interval out")
+        if self.keep <= self.grace + self.tolerance:
+            raise SettingError("nothing that is remembered would ever be compared", "make keep longer than grace")
         return self
 
     @field_validator("endpoint")
