@@ -150,7 +150,7 @@ def note(
     new, found = missed.keys() - known, known - missed.keys()
     connection.executemany("DELETE FROM missed WHERE receiver = ? AND entry = ?", [(receiver, one) for one in found])
     connection.executemany("INSERT INTO missed VALUES (?, ?, ?)", [(receiver, one, missed[one]) for one in new])
-    connection.execute("UPDATE remembered SET compared = max(compared, ?) WHERE receiver = ?", (end, receiver))
+    connection.execute("UPDATE remembered SET compared = ? WHERE receiver = ?", (end, receiver))
     total = connection.execute("SELECT count(*) FROM missed WHERE receiver = ?", (receiver,)).fetchone()[0]
     return Noted(new, found, int(total))
 
@@ -166,14 +166,15 @@ def read(connection: sqlite3.Connection, receiver: str, first: float, last: floa
     """
     if not are_kept(connection):
         return None
-    state = connection.execute("SELECT since, compared FROM remembered WHERE receiver = ?", (receiver,)).fetchone()
-    if state is None:
-        return None
-    oldest = connection.execute("SELECT min(second) FROM missed WHERE receiver = ?", (receiver,)).fetchone()[0]
+    # First what came: what is deleted in between is then in `since`, and does not look missed.
     rows: Iterable[list[Any]] = connection.execute(
         "SELECT uid, second, name, user_id, user_name, user_email, type, action, text, filtered, from_log "
         "FROM arrivals WHERE receiver = ? AND second BETWEEN ? AND ?",
         (receiver, first, last),
     )
     found = [Arrival(*(uid.hex(), *columns, bool(filtered), bool(log))) for uid, *columns, filtered, log in rows]
+    state = connection.execute("SELECT since, compared FROM remembered WHERE receiver = ?", (receiver,)).fetchone()
+    if state is None:
+        return None
+    oldest = connection.execute("SELECT min(second) FROM missed WHERE receiver = ?", (receiver,)).fetchone()[0]
     return Remembered(int(state[0]), int(state[1]), None if oldest is None else int(oldest), found)

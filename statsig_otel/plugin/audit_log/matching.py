@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from statsig_otel.exporters.arrival import Arrival
+from statsig_otel.exporters.arrival import Arrival, comparable
 from statsig_otel.plugin.audit_log.entries import AuditEntry
 
 Outcome = Literal["received", "filtered", "missed"]
@@ -114,7 +114,7 @@ def may_be_by_same_user(entry: AuditEntry, arrival: Arrival) -> bool:
         (entry.user_name, arrival.user_name),
         (entry.user_email, arrival.user_email),
     )
-    known = [(one.casefold(), other.casefold()) for one, other in fields if one and other]
+    known = [(one.casefold(), comparable(other).casefold()) for one, other in fields if one and other]
     return not known or any(one == other for one, other in known)
 
 

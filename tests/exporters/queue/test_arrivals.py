@@ -33,6 +33,7 @@ from tests.exporters.queue.helpers import (
 )
 from tests.exporters.queue.recovery.damage import PAGE
 from tests.exporters.queue.test_earlier_version import DIRECTORIES
+from tests.looped import looped
 from tests.waiting import wait_until
 
 NOW = 1_700_000_000
@@ -221,6 +222,27 @@ def test_it_is_forgotten_after_its_time(tmp_path: Path) -> None:
         wait_until(lambda: remembered(queue) == [later])
         time -= 30 * DAY  # the clock was wrong: what is forgotten is not missed
         assert since(queue) == NOW + 1
+
+
+@looped("number", range(4))
+def test_what_is_forgotten_before_one_of_the_statements_that_read_it_does_not_look_missed(
+    number: int, tmp_path: Path
+) -> None:
+    statements: list[str] = []
+    late = int(NOW + 60 * DAY) * 1000
+    with remembering(tmp_path / str(number)) as queue, reading(queue.database) as connection:
+        consume(queue, told(1)).result(PATIENCE)
+
+        def forget(statement: str) -> None:
+            statements.append(statement)
+            if len(statements) == number + 1:
+                queue.submit(lambda writer: arrivals.forget(writer, {"statsig": 30 * DAY}, now_ms=late)).result()
+
+        connection.set_trace_callback(forget)
+        found = arrivals.read(connection, "statsig", 0, NOW + DAY)
+        assert found is not None
+        assert found.arrivals or found.since > NOW
+        assert len(statements) == 4
 
 
 def test_a_damaged_file_is_carried_over_and_remembering_begins_anew(tmp_path: Path) -> None:

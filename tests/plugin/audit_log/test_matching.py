@@ -56,6 +56,10 @@ def test_a_user_of_whom_too_little_is_known_may_be_anybody() -> None:
         assert outcomes([entry(100, user=who)], [arrival(100)]) == [{"received"}]
 
 
+def test_spaces_around_the_name_of_a_user_are_not_compared() -> None:
+    assert outcomes([entry(100, user=User(name="Ada"))], [arrival(100, user=User(name=" Ada "))]) == [{"received"}]
+
+
 def test_twins_four_seconds_apart_are_told_apart() -> None:
     """As in the published examples: the same name, user and text."""
     assert outcomes([entry(118), entry(122)], [arrival(122)]) == [{"missed"}, {"received"}]
