@@ -58,7 +58,15 @@ _HINTS: Final = {
 
 
 class AuditLogError(Exception):
-    """The audit log can't be read. The message says why and what to do, and never shows the key."""
+    """The audit log can't be read. The message says why and what to do, and never shows the key.
+
+    Attributes:
+        after: The seconds that the server asks to wait.
+    """
+
+    def __init__(self, message: str, *, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.after = after
 
 
 class _TooLargeError(AuditLogError):
@@ -182,7 +190,8 @@ class AuditLogClient:
             if wait is None:
                 raise AuditLogError(f"{found.reason}. It was tried {len(_WAITS) + 1} times: try again later")
             if asked > _LONGEST_ASKED:
-                raise AuditLogError(f"{found.reason}. The server asks to wait {asked:.0f} s: try again then")
+                message = f"{found.reason}. The server asks to wait {asked:.0f} s: try again then"
+                raise AuditLogError(message, after=asked)
             self._failed(found.reason)
             self._wait(max(wait, asked))
 

@@ -103,6 +103,8 @@ class AuditLogCheck:
         self._entries: dict[str, AuditEntry] = {}
         self._asked: list[float] = []  # when the last requests were sent, for the rate limit of all looks together
         self._known: tuple[int, int] | None = None  # the first and the last second of what was read
+        self._known_by: AuditLogSettings | None = None  # how that was read
+        self._pause = 0.0  # the seconds that the server asks to wait
         self._hindrances: set[str] = set()  # why records could not be made or stored at this look and the last one
         self._unclear: frozenset[str] = frozenset()  # some of these entries are missed, but it can't be told which
         self._failure = ""  # what was logged last
@@ -146,16 +148,18 @@ class AuditLogCheck:
             if interval:
                 with contextlib.suppress(_StoppedError):
                     self.look()
-            self._due.wait(interval or None)
+            self._due.wait(max(interval, self._pause) if interval else None)
             self._due.clear()
 
     def look(self) -> None:
         """Compare once, and say what has changed. An error is logged once, until it works again."""
+        self._pause = 0.0
         try:
             self._compare()
         except _StoppedError:
             raise
         except Exception as error:
+            self._pause = error.after if isinstance(error, AuditLogError) else 0.0
             if not self._ended.is_set() and str(error) != self._failure:
                 self._failure = str(error)
                 is_known = isinstance(error, _PASSING)
@@ -174,8 +178,15 @@ class AuditLogCheck:
             return
         counts = counts_of(self.receiver)
         counts.compared = counts.compared or state.compared  # also if the log can't be read
-        begin = min(state.compared, end - _AGAIN)
-        if settings.backfill and state.oldest_missed is not None:  # from before it was switched on
+        if state.since > now + _LATE:
+            raise QueueError(
+                f"what came is remembered since {rfc3339(state.since)}, so the clock was wrong then, or is now: if it "
+                "is right now, start once without audit_log, and remembering begins anew"
+            )
+        if settings != self._known_by:  # perhaps it is the log of another project, or fewer are missed by them
+            self._known_by, self._known, self._entries = settings, None, {}
+        begin = min(state.compared if state.compared <= now else state.since, end - _AGAIN)  # the clock was put back
+        if state.oldest_missed is not None and (settings.backfill or self._known is None):
             begin = min(begin, state.oldest_missed)
         begin = max(state.since, begin)
         if self._known is None or end > state.since:  # at first also if it is too early: the key may be wrong
