@@ -2,11 +2,7 @@
 
 import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
@@ -15,118 +11,13 @@ from statsig_otel._telemetry import counts_of
 from statsig_otel.config import Opaque
 from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.consumer import Batch
-from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.routing import QueuedExporter, Route
 from statsig_otel.plugin import Service
-from statsig_otel.plugin.service.audit_log_check import AuditLogCheck
 from statsig_otel.plugin.settings.reading import receiver_settings
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from tests.exporters.queue.helpers import PATIENCE, consume, delivered, put, reading, running, uid
+from tests.exporters.queue.helpers import PATIENCE, consume, delivered, put, uid
 from tests.metrics import collected
 from tests.peers.audit_log import KEY, AuditLogServer, audit_entry, failing
-from tests.plugin.record.record_helpers import plain, record_in
+from tests.plugin.service.watched_log import GRACE, RECEIVER, SINCE, Now, told, warnings, watched
 from tests.waiting import wait_until
-
-SINCE = 1_790_000_000
-GRACE = 900
-RECEIVER = "statsig/audited"
-
-
-class Now:
-    """The time of a test."""
-
-    def __init__(self) -> None:
-        self.seconds = float(SINCE)
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-class Watched:
-    """A queue with its watch, and a log. The time does not go on by itself."""
-
-    def __init__(self, directory: Path, log: AuditLogServer, now: Now, queue: DurableQueue, **settings: object) -> None:
-        self.queue = queue
-        self._log = log
-        self._now = now
-        self.watch = AuditLogCheck(
-            RECEIVER, queue, self._settings(settings), lambda batch: consume(queue, batch), clock=now
-        )
-
-    def _settings(self, given: Mapping[str, object]) -> StatsigReceiverSettings:
-        """Settings of a receiver: those in `receiver` are its own, and all others those of `audit_log`."""
-        own = given.get("receiver", {})
-        log = {"api_key": KEY, "endpoint": self._log.url, **given}
-        log.pop("receiver", None)
-        assert isinstance(own, dict)
-        return StatsigReceiverSettings.model_validate(
-            {"signing_secrets": ["webhook-0123456789"], "audit_log": log, **own}
-        )
-
-    def use(self, **settings: object) -> None:
-        """Use other settings, as a reload does."""
-        self.watch.use(self._settings(settings))
-
-    def made(self) -> list[LogRecord]:
-        """The records in the queue, in order."""
-        with reading(self.queue.database) as connection:
-            return [record_in(row[0]) for row in connection.execute("SELECT payload FROM records ORDER BY seq")]
-
-    def filled_in(self) -> list[str]:
-        """The names of the changes whose records are in the queue, in order."""
-        return [told(record)["feature_flag.key"] for record in self.made()]
-
-    def came(self, second: int, number: int, name: str = "gate") -> None:
-        one = Arrival(uid(number), second, name, "u1", "Ada", "ada@example.com", "Gate", "updated", "Updated Gate")
-        consume(self.queue, Batch(RECEIVER, arrivals=(one,))).result(PATIENCE)
-
-    def look(self, now: float) -> int | None:
-        """The changes that are missed then."""
-        self._now.seconds = now
-        self.watch.look()
-        return counts_of(RECEIVER).missed
-
-
-@pytest.fixture
-def log() -> Iterator[AuditLogServer]:
-    with AuditLogServer() as server:
-        yield server
-
-
-@pytest.fixture
-def now() -> Iterator[Now]:
-    counts = counts_of(RECEIVER)
-    counts.filled_in = counts.accepted = 0
-    yield Now()
-    counts.missed, counts.compared = None, 0
-
-
-@contextmanager
-def watched(
-    directory: Path,
-    log: AuditLogServer,
-    now: Now,
-    *,
-    window: float = 86_400.0,
-    size: int | None = None,
-    **settings: object,
-) -> Iterator[Watched]:
-    receivers = {RECEIVER: Route(("otlp",), window=window, remembered=30 * 86_400.0)}
-    exporters = {"otlp": QueuedExporter(queue_size=size)}
-    with running(directory, receivers=receivers, exporters=exporters, clock=now) as queue:
-        one = Watched(directory, log, now, queue, **settings)
-        yield one
-        one.watch.end()
-        one.watch.join(PATIENCE)
-
-
-def told(record: LogRecord) -> dict[str, Any]:
-    """The attributes of a record."""
-    return {one.key: plain(one.value) for one in record.attributes}
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
 
 
 def test_a_missed_change_is_warned_of_once_and_counted_also_after_a_restart(
@@ -460,74 +351,3 @@ def test_old_and_new_values_follow_a_change_that_came_once(tmp_path: Path, log: 
     assert record.event_name == "statsig.config_change.details"
     assert told(record)["statsig.config_change.uid"] == uid(1)
     assert told(record)["statsig.audit_log.new"] == '{"rules":2}'
-
-
-def test_a_clock_that_was_put_back_hides_nothing(tmp_path: Path, log: AuditLogServer, now: Now) -> None:
-    """It was two days fast. What happens after it is right again is seen within the usual time."""
-    two_days = 2 * 86_400
-    with watched(tmp_path, log, now, backfill=True) as one:
-        assert one.look(SINCE + GRACE + two_days) == 0
-        log.entries = [audit_entry(1, SINCE + 400)]
-        assert one.look(SINCE + GRACE + 600) == 0
-        assert one.filled_in() == ["gate"]
-        assert one.look(SINCE + GRACE + two_days + 300) == 0
-        assert len(one.made()) == 1
-
-
-def test_after_days_without_the_service_a_clock_that_was_fast_hides_nothing_either(
-    tmp_path: Path, log: AuditLogServer, now: Now
-) -> None:
-    days = 86_400
-    with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + GRACE + 10 * days) == 0
-    log.entries = [audit_entry(1, SINCE + days)]
-    with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + 4 * days) == 1
-
-
-def test_a_clock_that_was_wrong_when_remembering_began_is_said(
-    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
-) -> None:
-    with watched(tmp_path, log, now) as one:
-        for _ in range(2):
-            assert one.look(SINCE - 86_400) is None
-    (message,) = warnings(caplog)
-    assert "remembered since 2026-09-21T14:13:20Z, so the clock was wrong then" in message
-    assert "start once without audit_log" in message
-
-
-def test_what_was_missed_by_other_settings_is_compared_again(
-    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also what is older than the last day. And a key may be of another project."""
-    caplog.set_level(logging.INFO)
-    days = 86_400
-    log.entries = [audit_entry(1, SINCE + 100), audit_entry(2, SINCE + 200, "tagged", actionType="config_add_tag")]
-    with watched(tmp_path, log, now) as one:
-        one.came(SINCE + 105, 1)
-        assert one.look(SINCE + GRACE + 300) == 2
-        assert one.look(SINCE + 5 * days) == 2
-        one.use(tolerance="10s")
-        assert one.look(SINCE + 5 * days + 300) == 1
-        one.use(tolerance="10s", ignore=["config_add_tag"])
-        assert one.look(SINCE + 5 * days + 600) == 0
-        one.use()
-        log.entries = [audit_entry(3, SINCE + 5 * days, "of another project")]
-        assert one.look(SINCE + 6 * days) == 1
-        with AuditLogServer() as other:
-            one.use(endpoint=other.url)
-            assert one.look(SINCE + 6 * days + 300) == 0
-
-
-def test_it_waits_for_as_long_as_the_server_asks(
-    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
-) -> None:
-    log.faults = [failing(429, Retry_After="3000")]
-    with watched(tmp_path, log, now, interval="10ms") as one:
-        now.seconds = SINCE + GRACE + 300
-        one.watch.start()
-        wait_until(lambda: bool(warnings(caplog)))
-        time.sleep(0.3)
-        assert len(log.asked) == 1
-        one.use(interval="20ms")
-        wait_until(lambda: len(log.asked) > 1)
