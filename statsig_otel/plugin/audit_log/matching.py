@@ -114,8 +114,8 @@ def may_be_by_same_user(entry: AuditEntry, arrival: Arrival) -> bool:
         (entry.user_name, arrival.user_name),
         (entry.user_email, arrival.user_email),
     )
-    known = [(one.casefold(), comparable(other).casefold()) for one, other in fields if one and other]
-    return not known or any(one == other for one, other in known)
+    known = [(one, other) for one, other in fields if one and other]
+    return not known or any(one.casefold() == comparable(other).casefold() for one, other in known)
 
 
 def _parts(graph: _Graph) -> Iterator[_Graph]:
@@ -133,9 +133,10 @@ def _parts(graph: _Graph) -> Iterator[_Graph]:
         while waiting:
             entry = waiting.pop()
             part[entry] = graph[entry]
-            neighbours = {other for arrival in graph[entry] for other in entries_of[arrival]} - seen
-            seen |= neighbours
-            waiting += neighbours
+            for arrival in graph[entry]:  # each leads to its entries once
+                neighbours = set(entries_of.pop(arrival, ())) - seen
+                seen |= neighbours
+                waiting += neighbours
         yield part
 
 
@@ -156,20 +157,24 @@ def _by_text(part: _Graph, entries: Sequence[AuditEntry], arrivals: Sequence[Arr
 def _maximum(graph: _Graph) -> dict[int, int]:
     """A maximum matching: entries by their change. Each search for an augmenting path is breadth first."""
     entry_of: dict[int, int] = {}
+    exhausted: set[int] = set()
     for entry in graph:
-        _augment(graph, entry_of, entry)
+        _augment(graph, entry_of, entry, exhausted)
     return entry_of
 
 
-def _augment(graph: _Graph, entry_of: dict[int, int], start: int) -> None:
-    """Give one more entry a change, if others can change theirs so that one is left."""
+def _augment(graph: _Graph, entry_of: dict[int, int], start: int, exhausted: set[int]) -> None:
+    """Give one more entry a change, if others can change theirs so that one is left.
+
+    What a search in vain has seen leads to no free change later either, so it is not searched again.
+    """
     came_from: dict[int, int] = {}
     has: dict[int, int] = {}  # the change that each entry on the way has now
     waiting = deque([start])
     while waiting:
         entry = waiting.popleft()
         for arrival in graph[entry]:
-            if arrival in came_from:
+            if arrival in came_from or arrival in exhausted:
                 continue
             came_from[arrival] = entry
             if arrival in entry_of:
@@ -181,6 +186,7 @@ def _augment(graph: _Graph, entry_of: dict[int, int], start: int) -> None:
                 owner = came_from[free]
                 entry_of[free], free = owner, has.get(owner)
             return
+    exhausted.update(came_from)
 
 
 def _possible(graph: _Graph, entry_of: dict[int, int]) -> dict[int, tuple[list[int], bool]]:

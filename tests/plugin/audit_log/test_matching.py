@@ -104,6 +104,13 @@ def test_a_gate_that_a_program_toggles_each_second_is_matched_in_no_time() -> No
     assert match([entry(second) for second in seconds], [*came, arrival(2000)], tolerance=TOLERANCE).missed == 0
 
 
+def test_very_many_changes_that_can_not_be_told_apart_are_counted_in_no_time() -> None:
+    """In steps that grow with the number of pairs, and not with a power of it: else these take minutes."""
+    found = match([entry(1000)] * 300, [arrival(1000)] * 200, tolerance=TOLERANCE)
+    assert found.missed == 100
+    assert {one.outcomes for one in found.entries} == {frozenset({"received", "missed"})}
+
+
 USERS = [ADA, BOB, User(), User(name="Ada"), User(id="u2")]
 SMALL = st.tuples(st.integers(0, 5), st.sampled_from("ab"), st.sampled_from(USERS), st.sampled_from(["x", "y", ""]))
 
