@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.deploy.machine import ROOT
-from tests.e2e.otelcol import locked
+from tests.e2e.otelcol import UnavailableError, locked
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BASE = "localhost/debian-python"
@@ -65,10 +65,16 @@ class Podman:
     def build(self, command: str) -> None:
         """Build an image as a command for Docker says, from this folder of sources.
 
+        Raises:
+            UnavailableError: The base can't be had, or no container can be run here.
+
         The base knows the certificates of this machine, so that packages can be had from where this machine has them.
         """
         trust = [f"--change=ENV {name}={CERTIFICATES}" for name in ("SSL_CERT_FILE", "PIP_CERT")]
         self("import", *trust, str(_base()), BASE)
+        tried = subprocess.run(self.run(BASE, "true"), capture_output=True, text=True, check=False)
+        if tried.returncode:
+            raise UnavailableError(f"no container can be run here: {tried.stderr[-500:]!r}")
         options = ["--format=docker", "--layers=false", "--isolation=chroot", "--network=host"]
         docker, build, *arguments = shlex.split(command)
         assert (docker, build) == ("docker", "build")
@@ -76,7 +82,11 @@ class Podman:
 
 
 def _base() -> Path:
-    """An archive of a Debian with Python."""
+    """An archive of a Debian with Python.
+
+    Raises:
+        UnavailableError: debootstrap can't make it.
+    """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "statsig-otel-tests" / "debian-python"
     archive = folder / "root.tar"
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +95,10 @@ def _base() -> Path:
             root = folder / "root"
             shutil.rmtree(root, ignore_errors=True)
             packages = "--include=python3,python3-venv,ca-certificates"
-            _run("debootstrap", "--variant=minbase", packages, "bookworm", str(root))
+            words = ["debootstrap", "--variant=minbase", packages, "bookworm", str(root)]
+            made = subprocess.run(words, capture_output=True, text=True, check=False)
+            if made.returncode:
+                raise UnavailableError(f"debootstrap fails: {made.stdout[-500:]!r} {made.stderr[-500:]!r}")
             if CERTIFICATES.exists():
                 shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
             _run("tar", f"--directory={root}", "--create", f"--file={folder}/unfinished", ".")

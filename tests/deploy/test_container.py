@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.deploy.images import IMAGE, Podman, missing, podman
-from tests.deploy.machine import ROOT
+from tests.deploy.machine import ROOT, skipped_if_unavailable
 from tests.deploy.page import commands
 from tests.deploy.proxies import PATH, free_port
 from tests.e2e.processes import Process
@@ -102,7 +102,7 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
     ports = Ports(free_port(), free_port(), free_port())
     url = f"http://127.0.0.1:{ports.webhook}{PATH}"
     build, _ = commands("In a container")
-    with podman() as made:
+    with skipped_if_unavailable(), podman() as made:
         made.build(build)
         with container(made, tmp_path, ports) as process:
             assert post(url, change(1)).status == 200

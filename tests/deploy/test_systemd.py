@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from statsig_otel._times import SHUTDOWN_MARGIN, SHUTDOWN_TIMEOUT
-from tests.deploy.machine import PYTHON, ROOT, Machine, missing
+from tests.deploy.machine import PYTHON, ROOT, Machine, missing, skipped_if_unavailable
 from tests.deploy.page import SECTIONS, commands
 from tests.waiting import wait_until
 
@@ -110,7 +110,7 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     (upgrade,) = commands("Upgrade")
     folder = tmp_path / "machine"
     folder.mkdir()
-    with Machine(folder) as machine:
+    with skipped_if_unavailable(), Machine(folder) as machine:
         machine.install(install)
         with machine.boot():
             machine.run(set_up)
