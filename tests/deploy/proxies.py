@@ -1,4 +1,4 @@
-"""nginx, Caddy and HAProxy with the files of examples/deploy/proxies, in front of a service.
+"""nginx, Caddy and HAProxy with the files of examples/proxies, in front of a service.
 
 A file is used as it stands, but for its ports and the paths of its certificate.
 """
@@ -18,7 +18,7 @@ from tests.e2e.processes import Process
 from tests.peers.certs import Authority
 from tests.waiting import wait_until
 
-FILES = ROOT / "examples" / "deploy" / "proxies"
+FILES = ROOT / "examples" / "proxies"
 HOST = "statsig.example.com"
 PATH = "/api/v1/data/events/receiver/statsig"
 
@@ -82,7 +82,7 @@ class Kind:
     """A program.
 
     Attributes:
-        file: Its file in examples/deploy/proxies.
+        file: Its file in examples/proxies.
         listens: What that file says about its port.
         listens_on: The same for another port.
         prepare: Makes its configuration from the file's text, and gives the command.

@@ -1,4 +1,4 @@
-"""The image and the compose file of examples/deploy/docker."""
+"""The image and the compose file of examples/docker."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.e2e.statsig_client import SECRET, change, post
 from tests.peers.otlp_servers import GrpcSink
 from tests.waiting import wait_until
 
-FILES = ROOT / "examples" / "deploy" / "docker"
+FILES = ROOT / "examples" / "docker"
 TOOLS = ROOT / "build" / "deploy" / "bin"
 
 pytestmark = pytest.mark.slow
@@ -55,8 +55,8 @@ def test_the_compose_file_fits_its_schema() -> None:
 def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> None:
     """All but the last: there is no Docker here."""
     *secrets, last = commands("In a container")[1].splitlines()
-    assert last.startswith("docker compose --file examples/deploy/docker/compose.yaml up ")
-    folder = tmp_path / "examples" / "deploy" / "docker"
+    assert last.startswith("docker compose --file examples/docker/compose.yaml up ")
+    folder = tmp_path / "examples" / "docker"
     folder.mkdir(parents=True)
     subprocess.run(["sh", "-ec", "\n".join(secrets)], cwd=tmp_path, check=True)
     compose = YAML(typ="safe").load((FILES / "compose.yaml").read_text())["services"]["statsig-otel"]

@@ -1,4 +1,4 @@
-"""The Helm chart of examples/deploy/helm: what it renders, and a process with what it renders.
+"""The Helm chart of examples/kubernetes: what it renders, and a process with what it renders.
 
 There is no cluster: that Kubernetes starts the pods, mounts the files and asks the probes is not shown.
 """
@@ -27,7 +27,7 @@ from tests.e2e.statsig_client import SECRET, change, http, post
 from tests.peers.otlp_servers import GrpcSink
 from tests.waiting import wait_until
 
-CHART = ROOT / "examples" / "deploy" / "helm"
+CHART = ROOT / "examples" / "kubernetes"
 TOOLS = ROOT / "build" / "deploy" / "bin"
 VALUES = sorted((CHART / "values").glob("*.yaml"))
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"

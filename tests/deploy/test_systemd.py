@@ -1,4 +1,4 @@
-"""The units of examples/deploy/systemd, and the commands of docs/running.md, in a machine with systemd."""
+"""The units of examples/systemd, and the commands of docs/running.md, in a machine with systemd."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.deploy.machine import PYTHON, ROOT, Machine, missing, skipped_if_unav
 from tests.deploy.page import SECTIONS, commands
 from tests.waiting import wait_until
 
-UNITS = ROOT / "examples" / "deploy" / "systemd"
+UNITS = ROOT / "examples" / "systemd"
 SERVICE = UNITS / "statsig-otel.service"
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
