@@ -61,7 +61,7 @@ class RequestEntry:
         receiver: The receiver's id; empty if they were refused before they reached one.
         status: The HTTP status of the answer; 0 if there was none, since the TLS handshake failed.
         reason: The reason of the answer, a short word.
-        detail: What happened the first time, and what to check.
+        detail: What happened, and what to check: after a refusal, the last time.
         at: When the first one was answered, in seconds since the epoch.
         last: When the last one was answered.
         count: The number of requests.
@@ -241,6 +241,7 @@ class Journal:
                 is_over = before is None or self._is_over(before, now, 0.0 if accepted is None else accepted.last)
                 entry.run = 1 if before is None or is_over else before.run + 1
                 entry.follows = accepted is not None
+                entry.detail = detail  # that belongs to `last`
             entry.count += 1
             entry.last = now
             for word, number in items.items():

@@ -59,10 +59,11 @@ def test_requests_of_one_second_with_the_same_verdict_share_an_entry(clock: Cloc
     journal.add_request("statsig/eu", 200, "accepted", "")
     clock.now += 0.2
     journal.add_request("statsig", 401, "signature_wrong", "second")
+    journal.add_request("statsig", 401, "signature_wrong", "third")
     journal.add_request("", 400, "tls", "TLS", port=4433)
     shown = [(one.receiver, one.reason, one.detail, one.count, one.items, one.port) for one in journal.requests()]
     assert shown == [
-        ("statsig", "signature_wrong", "second", 1, {}, 0),
+        ("statsig", "signature_wrong", "third", 2, {}, 0),
         ("", "tls", "TLS", 1, {}, 4433),
         ("statsig/eu", "accepted", "", 1, {}, 0),
         ("statsig", "accepted", "", 2, {"accepted": 3, "duplicates": 1}, 0),

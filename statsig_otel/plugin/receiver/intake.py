@@ -38,6 +38,11 @@ _READ: Final = tuple(
 
 _NO_CODING: Final = (b"", b"identity")
 
+_HALF_HOUR: Final = 1800
+_FARTHEST_ZONE: Final = 14 * 3600
+_NEAR: Final = 120
+"""Seconds: the steps of time zones, the one that is farthest from UTC, and how exactly clocks show it."""
+
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 _HEADERS: Final = "pairs of a name and a value in bytes, such as (b'host', b'h.com')"
 
@@ -47,13 +52,24 @@ def _unauthorized(error: UnauthorizedError) -> Answer:
 
 
 def _with_both_clocks(error: UnauthorizedError, timestamps: Sequence[bytes], now_ns: int) -> UnauthorizedError:
-    """The error of a webhook with a wrong time says both times: who sees them knows which clock is wrong."""
+    """The error of a webhook with a wrong time says both times: who sees them knows which clock is wrong.
+
+    It also says if they differ as time zones do: by whole or half hours, give or take two minutes.
+    """
     if error.reason != "timestamp_outside_tolerance":
         return error
     its, here = (datetime.fromtimestamp(ms // 1000, UTC) for ms in (int(timestamps[0]), now_ns // 1_000_000))
+    apart = abs(int(timestamps[0]) - now_ns // 1_000_000) / 1000
+    nearest = round(apart / _HALF_HOUR) * _HALF_HOUR
+    is_zone = 0 < nearest <= _FARTHEST_ZONE and abs(apart - nearest) <= _NEAR
+    zone = (
+        f". About {nearest / 3600:g} h apart: most likely one of the clocks is set by another time zone"
+        if is_zone
+        else ""
+    )
     form = "%H:%M:%S" if its.date() == here.date() else "%Y-%m-%d %H:%M:%S"
     return UnauthorizedError(
-        error.reason, f"{error}; the webhook's time is {its:{form}}, this machine's {here:{form}} UTC"
+        error.reason, f"{error}; the webhook's time is {its:{form}}, this machine's {here:{form}} UTC{zone}"
     )
 
 

@@ -21,7 +21,7 @@ def chart(minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
     if len(none) == len(SERIES):
         return '<p class="quiet">Nothing has happened in the last hour.</p>'
     charts = "".join(_bars(number, name, minutes) for number, name in enumerate(SERIES) if totals[number])
-    rest = f'<p class="quiet">None: {", ".join(none)}.</p>' if none else ""
+    rest = f'<p class="quiet">Zero in the last hour: {", ".join(none)}.</p>' if none else ""
     return f'<div class="charts">{charts}</div>{rest}'
 
 

@@ -1,5 +1,6 @@
 """Says in plain words how a service is, and what is wrong. Pure functions of `Facts`."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -121,7 +122,7 @@ class Trouble(NamedTuple):
         at: When it happened last, in seconds since the epoch.
         is_past: Whether that was a request, and is not a state that lasts.
         can_wait: Whether nothing gets worse until somebody looks: it mends itself once a backend is well again, or is
-            kept.
+            kept. Or it is only suspected.
     """
 
     title: str
@@ -132,13 +133,15 @@ class Trouble(NamedTuple):
 
 
 _FILTERS: Final = (
-    "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes. "
-    "Then change a gate that nobody uses: perhaps nothing has changed yet."
+    "Perhaps nothing has changed yet, or the webhook leaves changes out. In Statsig's console (Settings > Integrations "
+    "> Generic Webhook), open Filters and choose Config Changes. Then change a gate that nobody uses, as a test."
 )
 _PORT: Final = (
     "Correct the port in the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), or where "
     "a proxy in between sends it."
 )
+_HERE: Final = "Only this machine reaches this port, so a proxy or a tunnel on it is most likely the sender."
+_LOOPBACK: Final = re.compile(r"\w+://(localhost|127\.[\d.]+|\[::1\])[:/]")
 _LOG: Final = (
     "`statsig-otel reconcile` shows them, and what the audit log says about the webhook, such as a new signing secret."
 )
@@ -273,7 +276,7 @@ def _last(facts: Facts, refused: Sequence[RequestEntry]) -> Iterator[str]:
     told = {one.name for entry in refused for one in _concerned(facts, entry)} | set(without_secret(facts))
     silent = [one.name for one in facts.receivers if not one.last_verified and one.name not in told]
     if verified and silent:
-        yield f"Nothing with a valid signature has come to {' or '.join(silent)} since the start."
+        yield f"Nothing with a valid signature has come to receiver {' or '.join(silent)} since the start."
 
 
 def without_secret(facts: Facts) -> list[str]:
@@ -325,7 +328,7 @@ def _to(place: str) -> str:
 
 def _missed(receiver: ReceiverFacts) -> str:
     number = len(receiver.last_missed)
-    return f"{counted(number, 'change')} of the last day in Statsig's audit log never came to {receiver.name}"
+    return f"{counted(number, 'change')} of the last day in Statsig's audit log never came to receiver {receiver.name}"
 
 
 def _is_behind(exporter: ExporterFacts) -> bool:
@@ -433,7 +436,13 @@ def _advice(facts: Facts, entry: RequestEntry) -> str:
         return f"{meant.path} is the path of {meant.name}, which listens on port {meant.port}. {_PORT}"
     if entry.reason == "signature_wrong" and any(one.last_verified for one in _concerned(facts, entry)):
         return f"Webhooks before had the right signature. {ANEW} {COMPARE}"
-    return check(entry.reason, entry.detail)
+    concerned = _concerned(facts, entry)
+    is_local = entry.reason in _FIRST_TO_CHECK and concerned and all(_LOOPBACK.match(one.url) for one in concerned)
+    advice = f"{_HERE if is_local else ''} {check(entry.reason, entry.detail)}".lstrip()
+    others = [one.run for one in facts.requests if (one.port, one.reason) == (entry.port, _NOT_A_WEBHOOK)]
+    if entry.reason == "not_found" and others:
+        advice += f" Not counted here: {counted(sum(others), 'request')} with another method, as scanners send them."
+    return advice
 
 
 def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
@@ -455,7 +464,7 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
     advice = {
         "retrying": "The backend does not answer, or asks to wait.",
         "refused": "The backend refuses the records. Look at what it says, and at its limits.",
-        "blocked": f"{hint[0].upper()}{hint[1:]}, and reload.",
+        "blocked": f"{hint[0].upper()}{hint[1:]}. After an edit run `statsig-otel reload`.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
     return Trouble(title, f"{advice} {again}", now, can_wait=exporter.state == "retrying")
@@ -465,7 +474,7 @@ def _only(receiver: ReceiverFacts) -> str:
     """What has come to a receiver that accepts webhooks, but none with a change; empty for others."""
     if not receiver.last_accepted or receiver.last_change:
         return ""
-    return f"No new config change has come to {receiver.name}, only {_instead(receiver) or 'empty webhooks'}"
+    return f"No new config change has come to receiver {receiver.name}, only {_instead(receiver) or 'empty webhooks'}"
 
 
 def _without_change(receiver: ReceiverFacts) -> Trouble | None:
@@ -485,4 +494,5 @@ def _without_change(receiver: ReceiverFacts) -> Trouble | None:
         f"{title}{listed}",
         " ".join(said for said, applies in advice.items() if applies),
         receiver.last_accepted,
+        can_wait=True,
     )

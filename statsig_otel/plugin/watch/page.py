@@ -139,7 +139,7 @@ def _state(facts: Facts) -> str:
     if sign == "good" and not any(one.last_change for one in facts.receivers):
         sign = "open"
     rest = f'<p class="others">{_text(" ".join(others))}</p>' if others else ""
-    return f'<p class="state {sign}">{_text(first)}</p>{rest}'
+    return f'<p class="state {sign}">{_text(first)}</p>{rest}<p class="quiet since">Started {_date(facts.since)}</p>'
 
 
 def _steps(facts: Facts) -> str:
@@ -305,8 +305,9 @@ def _grouped(
 
 
 def _when(group: Sequence[Mapping[str, Any]], now: float) -> str:
-    """When the first and the last entry of a group began."""
-    last, first = (_clock(datetime.fromisoformat(one["at"]).timestamp(), now) for one in (group[0], group[-1]))
+    """When the first of a group began, and when the last one was, as far as it is known."""
+    times = group[-1]["at"], group[0].get("last", group[0]["at"])
+    first, last = (_clock(datetime.fromisoformat(one).timestamp(), now) for one in times)
     return last if first == last else f"{first} – {last}"
 
 
@@ -339,7 +340,8 @@ def _said(entry: Mapping[str, Any]) -> str:
         items = entry["items"]
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
-    said = ": ".join(filter(None, ("Refused", why(entry["reason"], entry["detail"]), _path(entry))))
+    path = _path(entry) if entry["reason"] == "method" else ""
+    said = ": ".join(filter(None, ("Refused", why(entry["reason"], entry["detail"]), path)))
     said = _text(_cut(f"{said}."))
     advice = _text(check(entry["reason"], entry["detail"], entry["status"]))
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said

@@ -9,16 +9,19 @@ COMPARE: Final = (
     "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
     "Generic Webhook)."
 )
-_KEY: Final = f"{COMPARE} If they are the same, a proxy changes the body on the way."
+_KEY: Final = (
+    f"{COMPARE} If they differ, correct it and run `statsig-otel reload`; a secret in a file of its own needs none. If "
+    "they are the same, perhaps a proxy changes the body on the way, or somebody else has sent this."
+)
 ANEW: Final = "Was a new secret generated for the webhook, or does a second webhook use this URL?"
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
 _CLOCK: Final = (
     "Compare this machine's clock with another one: a time service, such as chrony or systemd-timesyncd, keeps it "
-    "right. If it is right, look for what holds webhooks back."
+    "right."
 )
 _URL: Final = (
-    "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), the receiver's path, "
-    "or what a proxy in between makes of it."
+    "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook), what a proxy in "
+    "between makes of it, or the receiver's path."
 )
 _LOST: Final = (
     "Statsig may not send such a webhook again: `statsig-otel reconcile` shows which changes never came. Without it, "
@@ -27,8 +30,8 @@ _LOST: Final = (
 _KEPT: Final = "Its signature is right. It is kept as a dead letter: see below."
 _OVERLOAD: Final = "Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
-    "Put a proxy with a certificate in front of this port, or set the receiver's tls. A proxy that is there already "
-    "has to speak plain HTTP to this port. Only to try it without TLS, begin the URL with http://."
+    "Let the proxy in front speak plain HTTP (http://) to this port. If there is none, put one with a certificate in "
+    "front, or set the receiver's tls."
 )
 
 WORDS_OF: Final[Mapping[str, tuple[str, str]]] = {
@@ -39,7 +42,7 @@ WORDS_OF: Final[Mapping[str, tuple[str, str]]] = {
     "timestamp_missing": ("there is no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
     "timestamp_repeated": ("there are several times", _PROXY),
     "timestamp_malformed": ("the time does not have Statsig's form", f"Who sends this? {_PROXY}"),
-    "timestamp_outside_tolerance": ("the webhook's time is too far from this machine's clock", _CLOCK),
+    "timestamp_outside_tolerance": ("wrong time", _CLOCK),
     "no_secret": (
         "no signing secret is set yet",
         "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
@@ -74,16 +77,28 @@ _DETAILED: Final = frozenset(
 )
 """The reasons whose detail says more, such as a number or a path."""
 
+_TOLD_FIRST: Final = {"not_found": "; ", "timestamp_outside_tolerance": ", and "}
+"""The reasons whose detail begins with what a headline needs, such as the path, and what ends that."""
+
 _LASTING: Final = frozenset({"queue_full", "disk_full", "storage_failed"})
 """The reasons of 5xx that are conditions of the service. While one lasts it is listed by itself, with what to do."""
 
-_NAMED: Final = frozenset({"exporter_failed"})
-"""Those whose detail begins with an id, which keeps its small letters."""
+_NAMED: Final = frozenset({"exporter_failed", "timestamp_outside_tolerance"})
+"""Those whose detail begins with an id or a setting, which keeps its small letters."""
 
 
 def why(reason: str, detail: str = "") -> str:
-    """Why a request was refused, as a clause: `it was signed with ...`."""
-    return WORDS_OF[reason][0] if reason in WORDS_OF else detail or reason
+    """Why a request was refused, as a clause: `wrong path: a request came to /hook`."""
+    if reason not in WORDS_OF:
+        return detail or reason
+    words, first = WORDS_OF[reason][0], _first(reason, detail)
+    return f"{words}: {first}" if first else words
+
+
+def _first(reason: str, detail: str) -> str:
+    """What `why` tells of the detail."""
+    end = _TOLD_FIRST.get(reason)
+    return detail.partition(end)[0] if end and end in detail else ""
 
 
 def check(reason: str, detail: str = "", status: int = 0) -> str:
@@ -95,6 +110,8 @@ def check(reason: str, detail: str = "", status: int = 0) -> str:
         status: The HTTP status of the answer. After 5xx the webhook may be lost, and this says what to do about that.
     """
     shown, (_, advice) = "", WORDS_OF.get(reason, ("", ""))
+    if first := _first(reason, detail):
+        detail = detail[len(first) + len(_TOLD_FIRST[reason]) :]
     if detail and reason in _DETAILED:
         is_past = status >= FAULT and reason in _LASTING
         first = f"At that time {detail[0]}" if is_past else detail[0] if reason in _NAMED else detail[0].upper()

@@ -337,3 +337,20 @@ def test_a_webhook_with_a_wrong_time_is_refused_with_both_clocks_times() -> None
         assert answer.reason == "timestamp_outside_tolerance"
         assert answer.detail.endswith(f"; {shown}")
         assert "UTC" not in json.dumps(answer.body), "that is for the log alone"
+
+
+def test_a_difference_of_whole_or_half_hours_names_the_time_zone() -> None:
+    def zone(ahead: float) -> str:
+        signed = sign(CHANGE, secret=SECRET, timestamp_ms=NOW_NS // 1_000_000 + int(ahead * 1000))
+        request = intake().begin([(name.encode(), value.encode()) for name, value in signed.items()], NOW_NS)
+        answer = request.finish(complete=True)
+        assert isinstance(answer, Answer)
+        return answer.detail.partition(" UTC")[2]
+
+    for hours in (0.5, 1, 5.5, 9, 14):
+        for sign_of in (1, -1):
+            for off in (-120, 0, 40, 120):
+                said = f". About {hours:g} h apart: most likely one of the clocks is set by another time zone"
+                assert zone(sign_of * (hours * 3600 + off)) == said
+    for ahead in (420, 1679, 1921, 9 * 3600 + 121, 14.5 * 3600, 24 * 3600):
+        assert zone(ahead) == zone(-ahead) == ""

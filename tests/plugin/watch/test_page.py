@@ -212,7 +212,7 @@ def test_what_has_not_happened_is_said() -> None:
     minutes = [(60, (1.0, 0.0, 0.0, 2.0))]
     chart = page.sections(replace(found, minutes=minutes))["chart"]
     assert chart.count("<svg") == 2
-    assert chart.endswith('<p class="quiet">None: requests refused, config changes.</p>')
+    assert chart.endswith('<p class="quiet">Zero in the last hour: requests refused, config changes.</p>')
 
 
 def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
@@ -236,6 +236,9 @@ def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
     assert "<summary>Refused: wrong path: a request came to /.env.</summary>" in other
     assert "08:00:07</time> – <time" in rows[0]
     assert '>08:00:09</time></td><td data-name="Receiver">port 81</td><td data-name="Answer">404 (5 times)<' in rows[0]
+    requests[0]["last"] = "2027-01-15T08:00:10Z"
+    until = page.sections(replace(found, entries={**found.entries, "requests": requests}))["requests"]
+    assert ">08:00:10</time></td>" in until, "as what to check says"
     (row,) = re.findall("<tr data-key.*?</tr>", made["attempts"])
     assert "retry later (2 times)" in row
     assert ">0 of 5<" in row, "each time they were the same"
@@ -287,6 +290,7 @@ def test_the_sign_of_the_state_is_what_is_worst() -> None:
     lost = RequestEntry("statsig", 503, "queue_full", "", 0.5, 1, last=0.5, run=1)
     assert sign(requests=[lost]) == "bad", "though a webhook was accepted since"
     assert sign(reasons={"disk_full": "the disk is full"}) == "bad"
+    assert sign(receivers=[ReceiverFacts(name="statsig", last_verified=1.0, last_accepted=1.0)]) == "passing"
 
 
 def test_times_of_another_day_have_their_date() -> None:
@@ -316,4 +320,5 @@ def test_an_idle_service_has_a_page_too() -> None:
     )
     read = check(page.page(empty))
     assert "Ready. No webhook with a valid signature since the start, 1 second ago." in read.text
+    assert "Started 1970-01-01 00:00:00 UTC" in "".join(read.text)
     assert "Nothing has happened in the last hour." in read.text

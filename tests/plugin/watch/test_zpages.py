@@ -301,7 +301,9 @@ def test_a_blocked_exporter_says_what_to_do(tmp_path: Path, queued: bool) -> Non
         exporter = {"endpoint": sink.url, "sending_queue": {"enabled": queued}}
         with running(tmp_path, exporter=exporter) as (service, address):
             post(service, "a")
-            wait_until(lambda: "Replace the key (headers), and reload." in text_of(address))
+            wait_until(
+                lambda: "Replace the key (headers). After an edit run `statsig-otel reload`." in text_of(address)
+            )
 
 
 @contextmanager
