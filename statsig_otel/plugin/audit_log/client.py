@@ -154,7 +154,7 @@ class AuditLogClient:
         page, number, alike = newest, 0, 0
         previous, is_sorted = end + _FAR_BEFORE, True
         while page.entries or page.unreadable:
-            is_known = not page.unreadable and all(entry.id in entries for entry in page.entries)
+            is_known = all(entry.id in entries for entry in page.entries) and unreadable.keys() >= {*page.unreadable}
             alike = alike + 1 if is_known else 0
             if alike > _MOST_ALIKE:
                 raise AuditLogError(f"{self._place} gives the same entries again and again, whatever page is asked for")
@@ -167,6 +167,8 @@ class AuditLogClient:
                     break
             number += 1
             page = self._page({**period, "limit": size, "page": number, **anchor}, save)
+        if unreadable and not entries:
+            raise AuditLogError(f"{self._place}: nothing in the log can be read: {next(iter(unreadable))}")
         newest_first = sorted(entries.values(), key=lambda entry: entry.second, reverse=True)
         return Page(tuple(newest_first), tuple(unreadable))
 

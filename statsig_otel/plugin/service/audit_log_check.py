@@ -107,6 +107,7 @@ class AuditLogCheck:
         self._pause = 0.0  # the seconds that the server asks to wait
         self._hindrances: set[str] = set()  # why records could not be made or stored at this look and the last one
         self._unclear: frozenset[str] = frozenset()  # some of these entries are missed, but it can't be told which
+        self._has_unreadable = False  # whether the pages that were read last have entries that can't be read
         self._failure = ""  # what was logged last
         self._ended = threading.Event()
         self._due = threading.Event()  # to look at once, or to end
@@ -327,6 +328,10 @@ class AuditLogCheck:
         finally:
             client.close()
         self._entries.update((one.id, one) for one in page.entries)
+        if page.unreadable and not self._has_unreadable:
+            message = "%s: some of the audit log's entries can't be compared with webhooks: %s"
+            _logger.warning(message, self.receiver, printable("; ".join(page.unreadable[:10])))
+        self._has_unreadable = bool(page.unreadable)
 
     def _wait(self, seconds: float) -> None:
         if self._ended.wait(seconds):

@@ -141,6 +141,26 @@ def test_an_answer_that_can_not_be_read_is_kept_and_said_why(server: AuditLogSer
     assert reader.failures == [f"{server.url}: the answer has no array `data`"]
 
 
+def test_a_log_in_another_format_is_not_an_empty_one(server: AuditLogServer) -> None:
+    server.entries = [audit_entry(number, MIDDLE + number) for number in range(3)]
+    page = server.page({})
+    for entry in page["data"]:
+        entry["date"] = "2026-09-26"
+    server.faults = [lambda handler: answer(handler, 200, page)] * 4 + [
+        lambda handler: answer(handler, 200, {"data": []})
+    ]
+    with pytest.raises(AuditLogError, match=r"nothing in the log can be read: the entry id0+ has no date and time"):
+        Reader(server.url).ids()
+
+
+def test_a_page_that_repeats_with_an_entry_that_can_not_be_read_is_not_read_for_ever(server: AuditLogServer) -> None:
+    server.entries = [audit_entry(1, MIDDLE), audit_entry(2, MIDDLE, "")]
+    page = server.page({})
+    server.faults = [lambda handler: answer(handler, 200, page)] * 20
+    with pytest.raises(AuditLogError, match="gives the same entries again and again"):
+        Reader(server.url).ids()
+
+
 def test_a_server_that_stays_away_is_given_up(server: AuditLogServer) -> None:
     server.faults = [failing(503)] * 5
     reader = Reader(server.url)

@@ -80,3 +80,18 @@ def test_it_waits_for_as_long_as_the_server_asks(
         assert len(log.asked) == 1
         one.use(interval="20ms")
         wait_until(lambda: len(log.asked) > 1)
+
+
+def test_an_entry_that_can_not_be_read_is_said_once(
+    tmp_path: Path, log: AuditLogServer, now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.entries = [audit_entry(1, SINCE + 100), audit_entry(2, SINCE + 100, "")]
+    with watched(tmp_path, log, now) as one:
+        one.came(SINCE + 100, 1)
+        for look in range(3):
+            assert one.look(SINCE + GRACE + 300 + look) == 0
+    (message,) = warnings(caplog)
+    assert message == (
+        "statsig/audited: some of the audit log's entries can't be compared with webhooks: "
+        "the entry id00000000000000000002 does not name what was changed"
+    )
