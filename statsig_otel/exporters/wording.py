@@ -33,10 +33,10 @@ def age(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A time in the unit that fits, rounded: `90 s`, `47 min`, `3 h`, `5 days`."""
+    """A time in the unit that fits, rounded to a half of it: `90 s`, `47 min`, `5.5 h`, `5 days`."""
     for unit, length in {"days": 86_400, "h": 3600, "min": 60}.items():
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
+            return f"{round(2 * seconds / length) / 2:g} {unit}"
     return f"{seconds:.3g} s"
 
 

@@ -284,7 +284,8 @@ def test_times_in_words() -> None:
         420: "7 min",
         7199: "120 min",
         7200: "2 h",
-        200_000: "2 days",
+        19_840: "5.5 h",
+        200_000: "2.5 days",
         1e9: "11574 days",
     }
     assert {seconds: about(seconds) for seconds in times} == times
