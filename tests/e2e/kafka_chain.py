@@ -163,7 +163,8 @@ class Chain:
             name: Its number, or what it is for.
             environment: The variables of collector.yaml that are not those of the chain.
         """
-        return Part(f"Collector {name}", self._collector, {**self._environment, **environment}, "Everything is ready")
+        own = {**self._environment, "METRICS_PORT": "0", **environment}
+        return Part(f"Collector {name}", self._collector, own, "Everything is ready")
 
     @property
     def parts(self) -> list[Killable]:
