@@ -226,11 +226,20 @@ def settled(directory: Path) -> None:
 
 
 def copy_of(directory: Path, to: Path) -> Path:
-    """What a crash at this moment would leave behind."""
-    to.mkdir(parents=True)
-    for file in directory.iterdir():
-        if file.name.startswith(("queue.db", "state.json")):
-            shutil.copyfile(file, to / file.name)
+    """What a crash at this moment would leave behind: no file may get another name while they are copied."""
+
+    def files() -> dict[str, int]:
+        kept = (entry for entry in os.scandir(directory) if entry.name.startswith(("queue.db", "state.json")))
+        return {entry.name: entry.inode() for entry in kept}
+
+    before = None
+    while before != files():
+        before = files()
+        shutil.rmtree(to, ignore_errors=True)
+        to.mkdir(parents=True)
+        with contextlib.suppress(FileNotFoundError):
+            for name in before:
+                shutil.copyfile(directory / name, to / name)
     return to
 
 
