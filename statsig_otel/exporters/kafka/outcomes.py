@@ -9,6 +9,7 @@
 A message without an answer may have been written. It is sent again, with the same uid.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -64,13 +65,15 @@ HINTS: Final = {
 """What to do, for the errors that somebody has to repair."""
 
 _LISTENER: Final = "check brokers, and whether their port wants TLS (tls: {}) or a password (auth::sasl)"
+_WITHOUT_TLS: Final = "this port seems to speak without TLS: leave tls out, or name the port for TLS"
 _WORDS: Final = {
-    "PLAINTEXT broker listener": "this port seems to speak without TLS: leave tls out, or name the port for TLS",
+    "PLAINTEXT broker listener": _WITHOUT_TLS,
+    "SSL connection closed by peer .*in state SSL_HANDSHAKE": _WITHOUT_TLS,  # if the broker is quicker
     "certificate verify failed": "the broker's certificate is not trusted: name its CA in tls::ca_file",
     "brokers are down": _LISTENER,  # all that is said if a port ends connections
-    "security.protocol": _LISTENER,
+    r"security\.protocol": _LISTENER,
 }
-"""What to do, by words of librdkafka, whose own advice names its own keys."""
+"""What to do, by a pattern of librdkafka's words, whose own advice names its own keys."""
 
 UNANSWERED: Final = frozenset({
     KafkaError._FATAL, KafkaError._MSG_TIMED_OUT, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE,
@@ -90,7 +93,7 @@ def outcome_of(error: KafkaError, place: str) -> RetryLater | Rejected | Blocked
     said = one_line(error.str())
     if code in REJECTED:
         return Rejected(f"{name} from {place}: {said}")
-    hint = next((hint for words, hint in _WORDS.items() if words in said), HINTS.get(code))
+    hint = next((hint for words, hint in _WORDS.items() if re.search(words, said)), HINTS.get(code))
     reason = f"{name} from {place}: {hint}: {said}" if hint else f"{name} from {place}: {said}"
     if code in RETRY_LATER:
         return RetryLater(reason, may_be_data=code == KafkaError.UNKNOWN)

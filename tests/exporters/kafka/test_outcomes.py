@@ -65,6 +65,26 @@ def test_a_port_that_ends_connections_gets_a_hint() -> None:
     assert outcome == RetryLater(f"TRANSPORT from t: {hint}: {words}")
 
 
+# All are said at a port for TLS. Which one is said of TLS at a port without it depends on when the broker ends the
+# connection; the last two are of brokers that do speak TLS.
+@looped(
+    ("words", "named"),
+    [
+        (
+            "SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener? (in state SSL_HANDSHAKE)",
+            True,
+        ),
+        ("Disconnected: SSL connection closed by peer (after 1ms in state SSL_HANDSHAKE)", True),
+        ("Disconnected: SSL connection closed by peer (after 29227ms in state UP)", False),
+        ("SSL handshake failed: certificate verify failed (after 2ms in state SSL_HANDSHAKE)", False),
+    ],
+)
+def test_tls_at_a_port_without_it_gets_a_hint(words: str, named: bool) -> None:
+    hint = "this port seems to speak without TLS: leave tls out, or name the port for TLS"
+    for code in (KafkaError._SSL, KafkaError._TRANSPORT):
+        assert (hint in outcome_of(KafkaError(code, words), "t").reason) is named, words
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
