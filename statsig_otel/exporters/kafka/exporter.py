@@ -34,6 +34,9 @@ _LINGER: Final = 1000
 _UNKNOWN_TOPIC_AFTER: Final = 0.8
 """The share of the timeout after which a topic that no broker knows counts as unknown: a new one takes a while."""
 
+_MOST_PROPAGATION: Final = 3_600_000
+"""Milliseconds: the library takes no more for that."""
+
 _MOST_EVENTS: Final = 20
 """The most errors of connections that are remembered, and the most calls that fetch what is left of the reports."""
 
@@ -194,7 +197,9 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             "acks": "all",
             "enable.idempotence": True,
             "message.timeout.ms": 0,  # the send has the limit
-            "topic.metadata.propagation.max.ms": round(settings.timeout * 1000 * _UNKNOWN_TOPIC_AFTER),
+            "topic.metadata.propagation.max.ms": min(
+                round(settings.timeout * 1000 * _UNKNOWN_TOPIC_AFTER), _MOST_PROPAGATION
+            ),
             "linger.ms": _LINGER,
             "queue.buffering.max.messages": 0,  # a batch has its own limits
             "message.max.bytes": settings.producer.max_message_bytes,

@@ -215,6 +215,13 @@ def test_a_forked_child_sends_nothing_and_ends(cluster: KafkaCluster) -> None:
     assert sorted(uids_of(one.value() for one in cluster.read(2))) == ["after", "before"]
 
 
+def test_a_timeout_beyond_what_the_library_takes_for_a_missing_topic_is_used(cluster: KafkaCluster) -> None:
+    made = exporter(cluster.brokers, timeout="2h")
+    made.start()
+    assert send(made, ["a"]) == Delivered()
+    made.shutdown()
+
+
 def test_a_payload_that_is_no_request_is_refused(kafka: KafkaExporter) -> None:
     outcome = kafka.send(b"\xff", 1, LONG)
     assert isinstance(outcome, Rejected)
