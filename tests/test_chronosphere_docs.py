@@ -15,8 +15,11 @@ from tests.waiting import wait_until
 PAGE = Path(__file__).parents[1] / "docs" / "chronosphere.md"
 BODY = (
     b'{"data": [{"eventName": "statsig::config_change", "timestamp": 1764300000000, '
-    b'"metadata": {"type": "Gate", "name": "checkout_v2", "action": "updated"}}]}'
+    b'"metadata": {"type": "Gate", "name": "checkout_v2", "action": "updated"}}'
+    + b', {"eventName": "x"}' * 100_000
+    + b"]}"
 )
+"""A change among many other events: more than nginx takes by itself."""
 
 
 def service(backend: GrpcSink, port: int) -> ServiceProcess:
