@@ -131,6 +131,18 @@ def test_too_few_replicas_refuse_webhooks_and_the_doctor_sees_it(chain: Chain) -
         assert {uid(change(1)), uid(change(3))} <= written(chain, "strict")
 
 
+def test_the_doctor_warns_of_a_topic_whose_leader_acknowledges_alone(chain: Chain) -> None:
+    chain.kafka.create_topic("alone", settings={"min.insync.replicas": "1"})
+    settings = KafkaSettings(brokers=chain.kafka.addresses(), logs=KafkaLogsSettings(topic="alone"))
+
+    def said() -> str:
+        fault = check_brokers(settings, 30)[1]
+        return "" if fault is None else fault.message
+
+    alone = "has min.insync.replicas=1: one broker acknowledges alone while the others are away"
+    wait_until(lambda: said() == alone, "the doctor", within=120)
+
+
 def test_nothing_is_lost_and_repetitions_share_a_uid_over_kills_of_everything(chain: Chain, backend: HttpSink) -> None:
     """Replicas first: the Collectors then deliver each message once. See proofs/kafka_kills.py for more."""
     delivered = Delivered(backend)

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from statsig_otel.config.errors import Fault
 from statsig_otel.config.opaque import reveal
@@ -14,6 +15,11 @@ from statsig_otel.exporters.network.tls import TlsMaterial
 from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
+
+_LEAST: Final = "min.insync.replicas"
+
+_MOMENT: Final = 1.0
+"""Seconds for a second question to brokers that have answered the first one."""
 
 
 class _LibraryLog:
@@ -89,7 +95,7 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
     errors: list[KafkaError] = []
     topic = settings.logs.topic
     try:
-        client = Producer(connection(settings, material, errors.append))
+        client = AdminClient(connection(settings, material, errors.append))
     except KafkaException as error:
         raise ValueError(error.args[0].str()) from error
     try:
@@ -97,8 +103,8 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
     except KafkaException as error:
         client.poll(0)
         raise OSError(outcome_of(decisive([*reversed(errors), error.args[0]]), place_of(settings)).reason) from error
-    if found.topics[topic].error is not None:
-        raise OSError(outcome_of(found.topics[topic].error, place_of(settings)).reason)
+    if (denied := found.topics[topic].error) is not None:
+        raise OSError(outcome_of(denied, place_of(settings)).reason)
     partitions = found.topics[topic].partitions.values()
     if unled := sum(one.leader < 0 for one in partitions):
         why = "nothing is written there until a broker that has its records is back"
@@ -112,4 +118,17 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
     if any(len(one.isrs) < len(one.replicas) for one in partitions):
         message = "lacks replicas, since a broker is away or behind"
         return detail, Fault(message, "start it: with fewer than min.insync.replicas nothing is written")
+    if _least_in_sync(client, topic) == "1":
+        message = "has min.insync.replicas=1: one broker acknowledges alone while the others are away"
+        return detail, Fault(message, "set it to 2: what such a broker loses is lost")
     return detail, None
+
+
+def _least_in_sync(client: AdminClient, topic: str) -> str | None:
+    """The topic's `min.insync.replicas`; None if it isn't told, as to a user without DESCRIBE_CONFIGS on the topic."""
+    asked = ConfigResource(ResourceType.TOPIC, topic)
+    try:
+        found: str | None = client.describe_configs([asked], request_timeout=_MOMENT)[asked].result()[_LEAST].value
+    except KafkaException:
+        return None
+    return found
