@@ -266,7 +266,11 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     if not isinstance(key, str):
         return fault
     if _is_missing(found) or _has_no_value(found) or (message == _IS_EMPTY and hint is None):
-        return Fault(message, _advice("needed", models, below) or hint)
+        needed = _advice("needed", models, below)
+        kinds = _models(_types(models, below))
+        if needed is None and _has_no_value(found) and kinds and not any(getattr(kind, "needed", {}) for kind in kinds):
+            needed = f"write {key}: {{}} for its defaults, or remove the key"
+        return Fault(message, needed or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
     if _wanted(found) == [_A_MAPPING] and is_switch and "enabled" in _keys(_types(models, below)):
         return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
