@@ -1,5 +1,6 @@
 """docs/chronosphere.md: with its nginx, each webhook reaches both receivers, and both accept its signature."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -42,8 +43,9 @@ def test_both_receivers_get_each_webhook(tmp_path: Path) -> None:
     locations = found[1].replace("https://YOUR-TENANT.example", f"http://127.0.0.1:{old_port}")
     locations = locations.replace("127.0.0.1:8080", f"127.0.0.1:{new_port}")
     config = tmp_path / "nginx.conf"
+    user = "user root; " if os.geteuid() == 0 else ""  # another one can't write into a test's folder
     config.write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
+        f"{user}daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;\n"
         f"fastcgi_temp_path {tmp_path}/a; uwsgi_temp_path {tmp_path}/b; scgi_temp_path {tmp_path}/c;\n"
         f"server {{ listen 127.0.0.1:{public};\n{locations}}} }}\n"
