@@ -6,9 +6,11 @@ both. Everything runs on this machine, the brokers too, so that the rates say li
 processor time per webhook is what counts.
 
 First changes are posted at a steady pace, and the time from the request to the backend is measured: for A it leads
-through a topic and a Collector. Then changes are posted as fast as they are answered. For that, the Collectors are
-stopped; what B's exporter needs is part of B's processor time. Batches of exposures, which are counted and ignored,
-never reach the brokers or the queue.
+through a topic and a Collector. So is the processor time of the replicas, the brokers and the Collectors. A send has
+one webhook then, and the brokers need some time even for none, so it is more per webhook than under load.
+
+Then changes are posted as fast as they are answered. For that, the Collectors are stopped; what B's exporter needs is
+part of B's processor time. Batches of exposures, which are counted and ignored, never reach the brokers or the queue.
 
     python benchmarks/replicas.py [--rounds N] [--seconds S] [--replicas N ...] [--directory DIR] [--quick]
 """
@@ -108,6 +110,12 @@ class Peers:
             before.start()
             self.ports[name] = before.port
         self.broker_pids = [broker.pid for broker in self.chain.kafka.brokers]
+        self.collector_pids = [collector.pid for collector in self.chain.consumers]
+
+
+def used(pids: Sequence[int]) -> float:
+    """The processor time of some processes in seconds."""
+    return sum(map(measure.processor_time, pids))
 
 
 def delays(peers: Peers, name: str, rate: float, number: int) -> list[float]:
@@ -124,20 +132,30 @@ def delays(peers: Peers, name: str, rate: float, number: int) -> list[float]:
     return [(arrived[change] - sent) * 1000 for change, (sent, _) in times.items()]
 
 
-def compare_delays(peers: Peers, name: str, given: argparse.Namespace) -> list[list[str]]:
-    """The rows of the time from a request to the backend."""
-    rows = []
+def compare_delays(peers: Peers, name: str, given: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of the time from a request to the backend, and of the processors that A needs at that pace."""
+    rows, loads = [], []
+    groups = {"replicas": peers.pids[name], "brokers": peers.broker_pids, "Collectors": peers.collector_pids}
     for rate in given.rates:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
+        shares: dict[str, list[float]] = defaultdict(list)
         for each in measure.alternating((name, DISK), given.rounds):
+            began, before = time.monotonic(), {group: used(pids) for group, pids in groups.items()}
             took = delays(peers, each, rate, max(8, round(rate * given.seconds)))
+            if each == name:
+                for group, pids in groups.items():
+                    shares[group].append((used(pids) - before[group]) / (time.monotonic() - began) * 100)
             for hundredths in (50, 99):
                 found[each, hundredths].append(quantile(took, hundredths))
         rows += [
             measure.comparison(f"{rate} changes a second, p{part}", found[name, part], found[DISK, part], ".1f")
             for part in (50, 99)
         ]
-    return rows
+        loads += [
+            [f"{rate} changes a second, {group}", " / ".join(measure.spread(of_all, ".1f"))]
+            for group, of_all in shares.items()
+        ]
+    return rows, loads
 
 
 @dataclass(frozen=True)
@@ -157,10 +175,6 @@ class Cost:
 
 def cost(peers: Peers, name: str, kind: Kind, seconds: float) -> Cost:
     """Post for some seconds, and read the processor times before and after."""
-
-    def used(pids: Sequence[int]) -> float:
-        return sum(map(measure.processor_time, pids))
-
     before, brokers_before = used(peers.pids[name]), used(peers.broker_pids)
     posted = post(peers.ports[name], kind.shape, clients=kind.clients, seconds=seconds)
     if name == DISK:
@@ -200,7 +214,7 @@ def compare(given: argparse.Namespace) -> None:
         load = os.getloadavg()[0]
         for name in (DISK, str(given.replicas[-1])):
             delays(peers, name, 8, 16)  # opens the connections
-        late = compare_delays(peers, str(given.replicas[-1]), given)
+        late, loads = compare_delays(peers, str(given.replicas[-1]), given)
         for consumer in peers.chain.consumers:
             consumer.stop()
         rates, times, brokers = compare_costs(peers, given)
@@ -213,6 +227,8 @@ def compare(given: argparse.Namespace) -> None:
         f"On {disk}. Load of the machine before: {load:.1f}.",
         f"Milliseconds from a request to the backend; A: {given.replicas[-1]} replicas, a topic and a Collector.",
         measure.table(measure.COMPARISON, late),
+        "Percent of one processor that A needs at that pace, all processes of a kind together.",
+        measure.table(("min / median / max", "A"), loads),
         "Webhooks answered with 200 per second.",
         measure.table(measure.COMPARISON, rates),
         "Microseconds of processor time of the service per webhook, of all replicas together.",
