@@ -68,7 +68,7 @@ class ReceiverCounts:
         ahead_ms: The timestamp of the last verified webhook, less the time when it arrived.
         missed: The changes of the audit log that no webhook brought, and that were not filled in; None if it was not
             read.
-        filled_in: The changes that no webhook brought, and of which records were made from the audit log.
+        filled_in: The changes that no webhook brought and that became records from the audit log.
         last_missed: The names of those of the last day, newest first, with the second of each.
         compared: The time up to which the audit log was compared with what came, in seconds since the epoch, or 0.
     """
@@ -317,7 +317,7 @@ Metric(
     "statsig_otel_receiver_filled_in_changes",
     "counter",
     "{changes}",
-    "Changes that no webhook brought, and of which records were made from Statsig's audit log.",
+    "Changes that no webhook brought and that became records from Statsig's audit log.",
     ("receiver",),
     read=_of_receivers(lambda one: {(): one.filled_in}),
 )

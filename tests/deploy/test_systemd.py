@@ -148,11 +148,11 @@ def check_without_a_secret(machine: Machine) -> None:
 def check_reload(machine: Machine, reload: str) -> None:
     """A file with errors is refused, and the service goes on; one without is taken."""
     pid, file = property_of(machine, "MainPID"), "/etc/statsig-otel/statsig-otel.yaml"
-    machine.run(f"cp {file} /root/kept.yaml; echo 'nonsense: 1' >> {file}")
+    machine.run(f"cp {file} /var/backups/kept.yaml; echo 'nonsense: 1' >> {file}")
     assert machine.run(reload, check=False).returncode != 0
     assert "nonsense" in machine.journal()
     assert send(machine) == 0
-    machine.run(f"cp /root/kept.yaml {file}")
+    machine.run(f"cp /var/backups/kept.yaml {file}")
     machine.run(reload)
     assert property_of(machine, "StatusText") == "Listening"
     assert property_of(machine, "MainPID") == pid
@@ -223,7 +223,7 @@ def check_backup(machine: Machine, backup: str, restore: str) -> None:
     send(machine)
     assert waiting(machine) == before + 1
     machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
-    machine.run(backup.replace("/root/queue.db", "/root/stopped.db"))
+    machine.run(backup.replace("/var/backups/queue.db", "/var/backups/stopped.db"))
     machine.run("systemctl start statsig-otel.socket statsig-otel.service")
     assert send(machine) == 0
     machine.run(restore)
@@ -231,7 +231,7 @@ def check_backup(machine: Machine, backup: str, restore: str) -> None:
     assert send(machine) == 0
     owners = machine.run("stat -c %U /var/lib/statsig-otel /var/lib/statsig-otel/*").stdout.split()
     assert set(owners) == {"statsig-otel"}
-    machine.run(restore.replace("/root/queue.db", "/root/stopped.db").replace(".old", ".older"))
+    machine.run(restore.replace("/var/backups/queue.db", "/var/backups/stopped.db").replace(".old", ".older"))
     assert waiting(machine) == before + 1
 
 

@@ -122,7 +122,7 @@ def forget(connection: sqlite3.Connection, kept: Mapping[str, float], *, now_ms:
 
 
 def _next_receiver(connection: sqlite3.Connection, after: str) -> str | None:
-    """The next receiver of which there are changes, by name."""
+    """The next receiver, by name, that has changes."""
     row = connection.execute("SELECT min(receiver) FROM arrivals WHERE receiver > ?", (after,)).fetchone()
     return None if row[0] is None else str(row[0])
 
