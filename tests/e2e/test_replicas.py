@@ -14,9 +14,10 @@ import pytest
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
-from tests.e2e.statsig_client import ENV, SECRET, Client, change, http, load, post
+from tests.e2e.statsig_client import ENV, SECRET, Client, change, http, load, post, uids
 from tests.exporters.kafka.records import uids_of
 from tests.peers.kafka_cluster import KafkaCluster
+from tests.peers.otlp_servers import HttpSink
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -64,6 +65,32 @@ def test_each_replica_answers_alike_and_none_writes_a_file(tmp_path: Path, clust
     assert found[uid(change(4))] >= 1
     for name in ("a", "b"):
         assert [path.name for path in (tmp_path / name).iterdir()] == ["statsig-otel.yaml"]
+
+
+def test_a_change_that_nothing_keeps_refuses_its_webhook_and_the_others_in_it_are_delivered(
+    tmp_path: Path, cluster: KafkaCluster
+) -> None:
+    """By each synchronous exporter. Once a record can be made of it, the same webhook is accepted."""
+    large = change(2, description="x" * 20_000)
+    unreadable: dict[str, object] = {"eventName": "statsig::config_change"}
+
+    def answers(folder: Path, limit: int) -> list[int]:
+        folder.mkdir()
+        exporters: dict[str, dict[str, object]] = {
+            "kafka": {"brokers": cluster.brokers},
+            "otlp_http": {"endpoint": sink.url},
+        }
+        with ServiceProcess(write_config(folder, exporters, max_record_bytes=limit), env=ENV) as service:
+            found = [post(service.url, change(1), large), post(service.url, large), post(service.url, unreadable)]
+            assert [one.headers.get("Retry-After") for one in found if one.status == 503][-1] == "3600"
+            assert any("503 (not_kept): without a queue nothing keeps 1 change" in line for line in service.log)
+        return [one.status for one in found]
+
+    with HttpSink() as sink:
+        assert answers(tmp_path / "small", 10_000) == [503, 503, 503]
+        assert uids(sink.requests) == [uid(change(1))] == list(in_topic(cluster, 1))
+        assert answers(tmp_path / "large", 50_000) == [200, 200, 503]
+        assert set(uids(sink.requests)) == {uid(change(1)), uid(large)} == set(in_topic(cluster, 4))
 
 
 def test_a_secret_is_rotated_on_all_replicas_while_webhooks_come(tmp_path: Path, cluster: KafkaCluster) -> None:

@@ -1,8 +1,9 @@
 """Delivers without a queue: a batch is accepted only once every exporter has delivered it.
 
 This is what `sending_queue: {enabled: false}` means. Any outcome but Delivered refuses the batch: there is nowhere to
-keep a record, so the client has to keep it. Each exporter has a worker of its own, so that a request
-waits no longer than for the slowest backend. Every batch is answered in time, even if a `send` hangs.
+keep a record, so the client has to keep it. An item that no record can be made of refuses its batch too, once the
+rest is delivered. Each exporter has a worker of its own, so that a request waits no longer than for the slowest
+backend. Every batch is answered in time, even if a `send` hangs.
 """
 
 import logging
@@ -33,6 +34,7 @@ from statsig_otel.exporters.exporter import (
     RetryLater,
 )
 from statsig_otel.exporters.routing import Route
+from statsig_otel.exporters.wording import counted
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Link
@@ -115,13 +117,16 @@ class SynchronousConsumer:
         """Send one batch to all synchronous exporters of a route at once.
 
         The future fails with `RefusedError` unless all have it. It is answered once all exporters are done: each takes
-        at most 10 s until its send begins, then its timeout, and a second.
+        at most 10 s until its send begins, then its timeout, and a second. A batch with an invalid item is refused
+        after all that: nothing keeps the item, so its webhook must not be acknowledged. A body that can't be read is
+        only logged, since its webhook is answered with 400.
         """
         log_invalid(_logger, batch, hidden=route.private)
         records = tuple(record for change in batch.changes for record in change.records)
         exporters = route.synchronous if records else ()
         links = links_of(bytes.fromhex(change.uid) for change in batch.changes)
-        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters, links)
+        unkept = [one.reason for one in batch.invalid if not one.whole_body]
+        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters, links, unkept)
         for name in exporters:
             self._workers[name].submit(delivery)
         return delivery.future
@@ -145,7 +150,12 @@ class _Delivery:
     """One batch on its way to all its exporters."""
 
     def __init__(
-        self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str], links: "Sequence[Link]"
+        self,
+        records: tuple[bytes, ...],
+        receipt: Receipt,
+        exporters: Iterable[str],
+        links: "Sequence[Link]",
+        unkept: Sequence[str],  # why no record could be made of some items
     ) -> None:
         self.records = records
         self.links = links
@@ -153,11 +163,12 @@ class _Delivery:
         self.latest = time.monotonic() + SEND_START_TIMEOUT  # for a send to begin
         self.future: Future[Receipt] = uncancellable()
         self._receipt = receipt
+        self._unkept = unkept
         self._open = set(exporters)
         self._failures: dict[str, RetryLater | Rejected | PartiallyRejected | Blocked] = {}
         self._lock = threading.Lock()
         if not self._open:
-            self.future.set_result(receipt)
+            self._accept()
 
     def done(self, name: str, outcome: Outcome) -> None:
         """One exporter is done with the batch; the last one answers. Only its first outcome counts."""
@@ -170,7 +181,7 @@ class _Delivery:
             if self._open:
                 return
         if not self._failures:
-            self.future.set_result(self._receipt)
+            self._accept()
             return
         failures = {f"{name} {_WORDS[type(why)]}": why.reason for name, why in self._failures.items()}
         message = "; ".join(f"{subject}: {why}" for subject, why in failures.items())
@@ -178,6 +189,19 @@ class _Delivery:
         reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
         refusal = RefusedError(message, reason=reason, subject=next(iter(failures)))
         refusal.retry_after = math.ceil(min(max([refusal.retry_after, *asked]), LONGEST_ASKED))
+        self.future.set_exception(refusal)
+
+    def _accept(self) -> None:
+        """Answer once all records are delivered: accept the batch, unless there are items that nothing keeps."""
+        if not self._unkept:
+            self.future.set_result(self._receipt)
+            return
+        message = (
+            f"without a queue nothing keeps {counted(len(self._unkept), 'change')} that no record can be made of; the "
+            f"others of this webhook are delivered; the reason for the first: {self._unkept[0]}"
+        )
+        # The same webhook is refused again until somebody has changed something.
+        refusal = RefusedError(message, reason="not_kept", retry_after=int(LONGEST_ASKED))
         self.future.set_exception(refusal)
 
 

@@ -42,6 +42,7 @@ STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
             "disk_full",
             "storage_failed",
             "exporter_failed",
+            "not_kept",
             "slow_consumer",
             "in_flight_bytes",
             "not_running",

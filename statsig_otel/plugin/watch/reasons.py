@@ -28,6 +28,10 @@ _LOST: Final = (
     "compare with the changes in Statsig's console."
 )
 _KEPT: Final = "Its signature is right. It is kept as a dead letter: see below."
+_UNKEPT: Final = (
+    "If it is too large, raise max_record_bytes. If it can't be read, please report it: the log has its beginning. An "
+    "exporter with a queue keeps such a change as a dead letter."
+)
 _OVERLOAD: Final = "Look at the exporters below: what waits for them fills the queue."
 _PLAIN: Final = (
     "Let the proxy in front speak plain HTTP (http://) to this port. If there is none, put one with a certificate in "
@@ -62,6 +66,7 @@ WORDS_OF: Final[Mapping[str, tuple[str, str]]] = {
     "disk_full": ("the disk is full", "Free space on the disk of the queue's directory."),
     "storage_failed": ("the queue could not be written", "Look at the disk of the queue's directory, and the log."),
     "exporter_failed": ("an exporter without a queue could not deliver", "Repair its backend, or give it a queue."),
+    "not_kept": ("no record can be made of a change, and without a queue nothing keeps it", _UNKEPT),
     "not_json": ("the body is not JSON", _KEPT),
     "not_utf8": ("the body is not UTF-8", _KEPT),
     "unknown_shape": ("the body is not a webhook of a known form", _KEPT),
@@ -73,6 +78,7 @@ _DETAILED: Final = frozenset(
     {
         *("timestamp_outside_tolerance", "timestamp_malformed", "signature_malformed", "not_found", "not_http"),
         *("tls_handshake", "queue_full", "disk_full", "storage_failed", "exporter_failed", "not_json", "unknown_shape"),
+        "not_kept",
     }
 )
 """The reasons whose detail says more, such as a number or a path."""

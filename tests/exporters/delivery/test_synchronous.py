@@ -205,12 +205,31 @@ def test_each_receiver_reaches_its_own_exporters() -> None:
     made.shutdown()
 
 
+def test_an_item_that_nothing_keeps_refuses_its_webhook_once_the_rest_is_delivered() -> None:
+    """A 200 would acknowledge a change that is then lost. The answer to an unreadable body is 400 in any case."""
+    unmade = tuple(Invalid(b"{}", reason) for reason in ("is too large", "no name"))
+    unreadable = (Invalid(b"{", "no JSON", whole_body=True),)
+    why = (
+        "without a queue nothing keeps 2 changes that no record can be made of; the others of this webhook are "
+        "delivered; the reason for the first: is too large"
+    )
+    good, bad = Backend(), Backend(RetryLater("down"))
+    made = consumer(good=good, bad=bad)
+    for changes in (batch("a").changes, ()):
+        refused = refusal(consume(made, Batch("statsig", changes, unmade), "good"))
+        assert (str(refused), refused.reason, refused.retry_after) == (why, "not_kept", 3600)
+    assert [payload for payload, _ in good.sent] == [b"a"]
+    assert refusal(consume(made, Batch("statsig", batch("b").changes, unmade), "bad")).reason == "exporter_failed"
+    assert consume(made, Batch("statsig", invalid=unreadable), "good").result(10) == Receipt(accepted=0)
+    made.shutdown()
+
+
 def warnings_for(batch: Batch, caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log says of a batch that holds nothing to send."""
     backend = Backend()
     made = consumer(one=backend)
     with caplog.at_level(logging.WARNING):
-        assert consume(made, batch).result(10) == Receipt(accepted=0)
+        consume(made, batch).exception(10)
     assert not backend.sent
     made.shutdown()
     return [record.getMessage() for record in caplog.records]
