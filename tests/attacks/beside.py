@@ -22,7 +22,7 @@ class _Watched:
     is_open = True
 
     def condition(self) -> Condition:
-        return Condition({}, {})
+        return Condition({})
 
     def ping(self) -> None:
         return None

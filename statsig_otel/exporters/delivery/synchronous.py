@@ -131,13 +131,9 @@ class SynchronousConsumer:
             self._workers[name].submit(delivery)
         return delivery.future
 
-    def states(self) -> dict[str, str]:
-        """The state of each exporter, by id."""
-        return {name: worker.state for name, worker in self._workers.items()}
-
-    def hints(self) -> dict[str, str]:
-        """What somebody has to do about each exporter that is blocked and says so, by id."""
-        return {name: worker.hint for name, worker in self._workers.items()}
+    def states(self) -> dict[str, tuple[str, str]]:
+        """By exporter its state, and what somebody has to do if it is blocked and says so."""
+        return {name: (worker.state, worker.hint) for name, worker in self._workers.items()}
 
     def longest_answer(self, route: Route) -> float:
         """Seconds within which each batch of a route is answered."""

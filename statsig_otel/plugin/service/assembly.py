@@ -23,7 +23,7 @@ from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
-from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
+from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of, expired_certificates
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
@@ -31,10 +31,10 @@ from statsig_otel.plugin.settings.reading import check_audit_logs, receiver_sett
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.settings.telemetry import JournalSettings, TelemetrySettings
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
-from statsig_otel.plugin.watch.diagnosis import Facts
+from statsig_otel.plugin.watch.facts import Facts, facts_of
 from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
 from statsig_otel.plugin.watch.journal_json import journal_command
-from statsig_otel.plugin.watch.status import facts_of, status
+from statsig_otel.plugin.watch.status import status
 from statsig_otel.plugin.watch.zpages import Zpages
 
 _logger: Final = logging.getLogger(__name__)
@@ -170,23 +170,23 @@ class Assembly:
         return self._outbound.has_lost
 
     def condition(self) -> Condition:
-        """Why webhooks are not taken now, and the state of each exporter."""
+        """Why webhooks are not taken now, and the state of each exporter while the service runs."""
+        reasons = self._not_running()
+        return Condition(reasons) if reasons else Condition(self._refusal_reasons(), self._outbound.exporters())
+
+    def _not_running(self) -> dict[str, str]:
         if self._ending.is_set():
-            return Condition({"shutting_down": "the service is stopping"}, {})
+            return {"shutting_down": "the service is stopping"}
         if not self._is_open:
-            return Condition({"not_running": "the service has not started yet"}, {})
+            return {"not_running": "the service has not started yet"}
         ended = self.servers.ended
         if ended.done() and (self._endpoints or ended.exception() is not None):
-            return Condition({"not_running": "a server or the queue has failed: no more webhooks are accepted"}, {})
-        outbound = self._outbound.condition()
-        expired = [
-            address
-            for endpoint in self._endpoints
-            for address, end in endpoint.server.expiries().items()
-            if end < time.time()
-        ]
-        expiry = {"certificate_expired": f"the certificate of {expired[0]} has expired"} if expired else {}
-        return Condition({**expiry, **outbound.reasons}, outbound.exporters)
+            return {"not_running": "a server or the queue has failed: no more webhooks are accepted"}
+        return {}
+
+    def _refusal_reasons(self) -> dict[str, str]:
+        """Why a service that runs takes no webhooks now: a sentence for each reason."""
+        return {**expired_certificates(self._endpoints), **self._outbound.refusal_reasons()}
 
     def facts(self) -> Facts:
         """The state of the service, for its live page and for `top`."""
@@ -195,7 +195,7 @@ class Assembly:
             self._since = began - 1
         bound = [endpoint for endpoint in self._endpoints if endpoint.port]
         return facts_of(
-            condition=self.condition(),
+            reasons=self._not_running() or self._refusal_reasons(),
             exporters=self._outbound.exporters(),
             receivers=self._intakes,
             paths={name: one.path for name, one in receiver_settings(self._configuration).items()},

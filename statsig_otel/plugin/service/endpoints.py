@@ -1,7 +1,8 @@
 """Groups receivers by address, checks that those on one address agree, and makes the server of each address."""
 
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
@@ -118,6 +119,16 @@ def endpoints_of(
         shared.setdefault(one.endpoint, {})[name] = one
     sockets = _by_endpoint(inherited, {name: one.endpoint for name, one in settings.items()})
     return [Endpoint(group, receivers, sockets.get(address), health) for address, group in shared.items()]
+
+
+def expired_certificates(endpoints: Iterable[Endpoint]) -> dict[str, str]:
+    """The sentence of the reason `certificate_expired`, if one of the servers has such a certificate."""
+    now = time.time()
+    for endpoint in endpoints:
+        for address, end in endpoint.server.expiries().items():
+            if end < now:
+                return {"certificate_expired": f"the certificate of {address} has expired"}
+    return {}
 
 
 def _by_endpoint(inherited: Sequence[InheritedSocket], endpoints: Mapping[str, str]) -> dict[str, socket.socket]:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +14,7 @@ from statsig_otel._times import AUDIT_LOG_CLOSING, BATCH_FINISH, COMMIT_TIMEOUT,
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
 from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.exporters.delivery.facts import ExporterFacts, sender_facts, with_history
 from statsig_otel.exporters.delivery.guarded import StartError
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
@@ -36,7 +37,6 @@ from statsig_otel.plugin.settings.exporters import ConfiguredExporter, ExporterO
 from statsig_otel.plugin.settings.reading import configured_exporters, routing
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
-from statsig_otel.plugin.watch.health import Condition
 
 if TYPE_CHECKING:
     from statsig_otel.plugin.service.audit_log_check import AuditLogCheck
@@ -111,39 +111,23 @@ class Outbound:
         """The path of the control socket; None without a queue."""
         return None if self._queue is None else self._directory / CONTROL
 
-    def condition(self) -> Condition:
-        """Why batches are refused now, and how each exporter is, also one that left while records wait for it."""
-        exporters: dict[str, dict[str, str | int]] = {}
-        for name, state in self._synchronous.states().items():
-            exporters[name] = {"state": state}
-        sizes = self._queue.waiting() if self._queue is not None else {}
-        for name, sender in list(self._senders.items()):
-            exporters[name] = {"state": sender.state, "waiting": sizes.get(name, 0)}
-        for name in self._left(sizes):
-            exporters[name] = {"state": NOT_CONFIGURED, "waiting": sizes[name]}
-        return Condition({} if self._queue is None else self._queue.refusal_reasons(), exporters)
+    def refusal_reasons(self) -> dict[str, str]:
+        """Why the queue refuses batches now: a sentence for each reason."""
+        return {} if self._queue is None else self._queue.refusal_reasons()
 
-    def exporters(self) -> dict[str, dict[str, Any]]:
-        """The state of each exporter, and where it sends; of a queued one also failures and its first record's age."""
-        hints = self._synchronous.hints()
-        found: dict[str, dict[str, Any]] = {
-            name: {"state": state, "hint": hints[name]} for name, state in self._synchronous.states().items()
-        }
-        sizes, ages = (self._queue.waiting(), self._queue.ages()) if self._queue is not None else ({}, {})
+    def exporters(self) -> list[ExporterFacts]:
+        """The state of each exporter, also of one that left the configuration while records wait for it."""
+        waiting, ages = (self._queue.waiting(), self._queue.ages()) if self._queue is not None else ({}, {})
+        found = [
+            ExporterFacts(name=name, state=state, hint=hint, waiting=None)
+            for name, (state, hint) in self._synchronous.states().items()
+        ]
         for name, sender in list(self._senders.items()):
-            found[name] = {
-                "state": sender.state,
-                "waiting": sizes.get(name, 0),
-                "oldest_age_seconds": ages.get(name),
-                "attempts": sender.attempts,
-                "last_error": sender.last_error,
-                "hint": sender.hint,
-            }
-        for name in self._left(sizes):
-            found[name] = {"state": NOT_CONFIGURED, "waiting": sizes[name], "oldest_age_seconds": ages.get(name)}
-        for name in self._exporters.keys() & found.keys():
-            found[name]["destination"] = self._destinations[name]
-        return found
+            found.append(sender_facts(sender, waiting=waiting.get(name, 0), oldest=ages.get(name)))
+        for name in self._left(waiting):
+            left = ExporterFacts(name=name, state=NOT_CONFIGURED, waiting=waiting[name], oldest=ages.get(name))
+            found.append(left)
+        return with_history(replace(one, destination=self._destinations.get(one.name, "")) for one in found)
 
     def _left(self, waiting: Collection[str]) -> list[str]:
         """Those that are not configured any more, also not without a queue."""

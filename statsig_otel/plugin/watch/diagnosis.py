@@ -1,14 +1,15 @@
-"""Says in plain words how a service is, and what is wrong. Pure functions of `Facts`."""
+"""Says in plain words how a service is doing, and what is wrong. Pure functions of `Facts`."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from statsig_otel._journal import LOST_FOR, RequestEntry
 from statsig_otel._telemetry import FAILED_STATES, NOT_CONFIGURED, OTHER
+from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.exporters.wording import about, ago, counted
+from statsig_otel.plugin.watch.facts import Facts, ReceiverFacts
 from statsig_otel.plugin.watch.reasons import ANEW, COMPARE, check, why
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
@@ -16,101 +17,6 @@ _HOUR: Final = 3600.0
 _MOST_NAMES: Final = 3
 _MOST_REFUSALS: Final = 5
 """What strangers cause does not push out what else is wrong."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiverFacts:
-    """What is known of a receiver. Times are in seconds since the epoch, and 0 for never.
-
-    Attributes:
-        name: Its id.
-        path: The path that webhooks are sent to.
-        url: The URL that webhooks are sent to, on this machine or, behind a proxy, in front of it; empty if it is not
-            known.
-        has_secret: Whether it has a signing secret.
-        port: The port that it listens on; 0 if it is not known.
-        last_verified: When the last webhook with a valid signature arrived.
-        last_accepted: When the last webhook was answered with 200.
-        last_change: When the last accepted change arrived.
-        clock_difference: The timestamp of the last webhook with a valid signature, less the time when it arrived, in
-            seconds.
-        answers: The requests, by the reason of their answers.
-        ignored: The ignored items, by the name of their event.
-        duplicates: The changes that had been accepted before.
-        invalid: The changes that no record could be made of.
-        missed: The changes of Statsig's audit log that no webhook brought; None if the log is not read.
-        last_missed: The names of those of the last day, newest first, with the time of each.
-    """
-
-    name: str
-    path: str = ""
-    url: str = ""
-    has_secret: bool = True
-    port: int = 0
-    last_verified: float = 0.0
-    last_accepted: float = 0.0
-    last_change: float = 0.0
-    clock_difference: float = 0.0
-    answers: Mapping[str, int] = field(default_factory=dict)
-    ignored: Mapping[str, int] = field(default_factory=dict)
-    duplicates: int = 0
-    invalid: int = 0
-    missed: int | None = None
-    last_missed: Sequence[tuple[str, float]] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExporterFacts:
-    """What is known of an exporter.
-
-    Attributes:
-        name: Its id.
-        destination: Where it sends to, such as a host; empty if nobody can tell.
-        state: One of `_telemetry.EXPORTER_STATES`, or `stopped`.
-        waiting: The records that wait for it; None if it has no queue, and a webhook waits for it.
-        oldest: Seconds since the webhook of the oldest of them arrived; None if none waits.
-        attempts: The failed attempts to send the head.
-        last_error: What its backend said last; empty while all is well.
-        hint: What somebody has to do about it; empty if the exporter does not say.
-        delivered: The records that its backend has taken.
-        delivered_last_minute: Those of the last minute.
-    """
-
-    name: str
-    destination: str = ""
-    state: str = "idle"
-    waiting: int | None = 0
-    oldest: float | None = None
-    attempts: int = 0
-    last_error: str = ""
-    hint: str = ""
-    delivered: int = 0
-    delivered_last_minute: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is known of a service.
-
-    Attributes:
-        now: The time, in seconds since the epoch.
-        since: When it started.
-        reasons: Why it refuses webhooks: a sentence for each reason.
-        receivers: Its receivers.
-        exporters: Its exporters.
-        dead_letters: The dead letters that are kept.
-        set_aside: The names of the queue's files that were set aside and are kept.
-        requests: Of each receiver, reason and port the last requests, newest first.
-    """
-
-    now: float
-    since: float = 0.0
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    receivers: Sequence[ReceiverFacts] = ()
-    exporters: Sequence[ExporterFacts] = ()
-    dead_letters: int = 0
-    set_aside: Sequence[str] = ()
-    requests: Sequence[RequestEntry] = ()
 
 
 class Trouble(NamedTuple):

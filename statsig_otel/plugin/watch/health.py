@@ -6,7 +6,7 @@ Ready is a service that takes webhooks. A backend that is away does not change t
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ import falcon.asgi
 import msgspec
 
 from statsig_otel.config.units import format_duration
+from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
 from statsig_otel.plugin.server.exchange import without_body
 from statsig_otel.plugin.server.listening import host_port
@@ -45,11 +46,11 @@ class Condition:
 
     Attributes:
         reasons: Why it does not take webhooks: a sentence for each reason; empty if it takes them.
-        exporters: The state of each exporter, and what waits for it.
+        exporters: The state of each exporter.
     """
 
     reasons: Mapping[str, str]
-    exporters: Mapping[str, Mapping[str, str | int]]
+    exporters: Sequence[ExporterFacts] = ()
 
 
 class Watched(Protocol):
@@ -153,7 +154,8 @@ def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
     def ready(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         condition = health.look()
         status = "not ready" if condition.reasons else "ready"
-        body = {"status": status, "reasons": condition.reasons, "exporters": condition.exporters}
+        exporters = {one.name: _exporter(one) for one in condition.exporters}
+        body = {"status": status, "reasons": condition.reasons, "exporters": exporters}
         _fill(resp, body, is_good=not condition.reasons)
 
     app = falcon.asgi.App()
@@ -162,6 +164,10 @@ def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
     app.add_route(LIVE, _Liveness(health))
     app.set_error_serializer(_serialize_error)
     return without_body(app)
+
+
+def _exporter(one: ExporterFacts) -> dict[str, str | int]:
+    return {"state": one.state, **({} if one.waiting is None else {"waiting": one.waiting})}
 
 
 class _Resource:

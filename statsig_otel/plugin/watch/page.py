@@ -13,18 +13,14 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
+from statsig_otel._telemetry import FAILED_STATES
+from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.exporters.wording import age, counted
 from statsig_otel.plugin.watch.chart import chart
-from statsig_otel.plugin.watch.diagnosis import (
-    ExporterFacts,
-    Facts,
-    ReceiverFacts,
-    Trouble,
-    sentences,
-    troubles,
-)
+from statsig_otel.plugin.watch.diagnosis import Trouble, sentences, troubles
+from statsig_otel.plugin.watch.facts import Facts, ReceiverFacts
 from statsig_otel.plugin.watch.reasons import check, why
 from statsig_otel.plugin.watch.steps import steps
 
@@ -185,7 +181,7 @@ def _exporters(shown: Shown) -> str:
 def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
     button = (
         _button("/exporters", {"exporter": one.name}, "resume", "Try now", of=one.name, token=shown.token)
-        if one.waiting is not None and one.state in ("retrying", "refused", "blocked")
+        if one.waiting is not None and one.state in FAILED_STATES
         else ""
     )
     return _Row(

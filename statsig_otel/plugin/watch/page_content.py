@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from statsig_otel._journal import journal
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Selection, StoredDeadLetter
-from statsig_otel.plugin.watch.diagnosis import Facts
+from statsig_otel.plugin.watch.facts import Facts
 from statsig_otel.plugin.watch.history import History, totals
 from statsig_otel.plugin.watch.journal_json import entries
 from statsig_otel.plugin.watch.page import Shown, sections

@@ -1,4 +1,4 @@
-"""Collects what is known of a service, and tells it as JSON, for `statsig-otel top`.
+"""Makes JSON of the state of a service, for `statsig-otel top`.
 
 The command `status` of the control socket answers with it:
 
@@ -20,95 +20,19 @@ only its destination, its state and what it has delivered. Strings are as they c
 """
 
 import os
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from statsig_otel import __version__
-from statsig_otel._journal import ACCEPTED, Journal, journal
-from statsig_otel._telemetry import FAILED_STATES, exporter_sent
-from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts, sentence
-from statsig_otel.plugin.watch.health import Condition
+from statsig_otel.exporters.delivery.facts import ExporterFacts
+from statsig_otel.plugin.watch.diagnosis import sentence
+from statsig_otel.plugin.watch.facts import Facts
 from statsig_otel.plugin.watch.journal_json import rfc3339
 
 _SHOWN: Final = 5
 
 
-def facts_of(
-    *,
-    condition: Condition,
-    exporters: Mapping[str, Mapping[str, Any]],
-    receivers: Mapping[str, Intake],
-    paths: Mapping[str, str],
-    urls: Mapping[str, str],
-    ports: Mapping[str, int],
-    dead_letters: int,
-    set_aside: Sequence[str],
-    since: float,
-    of: Journal = journal,
-) -> Facts:
-    """What is known of a service.
-
-    Args:
-        condition: Why webhooks are refused now.
-        exporters: What is known of each exporter, by id.
-        receivers: What answers for each receiver, by id.
-        paths: The path of each receiver, by id.
-        urls: The URL of each receiver, by id, as far as they are known.
-        ports: The port of each receiver that listens, by id.
-        dead_letters: The number of dead letters that are kept.
-        set_aside: The names of the queue's files that were set aside and are kept.
-        since: When the service started, in seconds since the epoch.
-        of: The journal.
-    """
-    now = time.time()
-    sent = {name: int(number) for (name, *_), number in exporter_sent.read()}
-    requests = of.last_requests()
-    accepted = {one.receiver: one.last for one in requests if one.reason == ACCEPTED}
-    recent = of.delivered_last_minute()
-    errors: dict[str, str] = {}  # the last one of each exporter
-    for attempt in of.attempts():
-        if attempt.reason:
-            errors.setdefault(attempt.exporter, attempt.reason)
-    return Facts(
-        now=now,
-        since=since,
-        reasons=condition.reasons,
-        receivers=[
-            replace(
-                _receiver(name, intake),
-                path=paths[name],
-                url=urls.get(name, ""),
-                port=ports.get(name, 0),
-                last_accepted=accepted.get(name, 0.0),
-            )
-            for name, intake in receivers.items()
-        ],
-        exporters=[
-            ExporterFacts(
-                name=name,
-                destination=one.get("destination", ""),
-                state=one["state"],
-                waiting=one.get("waiting"),
-                oldest=one.get("oldest_age_seconds"),
-                attempts=one.get("attempts", 0),
-                last_error=one["last_error"] if "last_error" in one else _failing(one["state"], errors.get(name, "")),
-                hint=one.get("hint", ""),
-                delivered=sent.get(name, 0),
-                delivered_last_minute=recent.get(name, 0),
-            )
-            for name, one in exporters.items()
-        ],
-        dead_letters=dead_letters,
-        set_aside=set_aside,
-        requests=requests,
-    )
-
-
 def status(facts: Facts) -> dict[str, Any]:
-    """How a service is, as values for JSON; see the module's docstring."""
+    """The state of a service, as values for JSON; see the module's docstring."""
     return {
         "words": sentence(facts),
         "pid": os.getpid(),
@@ -143,27 +67,3 @@ def _exporter(one: ExporterFacts) -> dict[str, Any]:
     }
     sent = {"delivered": one.delivered, "delivered_last_minute": one.delivered_last_minute}
     return {"destination": one.destination, "state": one.state, **(queued if one.waiting is not None else {}), **sent}
-
-
-def _failing(state: str, error: str) -> str:
-    """What the backend of an exporter without a queue said last, while it is not well."""
-    return error if state in FAILED_STATES else ""
-
-
-def _receiver(name: str, intake: Intake) -> ReceiverFacts:
-    counts = intake.counts
-    with counts.lock:
-        counts.move_back()
-        return ReceiverFacts(
-            name=name,
-            has_secret=intake.verifier.has_secret,
-            last_verified=counts.last_verified_ns / 1e9,
-            last_change=counts.last_change_ns / 1e9,
-            clock_difference=counts.ahead_ms / 1000,
-            answers={reason: number for (_, reason), number in counts.answers.items() if number},
-            ignored={event: number for event, number in counts.ignored.items() if number},
-            duplicates=counts.duplicates,
-            invalid=counts.invalid,
-            missed=counts.missed,
-            last_missed=counts.last_missed,
-        )

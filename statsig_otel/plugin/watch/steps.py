@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from statsig_otel.plugin.watch.diagnosis import Facts, without_secret
+from statsig_otel.plugin.watch.diagnosis import without_secret
+from statsig_otel.plugin.watch.facts import Facts
 
 
 class Step(NamedTuple):

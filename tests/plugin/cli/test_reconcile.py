@@ -319,7 +319,7 @@ def test_what_is_filled_in_goes_to_exporters_without_a_queue_too(tmp_path: Path,
         log.entries = [audit_entry(1, int(time.time()) + 1, "lost")]
         wait_until(lambda: counts.filled_in == 1)
         assert len(written.read_text().splitlines()) == 1
-        states = service._assembly._outbound.exporters()
-        assert states["otlp_http"]["waiting"] == 1
+        waiting = {one.name: one.waiting for one in service._assembly._outbound.exporters()}
+        assert waiting["otlp_http"] == 1
         assert post(service, item("came", SOON)) == 200
     assert len(written.read_text().splitlines()) == 2

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from statsig_otel._journal import RequestEntry
 from statsig_otel._telemetry import EXPORTER_STATES, NOT_CONFIGURED
+from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.exporters.wording import ago
-from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts, sentence, troubles
+from statsig_otel.plugin.watch.diagnosis import sentence, troubles
+from statsig_otel.plugin.watch.facts import Facts, ReceiverFacts
 from statsig_otel.plugin.watch.reasons import WORDS_OF, why
 from statsig_otel.plugin.watch.steps import steps
 from tests.looped import looped

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statsig_otel._journal import Journal, RequestEntry
+from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
 from statsig_otel.plugin import Mapper, parse
 from statsig_otel.plugin.watch import page
-from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts
+from statsig_otel.plugin.watch.facts import Facts, ReceiverFacts
 from statsig_otel.plugin.watch.history import History
 from statsig_otel.plugin.watch.journal_json import entries
 from statsig_otel.plugin.watch.page import SECTIONS, Shown

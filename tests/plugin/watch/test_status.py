@@ -1,30 +1,30 @@
 """What is said of a service in plain words: whether it receives, what came last, and who holds records up."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from statsig_otel import _journal
 from statsig_otel._journal import Journal
+from statsig_otel.exporters.delivery.facts import ExporterFacts, with_history
 from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
 from statsig_otel.plugin import Intake, Service, Verifier
-from statsig_otel.plugin.watch.diagnosis import Facts, sentence, troubles
-from statsig_otel.plugin.watch.health import Condition
+from statsig_otel.plugin.watch.diagnosis import sentence, troubles
+from statsig_otel.plugin.watch.facts import Facts, facts_of
 from statsig_otel.plugin.watch.history import totals
 from statsig_otel.plugin.watch.reasons import why
-from statsig_otel.plugin.watch.status import facts_of, status
+from statsig_otel.plugin.watch.status import status
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
 from tests.plugin.services import SECRET, page_config, post, webhook
 from tests.waiting import wait_until
 
-IDLE: Mapping[str, Any] = {"state": "idle", "waiting": 0}
+IDLE = ExporterFacts(name="mine")
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +42,15 @@ def kept() -> Journal:
 def words(
     intake: Intake,
     *,
-    exporters: Mapping[str, Mapping[str, Any]] | None = None,
+    exporters: Sequence[ExporterFacts] | None = None,
     dead_letters: int = 0,
     since: float = 600,
     of: Journal | None = None,
     **reasons: str,
 ) -> str:
     facts = facts_of(
-        condition=Condition(reasons, {}),
-        exporters={"mine": IDLE} if exporters is None else exporters,
+        reasons=reasons,
+        exporters=[IDLE] if exporters is None else exporters,
         receivers={"statsig": intake},
         paths={"statsig": "/hook"},
         urls={},
@@ -77,11 +77,11 @@ def seen(intake: Intake, *, verified: float = 0, changed: float = 0) -> Intake:
     return intake
 
 
-def exporters_alone(exporters: Mapping[str, Mapping[str, Any]], journal: Journal) -> Facts:
+def exporters_alone(exporters: Sequence[ExporterFacts], journal: Journal) -> Facts:
     """The facts of a service without receivers."""
     return facts_of(
-        condition=Condition({}, {}),
-        exporters=exporters,
+        reasons={},
+        exporters=with_history(exporters, journal),
         receivers={},
         paths={},
         urls={},
@@ -174,12 +174,12 @@ def test_what_never_reaches_a_receiver_is_said_until_the_first_webhook() -> None
 
 
 def test_who_holds_records_up() -> None:
-    exporters: dict[str, dict[str, Any]] = {
-        "good": {"state": "sending", "waiting": 3},
-        "away": {"state": "retrying", "waiting": 1},
-        "shut": {"state": "blocked", "waiting": 12},
-        "at_once": {"state": "refused"},
-    }
+    exporters = [
+        ExporterFacts(name="good", state="sending", waiting=3),
+        ExporterFacts(name="away", state="retrying", waiting=1),
+        ExporterFacts(name="shut", state="blocked", waiting=12),
+        ExporterFacts(name="at_once", state="refused", waiting=None),
+    ]
     said = words(seen(intake(), verified=250, changed=250), exporters=exporters, dead_letters=2)
     assert said == (
         "Not delivering to shut, which is blocked: 12 records wait. Not delivering to at_once, which is refused. "
@@ -195,7 +195,7 @@ def test_an_exporter_without_a_queue_tells_what_its_backend_said_last_while_it_i
         journal._attempts.last.clear()  # as if it were a second later
     journal.add_attempt("other", "retry_later", "HTTP 502 from b", records=1, delivered=0, seconds=0.1)
     for state, said in (("retrying", "HTTP 503 from a"), ("idle", "")):
-        found = exporters_alone({"direct": {"state": state}}, journal)
+        found = exporters_alone([ExporterFacts(name="direct", state=state, waiting=None)], journal)
         assert [one.last_error for one in found.exporters] == [said]
 
 
@@ -265,7 +265,7 @@ def test_the_rate_is_that_of_the_last_minute_however_few_entries_are_kept(monkey
         for name in ("mine", "other"):
             journal.add_attempt(name, "delivered", "", records=2, delivered=2, seconds=0.1)
             journal.add_attempt(name, "partially_rejected", "", records=4, delivered=1, seconds=0.1)
-    found = exporters_alone({"mine": IDLE, "other": IDLE}, journal)
+    found = exporters_alone([IDLE, ExporterFacts(name="other")], journal)
     rates = [one["delivered_last_minute"] for one in status(found)["exporters"].values()]
     assert rates == [180, 180]
     monkeypatch.setattr(_journal, "time", lambda: now + 200)

@@ -17,11 +17,12 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from statsig_otel import _journal
+from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.settings.reading import configured_pem_files
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
 from statsig_otel.plugin.watch import page_content, routes, zpages
-from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts
+from statsig_otel.plugin.watch.facts import Facts
 from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
