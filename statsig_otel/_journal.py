@@ -70,6 +70,7 @@ class RequestEntry:
         follows: Whether the receiver had accepted a webhook before the last one of these.
         items: The items of accepted requests, by what became of them: accepted, duplicates, ignored, invalid.
         port: The port of the server that refused them before they reached a receiver; 0 if it is not known.
+        path: The path that the last one had, if no receiver has it.
     """
 
     receiver: str
@@ -83,6 +84,7 @@ class RequestEntry:
     last: float = 0.0
     run: int = 0
     follows: bool = False
+    path: str = ""
 
     @property
     def may_be_lost(self) -> bool:
@@ -222,6 +224,7 @@ class Journal:
         items: Mapping[str, object] = _NO_ITEMS,
         *,
         port: int = 0,
+        path: str = "",
     ) -> None:
         """Add an answered request. `items` has the numbers of its items, by what became of them."""
         if not self.is_kept:
@@ -241,7 +244,7 @@ class Journal:
                 is_over = before is None or self._is_over(before, now, 0.0 if accepted is None else accepted.last)
                 entry.run = 1 if before is None or is_over else before.run + 1
                 entry.follows = accepted is not None
-                entry.detail = detail  # that belongs to `last`
+                entry.detail, entry.path = detail, path  # which belong to `last`
             entry.count += 1
             entry.last = now
             for word, number in items.items():

@@ -68,7 +68,7 @@ class Paths:
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
         detail = f"a request came to {shown}; {hint}"
         reason = "not_found" if method == "POST" else "method"
-        journal.add_request("", HTTPStatus.NOT_FOUND, reason, detail, port=port)
+        journal.add_request("", HTTPStatus.NOT_FOUND, reason, detail, port=port, path=shown)
         return _NOWHERE
 
 

@@ -209,7 +209,7 @@ def _elsewhere(facts: Facts, entry: RequestEntry) -> ReceiverFacts | None:
     if entry.reason != "not_found" or not entry.port:
         return None
     others = (one for one in facts.receivers if one.port not in (0, entry.port))
-    return next((one for one in others if entry.detail.startswith(f"a request came to {one.path};")), None)
+    return next((one for one in others if one.path == entry.path), None)
 
 
 def _cause(facts: Facts, entry: RequestEntry) -> str:

@@ -9,7 +9,7 @@ sent. Both may be left out. The answer, newest first:
 
     {"requests": [{"at": "2026-11-28T14:00:00.120Z", "count": 3, "receiver": "statsig", "status": 401,
                    "reason": "signature_wrong", "detail": "the client has ...", "items": {}, "port": 0,
-                   "last": "2026-11-28T14:00:00.980Z"}],
+                   "path": "", "last": "2026-11-28T14:00:00.980Z"}],
      "changes": [{"at": "...", "receiver": "statsig", "uid": "3f2a...", "bytes": 912, "happened_at": "...",
                   "type": "gate_updated", "title": "layout_v2 updated", "flag": "layout_v2", "action": "updated",
                   "who": "Jane", "environments": ["production"], "description": "...", "services": ["shop"]}],
@@ -17,10 +17,10 @@ sent. Both may be left out. The answer, newest first:
                    "reason": "UNAVAILABLE ...", "records": 12, "delivered": 0, "seconds": 0.02}]}
 
 Requests of one second with the same verdict share an entry that counts them, and so do attempts; the rest of the entry
-is that of the first one. A key of a change is missing if its record has no such attribute, since Statsig sent none or
-the mapping drops or renames it. A change with a `note` is of Statsig's audit log, and no webhook brought it: it is
-`missed`, or `filled in`. Strings are as they came from outside: `printable` of `exporters/terminal.py` makes
-them safe for a terminal.
+is that of the first one. `path` is the path of a request that led to no receiver. A key of a change is missing if its
+record has no such attribute, since Statsig sent none or the mapping drops or renames it. A change with a `note` is of
+Statsig's audit log, and no webhook brought it: it is `missed`, or `filled in`. Strings are as they came from outside:
+`printable` of `exporters/terminal.py` makes them safe for a terminal.
 """
 
 import contextlib

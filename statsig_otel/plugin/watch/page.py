@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -274,12 +273,7 @@ def _change(change: Mapping[str, Any], now: float) -> "_Row":
 
 def _refusal(entry: Mapping[str, Any]) -> Sequence[object]:
     """How a request ended, and what refused ones that are one row have in common."""
-    return entry["status"], entry["receiver"], entry["reason"], entry["port"], _path(entry)
-
-
-def _path(entry: Mapping[str, Any]) -> str:
-    """What is said of a path that leads nowhere: it may be the webhook's, or a stranger's."""
-    return entry["detail"].partition(";")[0] if entry["status"] == HTTPStatus.NOT_FOUND else ""
+    return entry["status"], entry["receiver"], entry["reason"], entry["port"], entry["path"]
 
 
 def _failure(entry: Mapping[str, Any]) -> Sequence[object]:
@@ -336,7 +330,7 @@ def _said(entry: Mapping[str, Any]) -> str:
         items = entry["items"]
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
-    path = _path(entry) if entry["reason"] == "method" else ""
+    path = f"a request came to {entry['path']}" if entry["reason"] == "method" and entry["path"] else ""
     said = ": ".join(filter(None, ("Refused", why(entry["reason"], entry["detail"]), path)))
     said = _text(_cut(f"{said}."))
     advice = _text(check(entry["reason"], entry["detail"], entry["status"]))

@@ -28,10 +28,18 @@ def facts(receiver: ReceiverFacts = RECEIVER, exporter: ExporterFacts = SENDING,
 
 
 def refused(
-    reason: str, detail: str = "", *, before: float = 10, receiver: str = "statsig", status: int = 401, port: int = 0
+    reason: str,
+    detail: str = "",
+    *,
+    before: float = 10,
+    receiver: str = "statsig",
+    status: int = 401,
+    port: int = 0,
+    path: str = "",
 ) -> RequestEntry:
     """Three refused requests: two within a second, of which only the last one was so many seconds before."""
-    return RequestEntry(receiver, status, reason, detail, NOW - before - 0.9, 2, port=port, last=NOW - before, run=3)
+    last = NOW - before
+    return RequestEntry(receiver, status, reason, detail, last - 0.9, 2, port=port, last=last, run=3, path=path)
 
 
 LATE = "the webhook is 7 min old, and timestamp_tolerance is 5 min: something holds webhooks back"
@@ -327,9 +335,9 @@ def test_requests_of_scanners_are_not_counted_with_those_for_a_wrong_path_and_ar
 def test_the_right_path_on_the_port_of_another_receiver_is_called_a_wrong_port() -> None:
     a, b = (replace(RECEIVER, name=name, path=f"/{name}", port=port) for name, port in (("a", 1), ("b", 2)))
     crossed = [
-        refused("not_found", "a request came to /b; the receiver's path is /a", receiver="", status=404, port=1),
-        refused("not_found", "a request came to /a; the receiver's path is /b", receiver="", status=404, port=2),
-        refused("not_found", "a request came to /c; the receiver's path is /b", receiver="", status=404, port=2),
+        refused("not_found", "a request came to /b; ...", receiver="", status=404, port=1, path="/b"),
+        refused("not_found", "a request came to /a; ...", receiver="", status=404, port=2, path="/a"),
+        refused("not_found", "a request came to /c; ...", receiver="", status=404, port=2, path="/c"),
     ]
     found = troubles(replace(facts(RECEIVER, SENDING, *crossed), receivers=[a, b]))
     assert [one.title for one in found] == [

@@ -218,7 +218,7 @@ def test_what_has_not_happened_is_said() -> None:
 
 def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
     found = shown("a")
-    entry = {"receiver": "", "status": 404, "reason": "not_found", "detail": "", "items": {}, "port": 81}
+    entry = {"receiver": "", "status": 404, "reason": "not_found", "detail": "", "items": {}, "port": 81, "path": ""}
     requests: list[dict[str, Any]] = [
         {**entry, "at": "2027-01-15T08:00:09Z", "count": 2},
         {**entry, "at": "2027-01-15T08:00:07Z", "count": 3},
@@ -231,7 +231,7 @@ def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
     made = page.sections(replace(found, entries={**found.entries, "requests": requests, "attempts": attempts}))
     rows = re.findall("<tr data-key.*?</tr>", made["requests"])
     assert len(rows) == 5
-    requests[1]["detail"] = "a request came to /.env; the receiver's path is /hook"
+    requests[1].update(detail="a request came to /.env; the receiver's path is /hook", path="/.env")
     other = page.sections(replace(found, entries={**found.entries, "requests": requests}))["requests"]
     assert other.count("<tr data-key") == 6, "another path may be that of a stranger"
     assert "<summary>Refused: wrong path: a request came to /.env.</summary>" in other
