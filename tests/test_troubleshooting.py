@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from statsig_otel._instruments import METRICS
 from statsig_otel.plugin import DEFAULT_PATH, Service, sign
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.watch import page_content
+from statsig_otel.plugin.watch import recent
 from tests.metrics import Collected, collected
 from tests.peers.audit_log import KEY, AuditLogServer, audit_entry
 from tests.peers.certs import Authority
@@ -124,7 +124,7 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes a scene, with one receiver unless others are given."""
-    monkeypatch.setattr(page_content, "_LOOKED_AT_FOR", 0.0)
+    monkeypatch.setattr(recent, "KEPT_FOR", 0.0)
 
     @contextmanager
     def made(exporters: Any = None, receivers: Any = None, **options: Any) -> Iterator[Scene]:

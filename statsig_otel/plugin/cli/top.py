@@ -70,7 +70,7 @@ def command(*, once: bool, as_json: bool) -> None:
     """
     with queue_access() as access:
         if as_json or once or not sys.stdout.isatty():
-            seen = _look(access)
+            seen = _status_of(access)
             if seen is None:
                 raise ControlError(f"no service runs on the queue in {access.directory}")
             if as_json:
@@ -82,7 +82,7 @@ def command(*, once: bool, as_json: bool) -> None:
         _watch(access)
 
 
-def _look(access: QueueAccess) -> dict[str, Any] | None:
+def _status_of(access: QueueAccess) -> dict[str, Any] | None:
     """What the service says of itself, and its journal; None if none runs."""
     status = access.ask("status")
     journal = access.ask("journal", limit=_ENTRIES)
@@ -99,7 +99,7 @@ def _watch(access: QueueAccess) -> None:
         while True:
             columns, lines = shutil.get_terminal_size()
             try:
-                seen = _look(access)
+                seen = _status_of(access)
                 why = f"No service runs on the queue in {access.directory}. It is shown here once it starts."
             except ControlError as error:
                 seen, why = None, str(error)

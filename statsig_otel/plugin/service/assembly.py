@@ -308,7 +308,7 @@ class Assembly:
             for endpoint in self._endpoints:
                 endpoint.server.bind()
             self._outbound.open(self.consumer)
-            self._outbound.watch_audit_logs(self._settings_with_resource(), self.consumer.consume)
+            self._outbound.compare_audit_logs(self._settings_with_resource(), self.consumer.consume)
             if self._endpoints:
                 self.servers.start()
         except BaseException:

@@ -44,7 +44,7 @@ _PASSING: Final = (AuditLogError, QueueError, sqlite3.Error, OSError, ValueError
 
 
 _PATIENCE: Final = 0.2
-"""Seconds between two looks at whether the service ends, while a record is being stored."""
+"""Seconds between two checks whether the service ends, while a record is being stored."""
 
 
 class _StoppedError(Exception):
@@ -52,8 +52,8 @@ class _StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What one look has to do.
+class _Comparison:
+    """What one comparison has to do.
 
     Attributes:
         settings: How the log is read.
@@ -71,7 +71,7 @@ class _Look:
 
 
 class AuditLogCheck:
-    """Watches the audit log for one receiver, in a thread of its own.
+    """Compares the audit log with what came to one receiver, in a thread of its own.
 
     The queue runs from before `start` until after `join`.
 
@@ -101,23 +101,23 @@ class AuditLogCheck:
         self._consume = consume
         self._clock = clock
         self._entries: dict[str, AuditEntry] = {}
-        self._asked: list[float] = []  # when the last requests were sent, for the rate limit of all looks together
+        self._asked: list[float] = []  # when the last requests were sent, for the rate limit of all comparisons
         self._known: tuple[int, int] | None = None  # the first and the last second of what was read
         self._known_by: AuditLogSettings | None = None  # how that was read
         self._pause = 0.0  # the seconds that the server asks to wait
-        self._hindrances: set[str] = set()  # why records could not be made or stored at this look and the last one
+        self._hindrances: set[str] = set()  # why records could not be made or stored, now and the last time
         self._unclear: frozenset[str] = frozenset()  # some of these entries are missed, but it can't be told which
         self._has_unreadable = False  # whether the pages that were read last have entries that can't be read
         self._failure = ""  # what was logged last
         self._ended = threading.Event()
-        self._due = threading.Event()  # to look at once, or to end
+        self._due = threading.Event()  # to compare at once, or to end
         self._thread: threading.Thread | None = None
 
     @property
     def settings(self) -> AuditLogSettings:
         """How the log is read."""
         if self._settings.audit_log is None:
-            raise RuntimeError("there is no watch without audit_log")
+            raise RuntimeError("there is no comparison without audit_log")
         return self._settings.audit_log
 
     def use(self, settings: StatsigReceiverSettings) -> None:
@@ -127,13 +127,13 @@ class AuditLogCheck:
             self._due.set()
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to compare."""
         thread = threading.Thread(target=self._run, name=f"{self.receiver} audit log", daemon=True)
         thread.start()
         self._thread = thread
 
     def end(self) -> None:
-        """Look no more. Returns at once; safe to call twice."""
+        """Compare no more. Returns at once; safe to call twice."""
         self._ended.set()
         self._due.set()
 
@@ -148,15 +148,15 @@ class AuditLogCheck:
             interval = self.settings.interval
             if interval:
                 with contextlib.suppress(_StoppedError):
-                    self.look()
+                    self.compare()
             self._due.wait(max(interval, self._pause) if interval else None)
             self._due.clear()
 
-    def look(self) -> None:
+    def compare(self) -> None:
         """Compare once, and say what has changed. An error is logged once, until it works again."""
         self._pause = 0.0
         try:
-            self._compare()
+            self._compare_period()
         except _StoppedError:
             raise
         except Exception as error:
@@ -171,7 +171,7 @@ class AuditLogCheck:
             self._failure = ""
             _logger.warning("%s: the audit log is compared again", self.receiver)
 
-    def _compare(self) -> None:
+    def _compare_period(self) -> None:
         settings, now = self.settings, int(self._clock())
         end = now - int(settings.grace)
         state = self._remembered(end, end)
@@ -195,84 +195,84 @@ class AuditLogCheck:
         if end <= state.since:
             return
         kept = now - int(settings.keep)
-        look = _Look(settings, Period(begin, end, max(state.since, kept)), log_records(self._settings),
+        run = _Comparison(settings, Period(begin, end, max(state.since, kept)), log_records(self._settings),
                      hides=self._settings.user != "full")  # fmt: skip
-        found, made = self._report(look)
-        if settings.backfill and self._fill_in(look, found):
-            found, made = self._report(look)
-        self._note(look, found, kept)
+        found, made = self._report(run)
+        if settings.backfill and self._fill_in(run, found):
+            found, made = self._report(run)
+        self._note(run, found, kept)
         if settings.enrich:
-            self._enrich(look, [line for line in found.lines if line.entry.details_uid not in made])
-        for what in sorted(look.hindrances - self._hindrances):
+            self._enrich(run, [line for line in found.lines if line.entry.details_uid not in made])
+        for what in sorted(run.hindrances - self._hindrances):
             _logger.error("%s: %s", self.receiver, printable(what))
-        self._hindrances = look.hindrances
+        self._hindrances = run.hindrances
 
     def _remembered(self, first: float, last: float) -> arrivals.Remembered | None:
         with contextlib.closing(schema.connect_reading(self._queue.database)) as connection:
             return arrivals.read(connection, self.receiver, first, last)
 
-    def _report(self, look: _Look) -> tuple[Report, set[str]]:
+    def _report(self, run: _Comparison) -> tuple[Report, set[str]]:
         """What is said of the entries, and the uids of the records that were made of the log."""
-        period, tolerance = look.period, look.settings.tolerance
+        period, tolerance = run.period, run.settings.tolerance
         came = self._remembered(period.begin - tolerance, period.end + tolerance)
         if came is None:
             raise QueueError("it is not remembered any more what came")
         page = Page(tuple(self._entries.values()), ())
-        found = report(page, came.arrivals, period, tolerance=tolerance, ignore=look.settings.ignore)
+        found = report(page, came.arrivals, period, tolerance=tolerance, ignore=run.settings.ignore)
         return found, {one.uid for one in came.arrivals if one.from_log}
 
-    def _note(self, look: _Look, found: Report, kept: int) -> None:
+    def _note(self, run: _Comparison, found: Report, kept: int) -> None:
         """Remember what is missed, count it, and say what has changed."""
-        begin, end = look.period.begin, look.period.end
+        begin, end = run.period.begin, run.period.end
         missed = {line.entry.id: line.entry for line in found.lines if line.verdict == "missed"}
         seconds = {key: one.second for key, one in missed.items()}
         noted = self._queue.submit(
             lambda connection: arrivals.note(connection, self.receiver, seconds, begin=begin, end=end, kept=kept)
         ).result()
-        self._say(look, noted, missed, found)
+        self._say(run, noted, missed, found)
         counts = counts_of(self.receiver)
         last = sorted(missed.values(), key=lambda one: -one.second)
         counts.last_missed = tuple((one.name, one.second) for one in last if one.second > end - _AGAIN)
         counts.missed, counts.compared = noted.missed + found.missed - len(missed), end
 
-    def _fill_in(self, look: _Look, found: Report) -> bool:
+    def _fill_in(self, run: _Comparison, found: Report) -> bool:
         """Make records of what is missed, or may be; whether there was something to make."""
-        missed = [line for line in found.lines if _may_be_missed(line, look.settings)]
-        return self._make_all(look, missed, lambda line, now_ns: self._fill_in_one(look, line.entry, now_ns))
+        missed = [line for line in found.lines if _may_be_missed(line, run.settings)]
+        return self._make_all(run, missed, lambda line, now_ns: self._fill_in_one(run, line.entry, now_ns))
 
-    def _fill_in_one(self, look: _Look, entry: AuditEntry, now_ns: int) -> None:
-        batch = look.records.change(self.receiver, entry, observed_ns=now_ns)
+    def _fill_in_one(self, run: _Comparison, entry: AuditEntry, now_ns: int) -> None:
+        batch = run.records.change(self.receiver, entry, observed_ns=now_ns)
         self._store(batch)
         if not batch.changes:
-            _logger.info("%s: the filter drops %s", self.receiver, _described(entry, hides=look.hides))
+            _logger.info("%s: the filter drops %s", self.receiver, _described(entry, hides=run.hides))
             return
         journal.add_changes(self.receiver, now_ns, batch.changes, "filled in")
         counts = counts_of(self.receiver)
         with counts.lock:
             counts.filled_in += 1
         message = "%s: no webhook brought %s. It is filled in from the audit log"
-        _logger.warning(message, self.receiver, _described(entry, hides=look.hides))
+        _logger.warning(message, self.receiver, _described(entry, hides=run.hides))
 
-    def _enrich(self, look: _Look, lines: list[Line]) -> None:
+    def _enrich(self, run: _Comparison, lines: list[Line]) -> None:
         """Send the old and new values of changes that came."""
         came = [line for line in lines if line.verdict == "received" and _has_values(line.entry)]
 
         def make(line: Line, now_ns: int) -> None:
             if line.uid is not None:
-                self._store(look.records.details(self.receiver, line.entry, line.uid, observed_ns=now_ns))
+                self._store(run.records.details(self.receiver, line.entry, line.uid, observed_ns=now_ns))
 
-        self._make_all(look, came, make)
+        self._make_all(run, came, make)
 
-    def _make_all(self, look: _Look, lines: list[Line], make: Callable[[Line, int], None]) -> bool:
+    def _make_all(self, run: _Comparison, lines: list[Line], make: Callable[[Line, int], None]) -> bool:
         """Make records, one after the other, while there is room for them; whether there was something to make."""
         for line in lines:
             try:
                 self._check_room()
                 make(line, int(self._clock() * 1e9))
             except InvalidItemError as error:
-                look.hindrances.add(f"no record can be made of the audit log's entry {line.entry.id}: it {error}")
+                run.hindrances.add(f"no record can be made of the audit log's entry {line.entry.id}: it {error}")
             except RefusedError as error:
-                look.hindrances.add(f"records of the audit log can't be stored now: {error}")
+                run.hindrances.add(f"records of the audit log can't be stored now: {error}")
                 break
         return bool(lines)
 
@@ -337,21 +337,21 @@ class AuditLogCheck:
         if self._ended.wait(seconds):
             raise _StoppedError
 
-    def _say(self, look: _Look, noted: arrivals.Noted, missed: dict[str, AuditEntry], found: Report) -> None:
+    def _say(self, run: _Comparison, noted: arrivals.Noted, missed: dict[str, AuditEntry], found: Report) -> None:
         came = {line.entry.id for line in found.lines if line.uid is not None and line.verdict != "filled_in"}
         for key in noted.found & came:
             _logger.info("%s: the change of the audit log's entry %s has come after all", self.receiver, key)
         for entry in sorted((missed[key] for key in noted.new), key=lambda one: one.second):
-            _logger.warning("%s: no webhook brought %s", self.receiver, _described(entry, hides=look.hides))
+            _logger.warning("%s: no webhook brought %s", self.receiver, _described(entry, hides=run.hides))
             now_ns = int(self._clock() * 1e9)
             with contextlib.suppress(InvalidItemError):  # too large for the page
-                shown = look.records.change(self.receiver, entry, observed_ns=now_ns)
+                shown = run.records.change(self.receiver, entry, observed_ns=now_ns)
                 journal.add_changes(self.receiver, now_ns, shown.changes, "missed")
         unclear = [line.entry for line in found.lines if line.verdict == "ambiguous" and "missed" in line.may_be]
         number = found.missed - len(missed)
         ids = frozenset(one.id for one in unclear) if number else frozenset[str]()
         if ids - self._unclear:
-            told = "; ".join(_described(one, hides=look.hides) for one in unclear[:10])
+            told = "; ".join(_described(one, hides=run.hides) for one in unclear[:10])
             _logger.warning("%s: %d of these changes did not come by webhook, and it can't be told which: %s",
                             self.receiver, number, told)  # fmt: skip
         self._unclear = ids

@@ -86,7 +86,7 @@ class Outbound:
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
-        self._watches: list[AuditLogCheck] = []
+        self._audit_log_checks: list[AuditLogCheck] = []
 
     def _create_queue(self, configuration: Configuration, failed: Callable[[QueueError], None]) -> DurableQueue:
         storage = configuration.extension(FileStorageSettings)
@@ -272,10 +272,10 @@ class Outbound:
         started = {name for name in unstarted & set(coming) if coming[name].is_started}
         return Applied(list(_changes(current, wanted, renewed=renewed, started=started)), failures)
 
-    def watch_audit_logs(
+    def compare_audit_logs(
         self, receivers: Mapping[str, StatsigReceiverSettings], consume: Callable[[Batch], Future[Receipt]]
     ) -> None:
-        """Watch the audit logs, for each receiver that has one. Its HTTP client is loaded only then. After `open`.
+        """Compare the audit logs, for each receiver that has one. Its HTTP client is loaded only then. After `open`.
 
         Args:
             receivers: The settings of the receivers, with all of their resource.
@@ -285,14 +285,14 @@ class Outbound:
             if self._queue and settings.audit_log:
                 from statsig_otel.plugin.service.audit_log_check import AuditLogCheck  # noqa: PLC0415 - see above
 
-                watch = AuditLogCheck(name, self._queue, settings, consume)
-                watch.start()
-                self._watches.append(watch)
+                check = AuditLogCheck(name, self._queue, settings, consume)
+                check.start()
+                self._audit_log_checks.append(check)
 
     def use_audit_logs(self, receivers: Mapping[str, StatsigReceiverSettings]) -> None:
-        """Read the audit logs as these settings say, from the next look on."""
-        for watch in self._watches:
-            watch.use(receivers[watch.receiver])
+        """Read the audit logs as these settings say, from the next comparison on."""
+        for check in self._audit_log_checks:
+            check.use(receivers[check.receiver])
 
     def renew_certificates(self, configuration: Configuration) -> Applied:
         """Let exporters use the content of their PEM files that has changed, and try at once."""
@@ -365,11 +365,11 @@ class Outbound:
         ended = self._synchronous.shutdown(grace)
         if self._queue is None or self._recovery is None:
             return ended
-        for watch in self._watches:
-            watch.end()
+        for check in self._audit_log_checks:
+            check.end()
         until_joined = time.monotonic() + AUDIT_LOG_CLOSING
-        for watch in self._watches:
-            watch.join(max(until_joined - time.monotonic(), 0.0))
+        for check in self._audit_log_checks:
+            check.join(max(until_joined - time.monotonic(), 0.0))
         self._recovery.stop()
         # Before the sizes are read: it finishes what was handed to it.
         self.has_lost = not self._queue.shutdown(until - time.monotonic())

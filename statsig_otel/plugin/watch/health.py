@@ -24,14 +24,12 @@ from statsig_otel.plugin.server.listening import host_port
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings, ResponseBodySettings
+from statsig_otel.plugin.watch.recent import Recent
 
 _logger: Final = logging.getLogger(__name__)
 
 LIVE: Final = "/livez"
 READY: Final = "/readyz"
-
-_LOOKED_AT_FOR: Final = 0.5
-"""Seconds for which a look at the service counts: it asks the system for the free space of a disk."""
 
 _PATIENCE: Final = 5.0
 """Seconds within which the threads that take webhooks have to show that they live."""
@@ -61,28 +59,22 @@ class Watched(Protocol):
         """Whether it has started, and does not stop yet."""
 
     def condition(self) -> Condition:
-        """How it is."""
+        """Its condition now."""
 
     def ping(self) -> "Future[None] | None":
         """Done soon if the thread that takes webhooks lives; None if there is none."""
 
 
 class Health:
-    """Looks at a service, but not more often than twice a second."""
+    """Asks a service for its condition, at most twice a second."""
 
     def __init__(self, watched: Watched, clock: Callable[[], float] = time.monotonic) -> None:
         self.watched: Final = watched
-        self._clock = clock
-        self._last: Condition | None = None
-        self._until = 0.0
+        self._condition = Recent(watched.condition, clock)
 
-    def look(self) -> Condition:
-        """How the service is, or was a moment ago."""
-        now, last = self._clock(), self._last
-        if last is None or now >= self._until:
-            last = self._last = self.watched.condition()
-            self._until = now + _LOOKED_AT_FOR
-        return last
+    def condition(self) -> Condition:
+        """The condition of the service now, or a moment ago."""
+        return self._condition.get()
 
 
 class HealthServer:
@@ -124,7 +116,7 @@ def with_health_path(app: AsgiApp, path: str, health: Health) -> AsgiApp:
     """An application that answers GET and HEAD of a path by whether the service takes webhooks, and no more."""
 
     def answer(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        is_ready = not health.look().reasons
+        is_ready = not health.condition().reasons
         _fill(resp, {"status": "ready" if is_ready else "not ready"}, is_good=is_ready)
 
     inner = falcon.asgi.App()
@@ -152,7 +144,7 @@ def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
         _fill(resp, {"status": status, "upSince": since, "uptime": uptime}, is_good=is_up)
 
     def ready(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        condition = health.look()
+        condition = health.condition()
         status = "not ready" if condition.reasons else "ready"
         exporters = {one.name: _exporter(one) for one in condition.exporters}
         body = {"status": status, "reasons": condition.reasons, "exporters": exporters}

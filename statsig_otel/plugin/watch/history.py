@@ -15,8 +15,8 @@ MINUTES: Final = 60
 
 SERIES: Final = ("Requests accepted", "Requests refused", "Config changes", "Records delivered")
 
-_LOOK: Final = 5.0
-"""Seconds between two looks at the counts. A minute's boundary is that exact."""
+_INTERVAL: Final = 5.0
+"""Seconds between two readings of the counts. A minute's boundary is that exact."""
 
 _REFUSED: Final = 400
 
@@ -43,28 +43,28 @@ class History:
     """The minutes of the last hour.
 
     Args:
-        look: Returns what was counted so far, in the order of `SERIES`.
+        read: Returns what was counted so far, in the order of `SERIES`.
         clock: Returns the time in seconds since the epoch.
     """
 
-    def __init__(self, look: Callable[[], tuple[float, ...]], clock: Callable[[], float] = time.time) -> None:
-        self._look = look
+    def __init__(self, read: Callable[[], tuple[float, ...]], clock: Callable[[], float] = time.time) -> None:
+        self._read = read
         self._clock = clock
         self._lock = threading.Lock()
         self._begun: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=MINUTES)  # minutes, and the totals before them
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Look now and then, in a thread."""
+        """Read the counts every few seconds, in a thread."""
         self.note()
         threading.Thread(target=self._run, name="statsig-otel history", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop reading."""
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.wait(_LOOK):
+        while not self._stopped.wait(_INTERVAL):
             try:
                 self.note()
             except Exception:
@@ -72,7 +72,7 @@ class History:
 
     def note(self) -> tuple[float, ...]:
         """Note the counts if a new minute has begun, and return them."""
-        now, minute = self._look(), int(self._clock() // 60)
+        now, minute = self._read(), int(self._clock() // 60)
         with self._lock:
             while self._begun and self._begun[-1][0] > minute:  # the clock was put back
                 self._begun.pop()
@@ -83,7 +83,7 @@ class History:
     def minutes(self) -> list[tuple[int, tuple[float, ...]]]:
         """For each of the last 60 minutes, oldest first, when it began and what it had, in the order of `SERIES`.
 
-        The times are in seconds since the epoch. A minute in which nobody looked counts with the one before it.
+        The times are in seconds since the epoch. A minute without a reading counts with the one before it.
         """
         now = self.note()
         last = int(self._clock() // 60)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import sqlite3
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,18 +16,16 @@ from statsig_otel.plugin.watch.facts import Facts
 from statsig_otel.plugin.watch.history import History, totals
 from statsig_otel.plugin.watch.journal_json import entries
 from statsig_otel.plugin.watch.page import Shown, sections
-
-_LOOKED_AT_FOR: Final = 0.5
-"""Seconds for which a look counts."""
+from statsig_otel.plugin.watch.recent import Recent
 
 _LISTED: Final = 20
 
 
 class ShownService(Protocol):
-    """A service, as its live page sees it."""
+    """A service whose state a live page shows."""
 
     def facts(self) -> Facts:
-        """What is known of it."""
+        """Its state now."""
 
     def command(self, name: str, arguments: dict[str, Any]) -> Any:
         """Carry out a command of the control socket.
@@ -56,9 +54,9 @@ class PageContent:
         self._streams: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._is_closed = False
         self.history: Final = History(lambda: totals(one.name for one in service.facts().receivers))
-        self._last: Shown | None = None
-        self._sections: dict[str, str] | None = None  # of it
-        self._until = 0.0
+        self._shown = Recent(self._make)
+        self._changes: Sequence[Mapping[str, Any]] = ()  # that were shown last, whose records are decoded
+        self._made: tuple[Shown, dict[str, str]] | None = None  # the sections of it
 
     @property
     def streams(self) -> int:
@@ -85,34 +83,35 @@ class PageContent:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended.set)
 
-    def look(self, text: str = "", type_: str = "") -> Shown:
-        """How the service is, or was a moment ago, with a filter of changes."""
-        now = time.monotonic()
-        if self._last is None or now >= self._until:
-            facts = self.service.facts()
-            self._last = Shown(
-                facts=facts,
-                entries=entries(journal, known=self._last.entries["changes"] if self._last else ()),
-                minutes=self.history.minutes(),
-                dead_letters=self._dead_letters(),
-                token=self.token,
-            )
-            self._sections = None
-            self._until = now + _LOOKED_AT_FOR
-        return replace(self._last, text=text, type=type_) if text or type_ else self._last
+    def shown(self, text: str = "", type_: str = "") -> Shown:
+        """What the page shows now, or showed a moment ago, with a filter of changes."""
+        shown = self._shown.get()
+        return replace(shown, text=text, type=type_) if text or type_ else shown
+
+    def _make(self) -> Shown:
+        facts = self.service.facts()
+        shown = Shown(
+            facts=facts,
+            entries=entries(journal, known=self._changes),
+            minutes=self.history.minutes(),
+            dead_letters=self._dead_letters(),
+            token=self.token,
+        )
+        self._changes = shown.entries["changes"]
+        return shown
 
     def sections(self, text: str = "", type_: str = "") -> dict[str, str]:
         """The sections of the page: made once for all readers, and apart for one with a filter."""
-        shown = self.look(text, type_)
+        shown = self.shown(text, type_)
         if text or type_:
             return sections(shown)
-        if self._sections is None:
-            self._sections = sections(shown)
-        return self._sections
+        if self._made is None or self._made[0] is not shown:
+            self._made = shown, sections(shown)
+        return self._made[1]
 
     def forget(self) -> None:
-        """Look again at once: something was changed."""
-        self._last = None
+        """Show the new state at once: something was changed."""
+        self._shown.forget()
 
     def _dead_letters(self) -> list[StoredDeadLetter]:
         """The first dead letters."""

@@ -127,7 +127,7 @@ class _Page:
         self._content = content
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        _fill(resp, page.page(self._content.look(*_filter_of(req))))
+        _fill(resp, page.page(self._content.shown(*_filter_of(req))))
 
     on_head = on_get
 

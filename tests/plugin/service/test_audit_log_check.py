@@ -1,4 +1,4 @@
-"""The watch of the audit log: what is missed is warned of once, counted, and remembered over a restart."""
+"""The comparison with the audit log: what is missed is warned of once, counted, and remembered over a restart."""
 
 import json
 import logging
@@ -26,16 +26,16 @@ def test_a_missed_change_is_warned_of_once_and_counted_also_after_a_restart(
     log.entries = [audit_entry(1, SINCE + 100), audit_entry(2, SINCE + 200, "other")]
     with watched(tmp_path, log, now) as one:
         one.came(SINCE + 100, 1)
-        assert one.look(SINCE + GRACE + 150) == 0, "the second one may still come"
-        assert one.look(SINCE + GRACE + 300) == 1
-        assert one.look(SINCE + GRACE + 600) == 1
+        assert one.compare(SINCE + GRACE + 150) == 0, "the second one may still come"
+        assert one.compare(SINCE + GRACE + 300) == 1
+        assert one.compare(SINCE + GRACE + 600) == 1
         assert counts_of(RECEIVER).last_missed == (("other", SINCE + 200),)
         with collected() as metrics:
             missed = metrics.numbers("statsig_otel_receiver_missed_changes", receiver=RECEIVER)
             compared = metrics.numbers("statsig_otel_receiver_audit_log_compared_timestamp", receiver=RECEIVER)
         assert (missed, compared) == ({(): 1}, {(): SINCE + 600})
     with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + GRACE + 900) == 1
+        assert one.compare(SINCE + GRACE + 900) == 1
     (message,) = warnings(caplog)
     assert message == (
         "statsig/audited: no webhook brought other (Updated Gate), changed at 2026-09-21T14:16:40Z by Ada: "
@@ -49,9 +49,9 @@ def test_a_webhook_that_comes_late_is_not_missed_any_more(
     caplog.set_level(logging.INFO)
     log.entries = [audit_entry(1, SINCE + 100)]
     with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + GRACE + 300) == 1
+        assert one.compare(SINCE + GRACE + 300) == 1
         one.came(SINCE + 100, 1)
-        assert one.look(SINCE + GRACE + 600) == 0
+        assert one.compare(SINCE + GRACE + 600) == 0
     assert "the change of the audit log's entry id00000000000000000001 has come after all" in caplog.text
 
 
@@ -60,12 +60,12 @@ def test_what_was_missed_while_the_service_was_down_for_days_is_found(
 ) -> None:
     days = 86_400
     with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + GRACE + 300) == 0
+        assert one.compare(SINCE + GRACE + 300) == 0
     log.entries = [audit_entry(number, SINCE + number * days // 2) for number in range(1, 10)]
     with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + 5 * days) == 9
-        assert one.look(SINCE + 5 * days + 300) == 9
-        assert one.look(SINCE + 33 * days + 1000) == 3, "the others are older than 30 days"
+        assert one.compare(SINCE + 5 * days) == 9
+        assert one.compare(SINCE + 5 * days + 300) == 9
+        assert one.compare(SINCE + 33 * days + 1000) == 3, "the others are older than 30 days"
 
 
 def test_an_entry_that_is_in_the_log_late_is_found_and_only_new_pages_are_read(
@@ -73,10 +73,10 @@ def test_an_entry_that_is_in_the_log_late_is_found_and_only_new_pages_are_read(
 ) -> None:
     log.entries = [audit_entry(number, SINCE + 300 * number, "x", actionType="user_login") for number in range(400)]
     with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + 120_000) == 0
+        assert one.compare(SINCE + 120_000) == 0
         before = len(log.asked)
         log.entries.append(audit_entry(9999, SINCE + 119_000))
-        assert one.look(SINCE + 120_300) == 1
+        assert one.compare(SINCE + 120_300) == 1
         assert before >= 8
         assert len(log.asked) - before <= 4, "entries of the last hours, and not those of all days"
 
@@ -87,8 +87,8 @@ def test_of_changes_that_can_not_be_told_apart_it_is_said_how_many_are_missed(
     log.entries = [audit_entry(1, SINCE + 100), audit_entry(2, SINCE + 101)]
     with watched(tmp_path, log, now) as one:
         one.came(SINCE + 100, 1)
-        assert one.look(SINCE + GRACE + 300) == 1
-        assert one.look(SINCE + GRACE + 600) == 1
+        assert one.compare(SINCE + GRACE + 300) == 1
+        assert one.compare(SINCE + GRACE + 600) == 1
     (message,) = warnings(caplog)
     assert "1 of these changes did not come by webhook, and it can't be told which: gate (Updated Gate)" in message
 
@@ -99,10 +99,10 @@ def test_a_log_that_can_not_be_read_is_said_once_and_nothing_is_lost(
     log.entries = [audit_entry(1, SINCE + 100)]
     with watched(tmp_path, log, now) as one:
         log.faults = [failing(401), failing(401)]
-        assert one.look(SINCE + GRACE + 300) is None
+        assert one.compare(SINCE + GRACE + 300) is None
         assert counts_of(RECEIVER).compared == SINCE, "an alert can tell how long ago that is"
-        assert one.look(SINCE + GRACE + 600) is None
-        assert one.look(SINCE + GRACE + 900) == 1
+        assert one.compare(SINCE + GRACE + 600) is None
+        assert one.compare(SINCE + GRACE + 900) == 1
     assert [message.partition(":")[2].split(":")[0] for message in warnings(caplog)] == [
         " the audit log can't be compared now",
         " no webhook brought gate (Updated Gate), changed at 2026-09-21T14",
@@ -117,13 +117,13 @@ def test_the_thread_looks_by_itself_and_ends_while_it_waits_for_another_attempt(
     log.entries = [audit_entry(1, SINCE + 100)]
     with watched(tmp_path, log, now, interval="1s") as one:
         now.seconds = SINCE + GRACE + 300
-        one.watch.start()
+        one.check.start()
         wait_until(lambda: counts_of(RECEIVER).missed == 1)
         log.faults = [failing(503)] * 9
         asked = len(log.asked)
         wait_until(lambda: len(log.asked) > asked)
-        thread = one.watch._thread
-        one.watch.end()
+        thread = one.check._thread
+        one.check.end()
         assert thread is not None
         wait_until(lambda: not thread.is_alive())
 
@@ -149,14 +149,14 @@ def test_a_key_in_a_file_is_renewed_without_a_reload_and_a_wrong_one_disturbs_no
     (tmp_path / "config.yaml").write_text(json.dumps(document))
     service = Service.from_file(str(tmp_path / "config.yaml"), environ={})
     with service:
-        (watch,) = service._assembly._outbound._watches
+        (check,) = service._assembly._outbound._audit_log_checks
         key.write_text(KEY)
         service._reloader.use_changed_secrets()
-        assert watch.settings.api_key == Opaque(KEY)
+        assert check.settings.api_key == Opaque(KEY)
         key.write_text("webhook-in-the-wrong-place")
         secret.write_text("webhook-abcdef0123456789")
         service._reloader.use_changed_secrets()
-        assert watch.settings.api_key == Opaque(KEY)
+        assert check.settings.api_key == Opaque(KEY)
     assert receiver_settings(service._assembly.configuration)["statsig"].signing_secrets == [
         Opaque("webhook-abcdef0123456789")
     ]
@@ -174,7 +174,7 @@ def test_a_wrong_key_is_said_at_the_start_and_another_one_is_tried_at_once(
 ) -> None:
     with watched(tmp_path, log, now, api_key="console-old", interval="1h") as one:
         now.seconds += 1
-        one.watch.start()
+        one.check.start()
         wait_until(lambda: "the audit log can't be compared now: HTTP 401" in caplog.text)
         log.entries = [audit_entry(1, SINCE + 100)]
         now.seconds = SINCE + GRACE + 300
@@ -191,10 +191,10 @@ def test_what_is_missed_is_filled_in_once_also_over_restarts(
         with watched(tmp_path, log, now, window=0.0, backfill=True) as one:
             if not look:
                 one.came(SINCE + 100, 1)
-                assert one.look(SINCE + GRACE + 150) == 0
+                assert one.compare(SINCE + GRACE + 150) == 0
                 assert one.filled_in() == [], "it may still come"
-            assert one.look(SINCE + GRACE + 1000 * (look + 1)) == 0
-            assert one.look(SINCE + GRACE + 1000 * (look + 1) + 300) == 0
+            assert one.compare(SINCE + GRACE + 1000 * (look + 1)) == 0
+            assert one.compare(SINCE + GRACE + 1000 * (look + 1) + 300) == 0
             assert one.filled_in() == ["other", "gate"]
             assert {told(record)["statsig.origin"] for record in one.made()} == {"audit_log"}
     counts = counts_of(RECEIVER)
@@ -212,10 +212,10 @@ def test_a_webhook_that_comes_after_it_was_filled_in_is_delivered_too(
 ) -> None:
     log.entries = [audit_entry(1, SINCE + 100)]
     with watched(tmp_path, log, now, backfill=True) as one:
-        assert one.look(SINCE + GRACE + 300) == 0
+        assert one.compare(SINCE + GRACE + 300) == 0
         one.came(SINCE + 100, 7)
         assert put(one.queue, 7, receiver=RECEIVER).accepted == 1
-        assert one.look(SINCE + GRACE + 600) == 0
+        assert one.compare(SINCE + GRACE + 600) == 0
         assert len(delivered(one.queue.cursor("otlp"))) == 2
     assert len(warnings(caplog)) == 1
 
@@ -229,7 +229,7 @@ def test_two_services_make_the_same_records_of_one_log(tmp_path: Path, log: Audi
         with watched(tmp_path / str(number), log, now, backfill=True) as one:
             if number == 1:
                 one.came(SINCE + 100, 1, "to the first")
-            assert one.look(SINCE + GRACE + 300) == 0
+            assert one.compare(SINCE + GRACE + 300) == 0
             made.append({told(record)["feature_flag.key"]: told(record)["log.record.uid"] for record in one.made()})
     assert made[0].keys() == {"to none"}
     assert made[1].keys() == {"to none", "to the first"}
@@ -250,9 +250,9 @@ def test_all_that_can_not_be_told_apart_are_filled_in(tmp_path: Path, log: Audit
         one.came(SINCE + 100, 1)
         one.came(SINCE + 200, 2, "both came")
         one.came(SINCE + 201, 3, "both came")
-        assert one.look(SINCE + GRACE + 600) == 0
+        assert one.compare(SINCE + GRACE + 600) == 0
         assert sorted(told(record)["statsig.audit_log.id"][-1] for record in one.made()) == ["1", "2"]
-        assert one.look(SINCE + GRACE + 900) == 0
+        assert one.compare(SINCE + GRACE + 900) == 0
         assert len(one.made()) == 2
 
 
@@ -262,14 +262,14 @@ def test_what_was_missed_before_it_was_switched_on_is_filled_in_too(
     day = 86_400
     log.entries = [audit_entry(1, SINCE + 100, "old"), audit_entry(2, SINCE + 5 * day, "new")]
     with watched(tmp_path, log, now) as one:
-        assert one.look(SINCE + GRACE + 5 * day + 300) == 2
-        assert one.look(SINCE + GRACE + 7 * day) == 2
+        assert one.compare(SINCE + GRACE + 5 * day + 300) == 2
+        assert one.compare(SINCE + GRACE + 7 * day) == 2
         one.use(backfill=True)
-        assert one.look(SINCE + GRACE + 7 * day + 300) == 0
+        assert one.compare(SINCE + GRACE + 7 * day + 300) == 0
         assert one.filled_in() == ["old", "new"]
         one.use()
         log.entries.append(audit_entry(3, SINCE + 7 * day, "later"))
-        assert one.look(SINCE + GRACE + 7 * day + 600) == 1
+        assert one.compare(SINCE + GRACE + 7 * day + 600) == 1
         assert len(one.made()) == 2
 
 
@@ -279,11 +279,11 @@ def test_filling_in_waits_while_webhooks_may_need_the_room(
     caplog.set_level(logging.INFO)
     log.entries = [audit_entry(number, SINCE + 100 * number, f"g{number}") for number in range(1, 6)]
     with watched(tmp_path, log, now, size=6, backfill=True) as one:
-        assert one.look(SINCE + GRACE + 600) == 2
-        assert one.look(SINCE + GRACE + 900) == 2
+        assert one.compare(SINCE + GRACE + 600) == 2
+        assert one.compare(SINCE + GRACE + 900) == 2
         assert one.filled_in() == ["g1", "g2", "g3"]
         delivered(one.queue.cursor("otlp"))
-        assert one.look(SINCE + GRACE + 1200) == 0
+        assert one.compare(SINCE + GRACE + 1200) == 0
     assert "has come after all" not in caplog.text
     errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
     assert errors == [
@@ -299,7 +299,7 @@ def test_the_filter_drops_what_would_be_filled_in_and_the_log_names_nobody(
     receiver = {"filter": {"exclude": {"names": ["noise"]}}, "user": "drop"}
     with watched(tmp_path, log, now, backfill=True, receiver=receiver) as one:
         for again in range(3):
-            assert one.look(SINCE + GRACE + 300 * (again + 1)) == 0
+            assert one.compare(SINCE + GRACE + 300 * (again + 1)) == 0
         assert one.filled_in() == ["gate"]
         assert "user.name" not in told(one.made()[0])
     about = [one.getMessage() for one in caplog.records if "Updated Gate" in one.getMessage()]
@@ -317,10 +317,10 @@ def test_a_record_that_is_too_large_is_said_once_and_stays_missed(
     receiver = {"max_record_bytes": 10_000, "resource": {"k": "x" * 10_000}}
     with watched(tmp_path, log, now, backfill=True, receiver=receiver) as one:
         for again in range(3):
-            assert one.look(SINCE + GRACE + 300 * (again + 1)) == 2
+            assert one.compare(SINCE + GRACE + 300 * (again + 1)) == 2
         assert one.made() == []
         one.use(backfill=True)
-        assert one.look(SINCE + GRACE + 1500) == 0
+        assert one.compare(SINCE + GRACE + 1500) == 0
         assert one.filled_in() == ["a", "b"]
     assert len([one for one in caplog.records if "no record can be made" in one.getMessage()]) == 2
 
@@ -345,7 +345,7 @@ def test_old_and_new_values_follow_a_change_that_came_once(tmp_path: Path, log: 
                 consume(one.queue, Batch(RECEIVER, arrivals=(dropped,))).result(PATIENCE)
                 one.came(SINCE + 500, 5, "twins")
                 one.came(SINCE + 501, 6, "twins")
-            assert one.look(SINCE + GRACE + 1000 * (look + 1)) == 1
+            assert one.compare(SINCE + GRACE + 1000 * (look + 1)) == 1
             made = one.made()
     (record,) = made
     assert record.event_name == "statsig.config_change.details"

@@ -1,4 +1,4 @@
-"""A queue with its watch of an audit log, whose time does not go on by itself."""
+"""A queue that is compared with an audit log, whose time does not go on by itself."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -36,13 +36,13 @@ class Now:
 
 
 class Watched:
-    """A queue with its watch, and a log. The time does not go on by itself."""
+    """A queue, an audit log, and what compares them. The time does not go on by itself."""
 
     def __init__(self, directory: Path, log: AuditLogServer, now: Now, queue: DurableQueue, **settings: object) -> None:
         self.queue = queue
         self._log = log
         self._now = now
-        self.watch = AuditLogCheck(
+        self.check = AuditLogCheck(
             RECEIVER, queue, self._settings(settings), lambda batch: consume(queue, batch), clock=now
         )
 
@@ -58,7 +58,7 @@ class Watched:
 
     def use(self, **settings: object) -> None:
         """Use other settings, as a reload does."""
-        self.watch.use(self._settings(settings))
+        self.check.use(self._settings(settings))
 
     def made(self) -> list[LogRecord]:
         """The records in the queue, in order."""
@@ -73,10 +73,10 @@ class Watched:
         one = Arrival(uid(number), second, name, "u1", "Ada", "ada@example.com", "Gate", "updated", "Updated Gate")
         consume(self.queue, Batch(RECEIVER, arrivals=(one,))).result(PATIENCE)
 
-    def look(self, now: float) -> int | None:
+    def compare(self, now: float) -> int | None:
         """The changes that are missed then."""
         self._now.seconds = now
-        self.watch.look()
+        self.check.compare()
         return counts_of(RECEIVER).missed
 
 
@@ -95,8 +95,8 @@ def watched(
     with running(directory, receivers=receivers, exporters=exporters, clock=now) as queue:
         one = Watched(directory, log, now, queue, **settings)
         yield one
-        one.watch.end()
-        one.watch.join(PATIENCE)
+        one.check.end()
+        one.check.join(PATIENCE)
 
 
 def told(record: LogRecord) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel.config import ConfigError
 from statsig_otel.plugin import Destination, SendingQueueSettings, Service
-from statsig_otel.plugin.watch import health
+from statsig_otel.plugin.watch import health, recent
 from statsig_otel.plugin.watch.health import Condition, Health
 from tests.peers.certs import Authority
 from tests.plugin.http_client import Address, Response, connect, exchange, request
@@ -28,7 +28,7 @@ NOWHERE = {"endpoint": "http://127.0.0.1:9"}
 @pytest.fixture(autouse=True)
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at a service is a new one, so that no test has to wait."""
-    monkeypatch.setattr(health, "_LOOKED_AT_FOR", 0.0)
+    monkeypatch.setattr(recent, "KEPT_FOR", 0.0)
 
 
 def from_file(
@@ -266,7 +266,7 @@ def test_health_checks_can_not_look_at_the_disk_all_the_time(monkeypatch: pytest
     found = Health(Service(), clock=lambda: now)
     for passed, wanted in ((0, 1), (0.4, 1), (0.2, 2), (0, 2)):
         now += passed
-        found.look()
+        found.condition()
         assert looks == wanted
 
 

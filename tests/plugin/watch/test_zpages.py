@@ -21,7 +21,7 @@ from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.settings.reading import configured_pem_files
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
-from statsig_otel.plugin.watch import page_content, routes, zpages
+from statsig_otel.plugin.watch import recent, routes, zpages
 from statsig_otel.plugin.watch.facts import Facts
 from tests.looped import looped
 from tests.peers.certs import Authority
@@ -49,7 +49,7 @@ def fresh() -> Iterator[None]:
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at a service is a new one, so that no test has to wait. No entry is shared with an earlier test."""
     monkeypatch.setattr(_journal, "_TOGETHER", 0.0)
-    monkeypatch.setattr(page_content, "_LOOKED_AT_FOR", 0.0)
+    monkeypatch.setattr(recent, "KEPT_FOR", 0.0)
     monkeypatch.setattr(routes, "_BETWEEN_EVENTS", 0.05)
 
 
