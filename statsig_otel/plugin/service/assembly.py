@@ -17,18 +17,15 @@ from statsig_otel._journal import journal
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.exporters.queue.errors import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlError, ControlServer, Handler
-from statsig_otel.plugin.receiver.asgi import StatsigReceiver
-from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
-from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
-from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of, expired_certificates
+from statsig_otel.plugin.service.inbound import Inbound, read_tls_again
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.reading import check_audit_logs, receiver_settings
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.telemetry import JournalSettings, TelemetrySettings
 from statsig_otel.plugin.settings.zpages import ZpagesSettings
 from statsig_otel.plugin.watch.facts import Facts, facts_of
@@ -60,10 +57,8 @@ class Assembly:
         inherited: Listening sockets of a supervisor. The name of each is the id of a receiver.
 
     Attributes:
-        receivers: The receivers for ASGI, by id.
-        wsgi_receivers: The receivers for WSGI, by id.
+        inbound: The receivers and their servers.
         consumer: Takes the receivers' batches.
-        servers: The thread of the receivers' servers.
         directory: The queue's directory, as an absolute path.
 
     Raises:
@@ -84,38 +79,19 @@ class Assembly:
         ways_out: str = "",
         inherited: Sequence[InheritedSocket] = (),
     ) -> None:
-        settings = receiver_settings(configuration)
-        check_shared_endpoints(settings, listens=listen)
         check_audit_logs(configuration)
         self._configuration = configuration
-        self._resource = dict(resource)
-        self._url = url.rstrip("/")
-        for name, one in settings.items():
-            if self._url.endswith(one.path):
-                message = (
-                    "url ends with the path of %s, whose URL is then %s%s: leave the path out, unless that is meant"
-                )
-                _logger.warning(message, name, self._url, one.path)
         self.directory: Final = directory.absolute()
-        self._listens = listen
         self._waits_for_directory = wait_for_directory
         self._ways_out = ways_out
-        self._inherited = inherited
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
         self._commands: dict[str, Handler] = {"journal": journal_command, "status": lambda _: status(self.facts())}
         self.consumer: Final = ServiceConsumer()
-        self.servers: Final = ServerThread([])
-        self._outbound = Outbound(configuration, self.directory, failed=self.servers.fail)
-        self._intakes = {name: with_resource(one, resource).intake(name) for name, one in settings.items()}
-        patience = self._outbound.patience
-        self.receivers: Final = {
-            name: StatsigReceiver(intake, self.consumer, patience=patience(name))
-            for name, intake in self._intakes.items()
-        }
-        self.wsgi_receivers: Final = {
-            name: StatsigWsgiReceiver(intake, self.consumer, patience=patience(name))
-            for name, intake in self._intakes.items()
-        }
+        self.inbound: Final = Inbound(
+            configuration, self.consumer, resource=resource, listen=listen, url=url, inherited=inherited
+        )
+        self._outbound = Outbound(configuration, self.directory, failed=self.inbound.servers.fail)
+        self.inbound.use_patience(self._outbound.patience)
         self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
@@ -128,15 +104,11 @@ class Assembly:
 
     def _make_servers(self) -> None:
         """Make the servers for webhooks and for commands, for the current `Outbound`."""
-        settings = receiver_settings(self._configuration)
-        self._endpoints: list[Endpoint] = (
-            endpoints_of(settings, self.receivers, self._inherited, health=Health(self)) if self._listens else []
-        )
+        self.inbound.make_servers(Health(self))
         checks = self._configuration.extension(HealthCheckSettings)
         self.health: HealthServer | None = None if checks is None else HealthServer(checks, Health(self))
         zpages = self._configuration.extension(ZpagesSettings)
         self.zpages: Zpages | None = None if zpages is None else Zpages(zpages, self)
-        self.servers.servers = [endpoint.server for endpoint in self._endpoints]
         socket = self._outbound.socket
         self._control = ControlServer(socket, {}) if socket else None
         self._renew_handlers()
@@ -145,19 +117,6 @@ class Assembly:
     def configuration(self) -> Configuration:
         """The current configuration."""
         return self._configuration
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """The URL of each receiver: below the given one, or else on this machine, and known after `open`.
-
-        Raises:
-            RuntimeError: They are not known: without a given one, before `open`, or of a service that does not listen.
-        """
-        if self._url:
-            return {name: f"{self._url}{one.path}" for name, one in receiver_settings(self._configuration).items()}
-        if not self._listens:
-            raise RuntimeError("this service does not listen, and knows the URLs of its receivers only by its `url`")
-        return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
 
     @property
     def is_open(self) -> bool:
@@ -179,28 +138,23 @@ class Assembly:
             return {"shutting_down": "the service is stopping"}
         if not self._is_open:
             return {"not_running": "the service has not started yet"}
-        ended = self.servers.ended
-        if ended.done() and (self._endpoints or ended.exception() is not None):
+        if self.inbound.has_failed:
             return {"not_running": "a server or the queue has failed: no more webhooks are accepted"}
         return {}
 
     def _refusal_reasons(self) -> dict[str, str]:
         """Why a service that runs takes no webhooks now: a sentence for each reason."""
-        return {**expired_certificates(self._endpoints), **self._outbound.refusal_reasons()}
+        return {**self.inbound.refusal_reasons(), **self._outbound.refusal_reasons()}
 
     def facts(self) -> Facts:
         """The state of the service, for its live page and for `top`."""
         began = time.time() - (time.monotonic() - self._since_monotonic)
         if began < self._since - 1:  # The clock was put back. The journal has moved its entries a second further back.
             self._since = began - 1
-        bound = [endpoint for endpoint in self._endpoints if endpoint.port]
         return facts_of(
             reasons=self._not_running() or self._refusal_reasons(),
             exporters=self._outbound.exporters(),
-            receivers=self._intakes,
-            paths={name: one.path for name, one in receiver_settings(self._configuration).items()},
-            urls=self.urls if self._url else {name: url for one in bound for name, url in one.urls.items()},
-            ports={name: endpoint.port for endpoint in self._endpoints for name in endpoint.receivers},
+            receivers=self.inbound.facts(),
             dead_letters=self._outbound.dead_letters(),
             set_aside=self._outbound.set_aside(),
             since=self._since,
@@ -223,7 +177,7 @@ class Assembly:
 
     def ping(self) -> "Future[None] | None":
         """Done soon if the servers' thread lives; None if no server runs."""
-        return self.servers.ping() if self.is_open and self._endpoints else None
+        return self.inbound.servers.ping() if self.is_open and self.inbound.has_servers else None
 
     def offer(self, command: str, handler: Handler) -> None:
         """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
@@ -246,7 +200,7 @@ class Assembly:
             RuntimeError: `begin_to_close` was called while this waited for the directory.
         """
         if self._failed:
-            self._outbound = Outbound(self._configuration, self.directory, failed=self.servers.fail)
+            self._outbound = Outbound(self._configuration, self.directory, failed=self.inbound.servers.fail)
             self._make_servers()
         telemetry = self._configuration.telemetry
         sizes = telemetry.journal if isinstance(telemetry, TelemetrySettings) else JournalSettings()
@@ -281,12 +235,13 @@ class Assembly:
                 if not since:
                     since = time.monotonic()
                     _logger.warning("Waiting for the queue's directory: %s", error.fact)
-                    if not self._endpoints:
+                    if not self.inbound.has_servers:
                         self.consumer.hold()
                         go_on()
                 elif time.monotonic() > since + _LONG_WAIT and not has_complained:
                     has_complained = True
-                    effect = "this service does not listen" if self._endpoints else "this process refuses all webhooks"
+                    listens = self.inbound.has_servers
+                    effect = "this service does not listen" if listens else "this process refuses all webhooks"
                     message = "Until the queue's directory is free, %s: %s"
                     _logger.error(message, effect, self._with_ways_out(error))
             else:
@@ -305,16 +260,14 @@ class Assembly:
                 self._control.start()
             if self.zpages is not None:
                 self.zpages.start()
-            for endpoint in self._endpoints:
-                endpoint.server.bind()
+            self.inbound.bind()
             self._outbound.open(self.consumer)
-            self._outbound.compare_audit_logs(self._settings_with_resource(), self.consumer.consume)
-            if self._endpoints:
-                self.servers.start()
+            self._outbound.compare_audit_logs(self.inbound.settings, self.consumer.consume)
+            if self.inbound.has_servers:
+                self.inbound.servers.start()
         except BaseException:
             self._stop_watching()
-            for endpoint in self._endpoints:
-                endpoint.server.stop()
+            self.inbound.unbind()
             if self._control is not None:
                 self._control.shutdown()
             self._outbound.shutdown()
@@ -344,15 +297,10 @@ class Assembly:
             return max(begun + share.of(timeout) - time.monotonic(), 0.0)
 
         # First of all, so that a request of a client that has connected is taken and not refused.
-        self.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
+        self.inbound.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
         self._outbound.close(left_of(_times.SYNCHRONOUS_GRACE))
-        for receiver in self.receivers.values():
-            receiver.close(left_of(_times.BODY_GRACE))
-        for wsgi_receiver in self.wsgi_receivers.values():
-            wsgi_receiver.close()
-        self.servers.shutdown(left_of(_times.REQUEST_DRAIN))
-        for intake in self._intakes.values():  # those of an application that the receivers are mounted in
-            intake.wait_until_idle(left_of(_times.REQUEST_DRAIN))
+        self.inbound.close(left_of(_times.BODY_GRACE))
+        self.inbound.join(lambda: left_of(_times.REQUEST_DRAIN))
         if self._control is not None:
             # Before the queue, which its handlers wait for.
             self._control.shutdown(self._left() * _times.COMMAND_SHARE + _times.SHUTDOWN_MARGIN)
@@ -405,60 +353,34 @@ class Assembly:
             raise RestartNeededError("the service has not started")
 
     def _apply(self, configuration: Configuration) -> Applied:
-        check_shared_endpoints(receiver_settings(configuration), listens=self._listens)
+        self.inbound.check(configuration)
         check_audit_logs(configuration)
         current = self._configuration
         needing = [*needing_restart(current, configuration), *self._outbound.needing_restart(current, configuration)]
         if needing:
             raise RestartNeededError(f"only a restart can apply this: {'; '.join(needing)}")
-        before, after = receiver_settings(current), receiver_settings(configuration)
+        use_receivers = self.inbound.prepare(configuration)
         renewed, failures = self._read_tls_again()
-        # A verifier that is as before stays: `queue` says which of its secrets was used last.
-        verifiers = {
-            name: one.verifier()
-            for name, one in after.items()
-            if one.signing_secrets != before[name].signing_secrets
-            or one.timestamp_tolerance != before[name].timestamp_tolerance
-        }
-        mappers = {name: with_resource(settings, self._resource).mapper() for name, settings in after.items()}
 
         def apply() -> None:
             self._configuration = configuration
-            for name, intake in self._intakes.items():
-                intake.mapper = mappers[name]
-                if name in verifiers:
-                    intake.verifier = verifiers[name]
-            self._outbound.use_audit_logs(self._settings_with_resource())
+            use_receivers()
+            self._outbound.use_audit_logs(self.inbound.settings)
             for use_tls in renewed.values():
                 use_tls()
             self._renew_handlers()
 
         applied = self._outbound.reconfigure(current, configuration, applied=apply)
-        for name in after:
-            patience = self._outbound.patience(name)
-            self.receivers[name].patience = self.wsgi_receivers[name].patience = patience
+        self.inbound.use_patience(self._outbound.patience)
+        before, after = receiver_settings(current), receiver_settings(configuration)
         changed = [f"receivers::{name}: has changed" for name in after if before[name] != after[name]]
         return Applied([*changed, *map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
 
-    def _settings_with_resource(self) -> dict[str, StatsigReceiverSettings]:
-        return {
-            name: with_resource(one, self._resource) for name, one in receiver_settings(self._configuration).items()
-        }
-
     def _read_tls_again(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
-        """Functions that make the servers use their changed TLS files, by place; and why others can't use theirs."""
-        renewed: dict[str, Callable[[], None]] = {}
-        failures: list[str] = []
-        servers = [([f"receivers::{name}" for name in one.receivers], one.server) for one in self._endpoints]
+        servers = self.inbound.tls_servers()
         if self.zpages is not None:
             servers.append((["extensions::zpages"], self.zpages.server))
-        for places, server in servers:
-            try:
-                if (use := server.read_tls_again()) is not None:
-                    renewed.update(dict.fromkeys(places, use))
-            except (OSError, ValueError) as error:
-                failures += [f"{place}: its certificates were not renewed: {error}" for place in places]
-        return renewed, failures
+        return read_tls_again(servers)
 
     def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> None:
         """Use other signing secrets from the next request on. Works before `open` too.
@@ -471,10 +393,8 @@ class Assembly:
             before = receiver_settings(self._configuration)
             after = {name: changed(name, settings) for name, settings in before.items()}
             self._configuration = replace(self._configuration, receivers=dict(after))
-            for name, settings in after.items():
-                if settings.signing_secrets != before[name].signing_secrets:
-                    self._intakes[name].verifier = settings.verifier()
-            self._outbound.use_audit_logs(self._settings_with_resource())
+            self.inbound.change_secrets(self._configuration)
+            self._outbound.use_audit_logs(self.inbound.settings)
 
     def renew_certificates(self) -> Applied:
         """Use the content of PEM files that has changed, of servers and of exporters.
@@ -492,7 +412,7 @@ class Assembly:
 
     def _renew_handlers(self) -> None:
         if self._control is not None:
-            handlers = self._outbound.handlers(self._intakes, before_resume=self.before_resume)
+            handlers = self._outbound.handlers(self.inbound.intakes, before_resume=self.before_resume)
             self._control.handlers = {**handlers, **self._commands}
 
 

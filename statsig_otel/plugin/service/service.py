@@ -251,11 +251,11 @@ class Service:
             ConfigError: There is no such receiver.
             TypeError: The id is not a string.
         """
-        return self._assembly.receivers[self._known(name)]
+        return self._assembly.inbound.receivers[self._known(name)]
 
     def wsgi_receiver(self, name: str = "statsig") -> StatsigWsgiReceiver:
-        """The receiver with this id as a resource of a Falcon WSGI application."""
-        return self._assembly.wsgi_receivers[self._known(name)]
+        """The receiver with this id as a resource of a Falcon WSGI application. Errors as for `receiver`."""
+        return self._assembly.inbound.wsgi_receivers[self._known(name)]
 
     def asgi_app(self) -> MountableApp:
         """All receivers at their paths as an ASGI application, alone or mounted in one of yours: Starlette, FastAPI.
@@ -263,12 +263,13 @@ class Service:
         Where it gets the server's lifespan events it starts the service and shuts it down. Frameworks don't pass these
         on to what is mounted: there `lifespan` does it.
         """
-        app = create_app({self._path(name): receiver for name, receiver in self._assembly.receivers.items()})
+        app = create_app({self._path(name): one for name, one in self._assembly.inbound.receivers.items()})
         return with_lifespan(app, self.astart, self.ashutdown)
 
     def wsgi_app(self) -> WSGIApplication:
         """All receivers at their paths as a WSGI application, to mount in one of yours: Flask, Django."""
-        return create_wsgi_app({self._path(name): receiver for name, receiver in self._assembly.wsgi_receivers.items()})
+        receivers = self._assembly.inbound.wsgi_receivers
+        return create_wsgi_app({self._path(name): one for name, one in receivers.items()})
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - the frameworks' signature
@@ -299,7 +300,7 @@ class Service:
 
         Without `url`, a service that does not listen, or has not started, raises a `RuntimeError`.
         """
-        return self._assembly.urls
+        return self._assembly.inbound.urls
 
     @property
     def without_secret(self) -> list[str]:
@@ -312,7 +313,7 @@ class Service:
 
         It can't be cancelled.
         """
-        return self._assembly.servers.ended
+        return self._assembly.inbound.servers.ended
 
     def start(self) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
@@ -474,7 +475,8 @@ class Service:
                 raise ValueError(f"{argument} must be a number of seconds, 0 or more, not {seconds!r}")
         self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
-        stopped.add_done_callback(lambda _: self._assembly.servers.end_unstarted())  # without a start nothing is closed
+        servers = self._assembly.inbound.servers
+        stopped.add_done_callback(lambda _: servers.end_unstarted())  # without a start nothing is closed
         return stopped
 
 

@@ -79,10 +79,7 @@ def facts_of(
     *,
     reasons: Mapping[str, str],
     exporters: Sequence[ExporterFacts],
-    receivers: Mapping[str, Intake],
-    paths: Mapping[str, str],
-    urls: Mapping[str, str],
-    ports: Mapping[str, int],
+    receivers: Sequence[ReceiverFacts],
     dead_letters: int,
     set_aside: Sequence[str],
     since: float,
@@ -93,10 +90,7 @@ def facts_of(
     Args:
         reasons: Why webhooks are refused now: a sentence for each reason.
         exporters: The state of each exporter.
-        receivers: What answers for each receiver, by id.
-        paths: The path of each receiver, by id.
-        urls: The URL of each receiver, by id, as far as they are known.
-        ports: The port of each receiver that listens, by id.
+        receivers: The state of each receiver.
         dead_letters: The number of dead letters that are kept.
         set_aside: The names of the queue's files that were set aside and are kept.
         since: When the service started, in seconds since the epoch.
@@ -108,16 +102,7 @@ def facts_of(
         now=time.time(),
         since=since,
         reasons=reasons,
-        receivers=[
-            replace(
-                _receiver(name, intake),
-                path=paths[name],
-                url=urls.get(name, ""),
-                port=ports.get(name, 0),
-                last_accepted=accepted.get(name, 0.0),
-            )
-            for name, intake in receivers.items()
-        ],
+        receivers=[replace(one, last_accepted=accepted.get(one.name, 0.0)) for one in receivers],
         exporters=exporters,
         dead_letters=dead_letters,
         set_aside=set_aside,
@@ -125,12 +110,24 @@ def facts_of(
     )
 
 
-def _receiver(name: str, intake: Intake) -> ReceiverFacts:
+def receiver_facts(name: str, intake: Intake, *, path: str, url: str = "", port: int = 0) -> ReceiverFacts:
+    """The state of a receiver now, without what only the journal knows.
+
+    Args:
+        name: Its id.
+        intake: What answers for it.
+        path: The path that webhooks are sent to.
+        url: The URL that webhooks are sent to; empty if it is not known.
+        port: The port that it listens on; 0 if it is not known.
+    """
     counts = intake.counts
     with counts.lock:
         counts.move_back()
         return ReceiverFacts(
             name=name,
+            path=path,
+            url=url,
+            port=port,
             has_secret=intake.verifier.has_secret,
             last_verified=counts.last_verified_ns / 1e9,
             last_change=counts.last_change_ns / 1e9,

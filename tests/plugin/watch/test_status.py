@@ -14,7 +14,7 @@ from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
 from statsig_otel.plugin import Intake, Service, Verifier
 from statsig_otel.plugin.watch.diagnosis import sentence, troubles
-from statsig_otel.plugin.watch.facts import Facts, facts_of
+from statsig_otel.plugin.watch.facts import Facts, facts_of, receiver_facts
 from statsig_otel.plugin.watch.history import totals
 from statsig_otel.plugin.watch.reasons import why
 from statsig_otel.plugin.watch.status import status
@@ -51,10 +51,7 @@ def words(
     facts = facts_of(
         reasons=reasons,
         exporters=[IDLE] if exporters is None else exporters,
-        receivers={"statsig": intake},
-        paths={"statsig": "/hook"},
-        urls={},
-        ports={},
+        receivers=[receiver_facts("statsig", intake, path="/hook")],
         dead_letters=dead_letters,
         set_aside=[],
         since=time.time() - since,
@@ -82,10 +79,7 @@ def exporters_alone(exporters: Sequence[ExporterFacts], journal: Journal) -> Fac
     return facts_of(
         reasons={},
         exporters=with_history(exporters, journal),
-        receivers={},
-        paths={},
-        urls={},
-        ports={},
+        receivers=[],
         dead_letters=0,
         set_aside=[],
         since=0.0,
