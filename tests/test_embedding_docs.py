@@ -456,10 +456,11 @@ def typed(tmp_path: Path) -> list[Path]:
     folders.append(tmp_path / "plain_strings")
     folders[-1].mkdir()
     (folders[-1] / "settings.py").write_text(
-        "from statsig_otel.exporters import ClientTlsSettings, OtlpHttpSettings\n"
+        "from statsig_otel.exporters import OtlpHttpSettings\n"
         "from statsig_otel.plugin import StatsigReceiverSettings\n"
         'StatsigReceiverSettings(signing_secrets=["webhook-..."], user="hash", hash_key="key")\n'
-        'OtlpHttpSettings(endpoint="https://h", headers={"api-key": "key"}, tls=ClientTlsSettings(key_pem="key"))\n'
+        'OtlpHttpSettings(endpoint="https://h", headers={"api-key": "key"})\n'
+        'OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": {"key_pem": "key"}})\n'
     )
     for example in ("agent", "exporter", "grafana", "serverless"):
         folders.append(tmp_path / example)

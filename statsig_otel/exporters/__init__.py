@@ -2,7 +2,7 @@
 
 The public names, each loaded when it is first used:
 
-- Everyday: the settings of the exporters; `QueueError` and `DirectoryInUseError`, which a service raises.
+- Everyday: the settings of each exporter; `QueueError` and `DirectoryInUseError`, which a service raises.
 - Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Arrival`, `Receipt` and `RefusedError`;
   `Exporter` with its outcomes and `log_records`, and `ExporterType` for an exporter that a configuration file can name.
   `LoggerProviderConsumer` is a consumer.
@@ -31,18 +31,10 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.exporter import Rejected as Rejected
     from statsig_otel.exporters.exporter import RetryLater as RetryLater
     from statsig_otel.exporters.exporter_type import ExporterType as ExporterType
-    from statsig_otel.exporters.kafka.settings import KafkaAuthSettings as KafkaAuthSettings
-    from statsig_otel.exporters.kafka.settings import KafkaLogsSettings as KafkaLogsSettings
-    from statsig_otel.exporters.kafka.settings import KafkaProducerSettings as KafkaProducerSettings
-    from statsig_otel.exporters.kafka.settings import KafkaSaslSettings as KafkaSaslSettings
     from statsig_otel.exporters.kafka.settings import KafkaSettings as KafkaSettings
-    from statsig_otel.exporters.kafka.settings import KafkaTlsSettings as KafkaTlsSettings
     from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
     from statsig_otel.exporters.local.file import FileSettings as FileSettings
     from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
-    from statsig_otel.exporters.network.tls import ClientTlsSettings as ClientTlsSettings
-    from statsig_otel.exporters.network.tls import GrpcTlsSettings as GrpcTlsSettings
-    from statsig_otel.exporters.otlp.settings import KeepaliveSettings as KeepaliveSettings
     from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings as OtlpGrpcSettings
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.queue.errors import DirectoryInUseError as DirectoryInUseError
@@ -55,13 +47,11 @@ else:  # type checkers would accept any name of a module with __getattr__
             "consumer": "Batch Change Consumer Invalid Receipt RefusedError",
             "exporter": "Blocked Delivered Exporter Outcome PartiallyRejected Rejected RetryLater",
             "exporter_type": "ExporterType",
-            "kafka.settings": "KafkaAuthSettings KafkaLogsSettings KafkaProducerSettings KafkaSaslSettings "
-            "KafkaSettings KafkaTlsSettings",
+            "kafka.settings": "KafkaSettings",
             "local.debug": "DebugSettings",
             "local.file": "FileSettings",
             "local.logger_provider": "LoggerProviderConsumer",
-            "otlp.settings": "KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
-            "network.tls": "ClientTlsSettings GrpcTlsSettings",
+            "otlp.settings": "OtlpGrpcSettings OtlpHttpSettings",
             "decoding": "log_records",
             "queue.errors": "DirectoryInUseError QueueError",
         },

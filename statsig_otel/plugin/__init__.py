@@ -2,11 +2,12 @@
 
 The public names, each loaded when it is first used:
 
-- Everyday: `Service` with `Destination` and `RestartNeededError`, and the settings of receivers and of queues.
+- Everyday: `Service` with `Destination` and `RestartNeededError`, and the settings of a receiver, of a queue and of its
+  retries. Settings within settings are mappings, as in a configuration file.
 - Mounting: `StatsigReceiver` and `create_app` for ASGI, `StatsigWsgiReceiver` and `create_wsgi_app` for WSGI; `Intake`
   with `Request`, `Answer`, `AnsweredError` and `Limits` for any other framework.
-- Parts: `RecordHook` with `RecordFields`, which changes records; `verify`, `sign`, `parse` and `Mapper` with what they
-  take and return, for webhooks that something else receives. These load neither falcon nor grpc nor an SDK.
+- Extending: `RecordHook` with `RecordFields`, which changes records; `verify`, `sign`, `parse` and `Mapper` with what
+  they take and return, for webhooks that something else receives. These load neither falcon nor grpc nor an SDK.
 
 The modules below are private, though `help` lists them: import from this package.
 """
@@ -30,30 +31,18 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
     from statsig_otel.plugin.record.record import RecordFields as RecordFields
     from statsig_otel.plugin.record.record import RecordHook as RecordHook
-    from statsig_otel.plugin.server.tls import ServerTlsSettings as ServerTlsSettings
     from statsig_otel.plugin.service.builder import Destination as Destination
     from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.service import Service as Service
-    from statsig_otel.plugin.settings.audit_log import AuditLogSettings as AuditLogSettings
-    from statsig_otel.plugin.settings.exporters import BatchSettings as BatchSettings
     from statsig_otel.plugin.settings.exporters import RetryOnFailureSettings as RetryOnFailureSettings
     from statsig_otel.plugin.settings.exporters import SendingQueueSettings as SendingQueueSettings
-    from statsig_otel.plugin.settings.filter import ChangeMatchSettings as ChangeMatchSettings
-    from statsig_otel.plugin.settings.filter import FilterSettings as FilterSettings
-    from statsig_otel.plugin.settings.mapping import LookupSettings as LookupSettings
-    from statsig_otel.plugin.settings.mapping import MappingSettings as MappingSettings
-    from statsig_otel.plugin.settings.receiver import DeduplicationSettings as DeduplicationSettings
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
-    from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
-    from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
     from statsig_otel.plugin.webhook import DEFAULT_PATH as DEFAULT_PATH
     from statsig_otel.plugin.webhook.body import ParsedBody as ParsedBody
     from statsig_otel.plugin.webhook.body import parse as parse
     from statsig_otel.plugin.webhook.body import parse_url_verification as parse_url_verification
     from statsig_otel.plugin.webhook.errors import MalformedBodyError as MalformedBodyError
     from statsig_otel.plugin.webhook.errors import UnauthorizedError as UnauthorizedError
-    from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER as SIGNATURE_HEADER
-    from statsig_otel.plugin.webhook.signature import TIMESTAMP_HEADER as TIMESTAMP_HEADER
     from statsig_otel.plugin.webhook.signature import Verifier as Verifier
     from statsig_otel.plugin.webhook.signature import sign as sign
     from statsig_otel.plugin.webhook.signature import verify as verify
@@ -68,19 +57,14 @@ else:  # type checkers would accept any name of a module with __getattr__
             "record.change_event": "ChangeEvent",
             "record.mapper": "Mapper",
             "record.record": "LogRecordEncoder RecordFields RecordHook",
-            "server.tls": "ServerTlsSettings",
             "service.builder": "Destination",
             "service.restart": "RestartNeededError",
             "service.service": "Service",
-            "settings.audit_log": "AuditLogSettings",
-            "settings.exporters": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
-            "settings.filter": "ChangeMatchSettings FilterSettings",
-            "settings.mapping": "LookupSettings MappingSettings",
-            "settings.receiver": "DeduplicationSettings StatsigReceiverSettings",
-            "settings.services": "ImpactedServicesSettings ServiceRuleSettings",
+            "settings.exporters": "RetryOnFailureSettings SendingQueueSettings",
+            "settings.receiver": "StatsigReceiverSettings",
             "webhook": "DEFAULT_PATH",
             "webhook.errors": "MalformedBodyError UnauthorizedError",
             "webhook.body": "ParsedBody parse parse_url_verification",
-            "webhook.signature": "SIGNATURE_HEADER TIMESTAMP_HEADER Verifier sign verify",
+            "webhook.signature": "Verifier sign verify",
         },
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters import KafkaLogsSettings, KafkaSettings
+from statsig_otel.exporters import KafkaSettings
 from statsig_otel.exporters.kafka.connection import check_brokers
+from statsig_otel.exporters.kafka.settings import KafkaLogsSettings
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.kafka_chain import Chain, Part, url
 from tests.e2e.kafka_kills import PATIENCE, Delivered, Sender, judge, kill_under_load

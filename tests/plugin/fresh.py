@@ -22,6 +22,7 @@ def fresh_process() -> Iterator[None]:
             kind.last.clear()
         journal._changes.clear()
         journal._added_bytes = 0
+        journal._delivered.clear()
     try:
         yield
     finally:

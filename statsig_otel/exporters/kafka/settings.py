@@ -34,11 +34,6 @@ class KafkaLogsSettings(Settings):
     Attributes:
         topic: The topic.
         encoding: The form of a message: an OTLP request with one record, as protobuf or as JSON.
-
-    Example:
-        >>> from statsig_otel.exporters import KafkaLogsSettings
-        >>> KafkaLogsSettings(topic="changes").encoding
-        'otlp_proto'
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
@@ -78,11 +73,6 @@ class KafkaProducerSettings(Settings):
         max_message_bytes: The largest message, before compression. A larger record becomes a dead letter.
         compression: The compression of messages.
         flush_max_messages: The most messages in one request to a broker.
-
-    Example:
-        >>> from statsig_otel.exporters import KafkaProducerSettings
-        >>> KafkaProducerSettings(compression="zstd").max_message_bytes
-        1000000
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
@@ -121,11 +111,6 @@ class KafkaSaslSettings(Settings):
         mechanism: How the password is proved.
         username: The name of the user.
         password: The password.
-
-    Example:
-        >>> from statsig_otel.exporters import KafkaSaslSettings
-        >>> KafkaSaslSettings(mechanism="SCRAM-SHA-512", username="statsig", password="p")
-        KafkaSaslSettings(mechanism='SCRAM-SHA-512', username='statsig', password=[REDACTED])
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
@@ -161,11 +146,6 @@ class KafkaAuthSettings(Settings):
 
     Attributes:
         sasl: A user's name and password.
-
-    Example:
-        >>> from statsig_otel.exporters import KafkaAuthSettings
-        >>> KafkaAuthSettings().sasl is None
-        True
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
@@ -178,13 +158,7 @@ class KafkaAuthSettings(Settings):
 
 
 class KafkaTlsSettings(ClientTlsSettings):
-    """The client's side of TLS, restricted to what librdkafka supports.
-
-    Example:
-        >>> from statsig_otel.exporters import KafkaTlsSettings
-        >>> KafkaTlsSettings(ca_file="/etc/ssl/kafka.pem").insecure
-        False
-    """
+    """The client's side of TLS, restricted to what librdkafka supports."""
 
     @field_validator("server_name_override")
     @classmethod

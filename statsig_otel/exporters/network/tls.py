@@ -111,11 +111,6 @@ class ClientTlsSettings(Settings):
         server_name_override: The host name that the server's certificate must contain, instead of the endpoint's host.
         insecure_skip_verify: True for TLS without verifying the server's certificate.
         min_version: The lowest TLS version to accept.
-
-    Example:
-        >>> from statsig_otel.exporters import ClientTlsSettings
-        >>> ClientTlsSettings(ca_file="/etc/ssl/backend.pem", min_version="1.3").insecure
-        False
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
@@ -243,13 +238,7 @@ class ClientTlsSettings(Settings):
 
 
 class GrpcTlsSettings(ClientTlsSettings):
-    """The client's side of TLS, restricted to what grpcio supports.
-
-    Example:
-        >>> from statsig_otel.exporters import GrpcTlsSettings
-        >>> GrpcTlsSettings(insecure=True).insecure
-        True
-    """
+    """The client's side of TLS, restricted to what grpcio supports."""
 
     @field_validator("insecure_skip_verify")
     @classmethod

@@ -72,11 +72,6 @@ class KeepaliveSettings(Settings):
         time: The time without traffic before a ping.
         timeout: The time to wait for the answer to a ping before the connection counts as dead.
         permit_without_stream: Ping even while no request is in progress.
-
-    Example:
-        >>> from statsig_otel.exporters import KeepaliveSettings
-        >>> KeepaliveSettings.model_validate({"time": "5m"}).time
-        300.0
     """
 
     needed: ClassVar[Mapping[str, str]] = {"time": "write a duration, such as 5m, or leave keepalive out"}

@@ -44,13 +44,7 @@ def check_key(key: Opaque) -> Opaque:
 
 
 class AuditLogSettings(Settings):
-    """`audit_log` of a receiver.
-
-    Example:
-        >>> from statsig_otel.plugin import AuditLogSettings
-        >>> AuditLogSettings(api_key="console-0123").keep
-        2592000.0
-    """
+    """`audit_log` of a receiver."""
 
     needed: ClassVar[Mapping[str, str]] = {"api_key": _KEY}
     meant: ClassVar[Mapping[str, str]] = {"key": "api_key", "retention": "keep", "url": "endpoint"}

@@ -38,13 +38,7 @@ def _refuse_unit(value: object) -> object:
 
 
 class BatchSettings(Settings):
-    """`sending_queue::batch`.
-
-    Example:
-        >>> from statsig_otel.plugin import BatchSettings
-        >>> BatchSettings(max_size=100).sizer
-        'items'
-    """
+    """`sending_queue::batch`."""
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "partition": "leave it out: an exporter has one queue, and keeps the order",
@@ -100,8 +94,8 @@ class SendingQueueSettings(Settings):
     """`sending_queue`.
 
     Example:
-        >>> from statsig_otel.plugin import BatchSettings, SendingQueueSettings
-        >>> SendingQueueSettings(queue_size=10_000, batch=BatchSettings(max_size=100)).enabled
+        >>> from statsig_otel.plugin import SendingQueueSettings
+        >>> SendingQueueSettings(queue_size=10_000).enabled
         True
     """
 

@@ -23,13 +23,7 @@ _Patterns = list[Annotated[str, AfterValidator(_check_pattern)]]
 
 
 class ChangeMatchSettings(Settings):
-    """A block: patterns by field. Each field has to match, by one of its patterns.
-
-    Example:
-        >>> from statsig_otel.plugin import ChangeMatchSettings
-        >>> ChangeMatchSettings(types=["gate"], environments=["prod*"]).types
-        ['gate']
-    """
+    """A block: patterns by field. Each field has to match, by one of its patterns."""
 
     types: _Patterns | None = Field(
         default=None,
@@ -82,14 +76,7 @@ Blocks = ChangeMatchSettings | Annotated[list[ChangeMatchSettings], Field(min_le
 
 
 class FilterSettings(Settings):
-    """Which changes are exported.
-
-    Example:
-        >>> from statsig_otel.plugin import ChangeEvent, ChangeMatchSettings, FilterSettings
-        >>> change_filter = FilterSettings(exclude=ChangeMatchSettings(names=["test_*"])).create()
-        >>> change_filter.why_dropped(ChangeEvent(happened_at=1739400185198, entity_type="Gate", name="test_a"))
-        'exclude[0] matches'
-    """
+    """Which changes are exported."""
 
     include: Blocks = Field(
         default=None, description="Only these changes are exported. A mapping, or a list of them; one has to match."

@@ -60,13 +60,7 @@ _Scalar = Annotated[_Template | bool | int | float, BeforeValidator(_check_integ
 
 
 class LookupSettings(Settings):
-    """Looks a value up by another one, such as a team by a project.
-
-    Example:
-        >>> from statsig_otel.plugin import LookupSettings
-        >>> LookupSettings(lookup="{project.name}", table={"Shop": "team-shop"}, default="nobody").default
-        'nobody'
-    """
+    """Looks a value up by another one, such as a team by a project."""
 
     needed: ClassVar[Mapping[str, str]] = {
         "lookup": 'write what is looked up, such as "{project.name}"',
@@ -124,13 +118,7 @@ _Written = _Scalar | _List | LookupSettings
 
 
 class MappingSettings(Settings):
-    """How a receiver's records differ from the default record.
-
-    Example:
-        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, MappingSettings
-        >>> mapping = MappingSettings(body="{name} was {action}", attributes={"team": "shop"})
-        >>> mapper = Mapper(LogRecordEncoder(mapping=mapping.create()))
-    """
+    """How a receiver's records differ from the default record."""
 
     meant: ClassVar[Mapping[str, str]] = {"severity": "severity_number", "level": "severity_text"}
 

@@ -131,13 +131,7 @@ _Secrets = Annotated[
 
 
 class DeduplicationSettings(Settings):
-    """`deduplication` of a receiver.
-
-    Example:
-        >>> from statsig_otel.plugin import DeduplicationSettings
-        >>> DeduplicationSettings.model_validate({"window": "1h"}).window
-        3600.0
-    """
+    """`deduplication` of a receiver."""
 
     window: Duration = Field(
         default=DEFAULT_WINDOW, ge=0, description="For how long a change that was seen is a duplicate; 0 is never."

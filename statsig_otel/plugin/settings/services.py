@@ -39,13 +39,7 @@ _Names: TypeAlias = Annotated[
 
 
 class ServiceRuleSettings(Settings):
-    """A rule: the services of the changes that it matches.
-
-    Example:
-        >>> from statsig_otel.plugin import ChangeMatchSettings, ServiceRuleSettings
-        >>> ServiceRuleSettings(match=ChangeMatchSettings(tags=["checkout"]), name="checkout").name
-        'checkout'
-    """
+    """A rule: the services of the changes that it matches."""
 
     needed: ClassVar[Mapping[str, str]] = {"name": 'name the service, such as checkout or "{target_apps}"'}
 
@@ -89,13 +83,7 @@ _Rules: TypeAlias = Annotated[list[ServiceRuleSettings], Field(min_length=1)]
 
 
 class ImpactedServicesSettings(Settings):
-    """Which services a change concerns.
-
-    Example:
-        >>> from statsig_otel.plugin import ImpactedServicesSettings, ServiceRuleSettings
-        >>> ImpactedServicesSettings(rules=[ServiceRuleSettings(name="{target_apps}")]).split
-        True
-    """
+    """Which services a change concerns."""
 
     needed: ClassVar[Mapping[str, str]] = {"rules": 'write at least one, such as {name: "{target_apps}"}'}
 

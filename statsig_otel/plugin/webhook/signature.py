@@ -52,10 +52,11 @@ class Verifier:
             a string nor an `Opaque`; or the tolerance is not a number.
 
     Example:
-        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
+        >>> from statsig_otel.plugin import Verifier, sign
         >>> verifier = Verifier(["webhook-old", "webhook-new"])
         >>> headers = sign(b"{}", secret="webhook-new", timestamp_ms=1739400185198)
-        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> signatures = [headers["X-Statsig-Signature"].encode()]
+        >>> timestamps = [headers["X-Statsig-Request-Timestamp"].encode()]
         >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
         >>> verification.update(b"{}")
         >>> verification.finish()  # the position of the secret; raises UnauthorizedError if none fits
@@ -216,12 +217,12 @@ def verify(
         TypeError: An argument has another type, such as a body that is a string.
 
     Example:
-        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
+        >>> from statsig_otel.plugin import sign, verify
         >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
         >>> verify(
         ...     b"{}",
-        ...     signature=headers[SIGNATURE_HEADER],
-        ...     timestamp=headers[TIMESTAMP_HEADER],
+        ...     signature=headers["X-Statsig-Signature"],
+        ...     timestamp=headers["X-Statsig-Request-Timestamp"],
         ...     secrets=["webhook-..."],
         ...     now_ms=1739400185198,
         ... )

@@ -91,7 +91,8 @@ def manners(sink: str, directory: Path) -> None:
 
 
 def grpc_service(sink: str, directory: Path, **options: Any) -> "Service":
-    from statsig_otel.exporters import GrpcTlsSettings, OtlpGrpcSettings
+    from statsig_otel.exporters import OtlpGrpcSettings
+    from statsig_otel.exporters.network.tls import GrpcTlsSettings
     from tests.plugin.services import service
 
     settings = OtlpGrpcSettings(endpoint=sink, tls=GrpcTlsSettings(insecure=True))
@@ -221,7 +222,8 @@ class Mistaken:
 
 def lives(sink: str, directory: Path) -> None:
     """Start and shut down services, with forks in between and a mistaken exporter in each; say what stays open."""
-    from statsig_otel.exporters import GrpcTlsSettings, OtlpGrpcSettings
+    from statsig_otel.exporters import OtlpGrpcSettings
+    from statsig_otel.exporters.network.tls import GrpcTlsSettings
     from tests.plugin.services import post, service
 
     def one_life(number: int) -> None:

@@ -11,15 +11,9 @@ import pytest
 
 from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.config.configuration import Pipeline
-from statsig_otel.exporters import (
-    Delivered,
-    FileSettings,
-    GrpcTlsSettings,
-    OtlpGrpcSettings,
-    OtlpHttpSettings,
-    Outcome,
-)
+from statsig_otel.exporters import Delivered, FileSettings, OtlpGrpcSettings, OtlpHttpSettings, Outcome
 from statsig_otel.exporters.delivery import sender, synchronous
+from statsig_otel.exporters.network.tls import GrpcTlsSettings
 from statsig_otel.plugin import (
     Destination,
     RetryOnFailureSettings,

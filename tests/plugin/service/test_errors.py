@@ -10,27 +10,21 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.config import ConfigError, Opaque, Settings
-from statsig_otel.exporters import (
-    ClientTlsSettings,
-    DebugSettings,
-    ExporterType,
-    FileSettings,
-    OtlpHttpSettings,
-    Outcome,
-)
+from statsig_otel.exporters import DebugSettings, ExporterType, FileSettings, OtlpHttpSettings, Outcome
+from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.plugin import (
-    BatchSettings,
     Destination,
     LogRecordEncoder,
     Mapper,
     SendingQueueSettings,
-    ServerTlsSettings,
     Service,
     StatsigReceiverSettings,
     Verifier,
     parse,
     sign,
 )
+from statsig_otel.plugin.server.tls import ServerTlsSettings
+from statsig_otel.plugin.settings.exporters import BatchSettings
 from tests.looped import looped
 from tests.plugin.services import SECRET, Keeper, body_of, post, service
 

@@ -18,8 +18,9 @@ from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.exporters import Batch, Change, Receipt
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.plugin import RestartNeededError, ServerTlsSettings
+from statsig_otel.plugin import RestartNeededError
 from statsig_otel.plugin.control.socket import call
+from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.outbound import Applied
 from statsig_otel.plugin.settings.catalog import COMPONENTS

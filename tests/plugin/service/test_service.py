@@ -14,15 +14,8 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError, Opaque
-from statsig_otel.exporters import (
-    Batch,
-    Delivered,
-    DirectoryInUseError,
-    GrpcTlsSettings,
-    OtlpGrpcSettings,
-    Outcome,
-    RefusedError,
-)
+from statsig_otel.exporters import Batch, Delivered, DirectoryInUseError, OtlpGrpcSettings, Outcome, RefusedError
+from statsig_otel.exporters.network.tls import GrpcTlsSettings
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import Destination, RestartNeededError, SendingQueueSettings, Service
 from statsig_otel.plugin.control.socket import call

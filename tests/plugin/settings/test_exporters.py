@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from statsig_otel.exporters import DebugSettings
-from statsig_otel.plugin import BatchSettings, SendingQueueSettings
-from statsig_otel.plugin.settings.exporters import ConfiguredExporter
+from statsig_otel.plugin import SendingQueueSettings
+from statsig_otel.plugin.settings.exporters import BatchSettings, ConfiguredExporter
 
 MIB = 1 << 20
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from statsig_otel.config import Opaque
 from statsig_otel.config.opaque import reveal
-from statsig_otel.exporters import ClientTlsSettings, GrpcTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.network.tls import ClientTlsSettings, GrpcTlsSettings
 from statsig_otel.plugin import StatsigReceiverSettings
 
 
