@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook.body import parse
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.looped import looped
+from tests.peers.http_server import LocalServer
 from tests.peers.otlp_servers import free_port
 from tests.plugin.adapters import CHANGE, body_of
 from tests.waiting import wait_until
@@ -78,23 +79,15 @@ def chat(**keys: Any) -> Iterator[Chat]:
             self.end_headers()
             self.wfile.write(said.encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     ended = threading.Event()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        told.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    with LocalServer(Handler) as server:
+        told.port = server.port
         try:
             yield told
         finally:
             ended.set()
             if told.hang is not None:
                 told.hang.set()
-            server.shutdown()
-            thread.join()
 
 
 def exporter(url: str) -> ChatExporter:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from examples.grafana.annotations import Annotations
 from statsig_otel.exporters import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.plugin import Destination, RetryOnFailureSettings
 from tests.e2e.processes import Process, clean_environment, post, signed
+from tests.peers.http_server import LocalServer
 from tests.peers.otlp_servers import free_port
 from tests.plugin.http_client import exchange
 from tests.plugin.services import service, signed_request
@@ -66,19 +67,9 @@ def grafana(**faults: list[int]) -> Iterator[Grafana]:
             self.end_headers()
             self.wfile.write(b"{}")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        there.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield there
-        finally:
-            server.shutdown()
-            thread.join()
+    with LocalServer(Handler) as server:
+        there.url = server.origin
+        yield there
 
 
 def changes(*names: str) -> bytes:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER
-from tests.plugin.adapters import CHANGE, EXPOSURE, SECRET, VERIFICATION, body_of, in_thread, post, signed
+from tests.peers.http_server import LocalServer
+from tests.plugin.adapters import CHANGE, EXPOSURE, SECRET, VERIFICATION, body_of, post, signed
 from tests.plugin.http_client import Address, exchange, request
 
 FILE = Path(__file__).parents[1] / "examples" / "serverless" / "handler.py"
@@ -69,11 +70,8 @@ def platform(example: Any, queue: Queue, *, base64_bodies: bool = False) -> Iter
 
         do_GET = do_POST  # noqa: N815 - the base class's name
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
-            """Say nothing."""
-
-    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
-        yield address
+    with LocalServer(Handler) as server:
+        yield "127.0.0.1", server.port
 
 
 @pytest.mark.parametrize("base64_bodies", [False, True])

@@ -2,15 +2,15 @@
 
 import json
 import ssl
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from tests.peers.certs import Certificate
+from tests.peers.http_server import LocalServer
 
 KEY = "console-0123456789abcdef"
 PATH = "/console/v1/audit_logs"
@@ -38,7 +38,7 @@ def audit_entry(number: int, second: int, name: str = "gate", **others: object) 
     }
 
 
-class AuditLogServer:
+class AuditLogServer(LocalServer):
     """The server.
 
     Attributes:
@@ -81,31 +81,21 @@ class AuditLogServer:
                     answer(self, 200, server.page(query))
                     server.after()
 
-            def log_message(self, *_: object) -> None:
-                """Says nothing."""
-
             def __getattr__(self, name: str) -> Any:
                 if name.startswith("do_"):
                     server.others.append(name.removeprefix("do_"))
                 raise AttributeError(name)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._scheme = "http"
+        tls = None
         if certificate is not None:
             assert folder is not None
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate.write(folder, "audit_log"))
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-            self._scheme = "https"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(*certificate.write(folder, "audit_log"))
+        super().__init__(Handler, tls)
 
     @property
     def url(self) -> str:
-        return f"{self._scheme}://127.0.0.1:{self.port}{PATH}"
+        return self.origin + PATH
 
     def page(self, query: dict[str, str]) -> dict[str, Any]:
         """A page of the log, with links that have no scheme."""
@@ -132,15 +122,6 @@ class AuditLogServer:
                 "all": "/console/v1/audit_logs",
             },
         }
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def answer(handler: BaseHTTPRequestHandler, status: int, body: object, **headers: str) -> None:

@@ -3,16 +3,16 @@
 import contextlib
 import select
 import socket
-import threading
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.peers.http_server import LocalServer
 
 _LONGEST = 30.0
 
 
-class HttpProxy:
+class HttpProxy(LocalServer):
     """A proxy that resolves every host to 127.0.0.1, so that tests can use names of other machines.
 
     Attributes:
@@ -68,24 +68,7 @@ class HttpProxy:
                 self.wfile.write(content)
                 client.close()
 
-            def log_message(self, *_: object) -> None:
-                """Says nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
 
 def relay(one: socket.socket, other: socket.socket) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from http.server import HTTPServer
 from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -31,6 +30,7 @@ from statsig_otel.plugin.receiver.bodies import Limits
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.webhook.signature import Verifier, sign
+from tests.peers.http_server import in_thread
 from tests.plugin.http_client import Address, Response, ServerThread, exchange, request
 
 SECRET = "webhook-0123456789abcdef"
@@ -187,19 +187,6 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 def _starlette(setting: Setting) -> Serving:
     receiver = _asgi_receiver(setting)
     return _serve_asgi(receiver, Starlette(routes=[Mount("/", app=create_app({"/hook": receiver}))]))
-
-
-@contextmanager
-def in_thread(server: HTTPServer) -> Iterator[Address]:
-    """A server that listens on this machine, at work for the time of the block, and closed after it."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield "127.0.0.1", server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @contextmanager

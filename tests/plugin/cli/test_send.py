@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Self
+from types import MappingProxyType
 
 import pytest
 from click.testing import CliRunner
@@ -27,6 +27,7 @@ from statsig_otel.plugin.webhook import body as webhook
 from statsig_otel.plugin.webhook.signature import verify
 from tests.looped import looped
 from tests.peers.certs import Authority
+from tests.peers.http_server import LocalServer
 
 SECRET = "webhook-0123456789abcdef"
 NOW_MS = 1_750_000_000_000
@@ -39,52 +40,40 @@ class Received:
     body: bytes
 
 
-@dataclass
-class Receiver:
+class Receiver(LocalServer):
     """An HTTP server that keeps what comes in and answers as it is told; `echo` answers URL verifications."""
 
-    status: int = 200
-    answer: bytes = b'{"accepted": 1, "duplicates": 0, "ignored": 0, "invalid": 0}'
-    headers: dict[str, str] = field(default_factory=dict)
-    echo: bool = False
-    tls: ssl.SSLContext | None = None
-    requests: list[Received] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
+    def __init__(
+        self,
+        *,
+        status: int = 200,
+        answer: bytes = b'{"accepted": 1, "duplicates": 0, "ignored": 0, "invalid": 0}',
+        headers: Mapping[str, str] = MappingProxyType({}),
+        echo: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.answer = answer
+        self.requests: list[Received] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.requests.append(Received(self.path, dict(self.headers.items()), body))
-                answer = receiver.answer
-                if receiver.echo:
-                    answer = json.dumps({"verification_code": json.loads(body)["data"]["verification_code"]}).encode()
-                self.send_response(receiver.status)
-                for name, value in {"Content-Length": str(len(answer)), **receiver.headers}.items():
+                said = receiver.answer
+                if echo:
+                    said = json.dumps({"verification_code": json.loads(body)["data"]["verification_code"]}).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(said)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(said)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if self.tls is not None:
-            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler, tls)
 
     @property
     def url(self) -> str:
-        scheme = "http" if self.tls is None else "https"
-        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}/api/v1/data/events/receiver/statsig"
+        return f"{self.origin}/api/v1/data/events/receiver/statsig"
 
 
 @pytest.fixture
