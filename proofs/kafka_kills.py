@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import measure
 from tests.e2e.kafka_chain import Chain
-from tests.e2e.kafka_kills import READ_AGAIN, Delivered, Sender, judge, kill_under_load
+from tests.e2e.kafka_kills import READ_AGAIN, ReceivedRecords, Sender, judge, kill_under_load
 from tests.e2e.otelcol import UnavailableError
 from tests.peers.otlp_servers import HttpSink
 
@@ -51,7 +51,7 @@ def main() -> int:
         except UnavailableError as error:
             print(f"!! THE CHAIN CAN'T BE RUN HERE: {error}")
             return 1
-        delivered = Delivered(sink)
+        delivered = ReceivedRecords(sink)
         with chain:
             read_again = 0
             for half in range(2 * runs):

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.e2e.kafka_chain import Chain
-from tests.e2e.kafka_kills import PATIENCE, Delivered, Sender
+from tests.e2e.kafka_kills import PATIENCE, ReceivedRecords, Sender
 from tests.e2e.otelcol import UnavailableError
 from tests.e2e.statsig_client import SECRET, load
 from tests.peers.otlp_servers import HttpSink
@@ -63,7 +63,7 @@ class Shown:
     """What the backend has got, line by line."""
 
     def __init__(self, sink: HttpSink, sender: Sender) -> None:
-        self._delivered = Delivered(sink)
+        self._delivered = ReceivedRecords(sink)
         self._sender = sender
         self._printed: set[str] = set()
 

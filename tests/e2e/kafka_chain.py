@@ -7,91 +7,21 @@ example. Only the ports are others.
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
 from tests.e2e.otelcol import UnavailableError, build
-from tests.e2e.processes import Process, clean_environment, wait_until_listening
+from tests.e2e.processes import Restartable
 from tests.e2e.statsig_client import SECRET
-from tests.peers.apache_kafka import ApacheKafka, Broker, fetch
+from tests.peers.apache_kafka import ApacheKafka, fetch
 from tests.peers.otlp_servers import free_port
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
 TOPIC: Final = "otlp_logs"
 GROUP: Final = "statsig-changes"
 """The consumer group of the Collectors."""
-
-
-_PATIENCE: Final = 120.0
-"""Seconds for a start beside brokers that start too."""
-
-
-class Part:
-    """A process of the chain that can be killed and started again.
-
-    Args:
-        name: Its name.
-        command: Its program and arguments.
-        environment: What it gets in addition to a clean environment.
-        ready: What it says once it is ready; a pattern.
-        port: Where it listens then.
-    """
-
-    def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], ready: str = "", port: int = 0
-    ) -> None:
-        self.name = name
-        self.port = port
-        self._command = command
-        self._environment = environment
-        self._ready = ready
-        self._process: Process | None = None
-
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
-        process = Process(self._command, clean_environment(**self._environment)).__enter__()
-        self._process = process
-        if self._ready:
-            process.wait_for(self._ready, within=_PATIENCE)
-        if self.port:
-            wait_until_listening(process, self.port)
-
-    def kill(self) -> None:
-        """Kill it, if it runs."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.kill()
-
-    def stop(self) -> int:
-        """Ask it to end, if it runs, and wait for that. Its exit code; 0 if it does not run."""
-        if self._process is None:
-            return 0
-        process, self._process = self._process, None
-        try:
-            return process.stop()
-        finally:
-            process.kill()
-
-    @property
-    def output(self) -> str:
-        """What it has said since its last start."""
-        return "" if self._process is None else self._process.output
-
-    @property
-    def pid(self) -> int:
-        """The id of its process, which runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.is_running
-
-
-Killable = Part | Broker
-"""What can be killed, and started again."""
 
 
 class Chain:
@@ -144,7 +74,7 @@ class Chain:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def replica(self, name: str, **environment: str) -> Part:
+    def replica(self, name: str, **environment: str) -> Restartable:
         """A replica that is not started.
 
         Args:
@@ -154,9 +84,9 @@ class Chain:
         port = free_port()
         run = [sys.executable, "-m", "statsig_otel", "run", "--config", str(EXAMPLE / "statsig-otel.yaml")]
         own = {**self._environment, "WEBHOOK_ENDPOINT": f"127.0.0.1:{port}", **environment}
-        return Part(f"replica {name}", run, own, "^Webhook URL: ", port)
+        return Restartable(f"replica {name}", run, own, "^Webhook URL: ", port)
 
-    def consumer(self, name: str, **environment: str) -> Part:
+    def consumer(self, name: str, **environment: str) -> Restartable:
         """A Collector that is not started.
 
         Args:
@@ -164,15 +94,15 @@ class Chain:
             environment: The variables of collector.yaml that are not those of the chain.
         """
         own = {**self._environment, "METRICS_PORT": "0", **environment}
-        return Part(f"Collector {name}", self._collector, own, "Everything is ready")
+        return Restartable(f"Collector {name}", self._collector, own, "Everything is ready")
 
     @property
-    def parts(self) -> list[Killable]:
+    def parts(self) -> list[Restartable]:
         """All processes but nginx."""
         return [*self.replicas, *self.kafka.brokers, *self.consumers]
 
 
-def url(part: Part) -> str:
+def url(part: Restartable) -> str:
     """The webhook's URL at nginx or a replica."""
     return f"http://127.0.0.1:{part.port}/api/v1/data/events/receiver/statsig"
 
@@ -184,7 +114,7 @@ def _nginx() -> str:
     return found
 
 
-def balancer(folder: Path, ports: Sequence[int]) -> Part:
+def balancer(folder: Path, ports: Sequence[int]) -> Restartable:
     """nginx with the example's file, before replicas on these ports. It is not started.
 
     Raises:
@@ -199,7 +129,7 @@ def balancer(folder: Path, ports: Sequence[int]) -> Part:
     (folder / "nginx.conf").write_text(text)
     own = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"
     command = [_nginx(), "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", own]
-    return Part("nginx", command, {}, port=port)
+    return Restartable("nginx", command, {}, port=port)
 
 
 def tries(access_log: Path) -> dict[str, int]:

@@ -15,7 +15,8 @@ import urllib3
 
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import sign
-from tests.e2e.kafka_chain import GROUP, TOPIC, Chain, Killable, tries
+from tests.e2e.kafka_chain import GROUP, TOPIC, Chain, tries
+from tests.e2e.processes import Restartable
 from tests.e2e.statsig_client import SECRET, Client, change, load
 from tests.exporters.kafka.records import uid_of
 from tests.peers.kafka_cluster import read_all
@@ -33,7 +34,7 @@ _AGAIN: Final = 0.05
 
 _http: Final = urllib3.PoolManager(retries=False, timeout=40, maxsize=8)
 
-Part = tuple[bytes, bytes, bytes]
+RecordBytes = tuple[bytes, bytes, bytes]
 """The resource, the scope and the record of a log record, as protobuf."""
 
 
@@ -76,8 +77,8 @@ class Sender(Client):
         return status == 200
 
 
-class Delivered:
-    """What a backend has got. Each look reads only what is new.
+class ReceivedRecords:
+    """The records that a backend has got. Each look reads only what is new.
 
     Attributes:
         records: How many times it has got each record.
@@ -87,7 +88,7 @@ class Delivered:
     def __init__(self, sink: HttpSink) -> None:
         self._sink = sink
         self._seen = 0
-        self.records: Counter[Part] = Counter()
+        self.records: Counter[RecordBytes] = Counter()
         self.uids: Counter[str] = Counter()
 
     def look(self) -> list[Received]:
@@ -95,7 +96,7 @@ class Delivered:
         new = self._sink.requests[self._seen :]
         self._seen += len(new)
         for one in new:
-            self.records.update(parts(one.payload))
+            self.records.update(record_bytes(one.payload))
             self.uids.update(
                 attribute.value.string_value
                 for record in one.records
@@ -110,7 +111,7 @@ class Delivered:
         return uids <= self.uids.keys()
 
 
-def parts(payload: bytes) -> list[Part]:
+def record_bytes(payload: bytes) -> list[RecordBytes]:
     """The records of a request, each with its resource and scope."""
     return [
         (resource.resource.SerializeToString(), scope.scope.SerializeToString(), record.SerializeToString())
@@ -146,7 +147,7 @@ def kill_under_load(
     """
     wait_until(lambda: chain.kafka.is_stable(GROUP, len(chain.consumers)), "the consumer group", within=PATIENCE)
     chance = random.Random(seed)
-    kinds: list[tuple[Sequence[Killable], int]] = [
+    kinds: list[tuple[Sequence[Restartable], int]] = [
         (chain.replicas, replicas), (chain.kafka.brokers, brokers), (chain.consumers, consumers),
     ]  # fmt: skip
     order = [kind for kind, count in kinds for _ in range(count)]
@@ -171,7 +172,7 @@ def kill_under_load(
     assert all(part.is_running for part in chain.parts)
 
 
-def judge(chain: Chain, senders: Sequence[Sender], delivered: Delivered, *, read_again: int | None) -> Verdict:
+def judge(chain: Chain, senders: Sequence[Sender], delivered: ReceivedRecords, *, read_again: int | None) -> Verdict:
     """Wait until all that is in the topic has arrived, and compare. The senders have ended.
 
     Args:
@@ -186,13 +187,13 @@ def judge(chain: Chain, senders: Sequence[Sender], delivered: Delivered, *, read
     messages = read_all(chain.kafka.addresses(), TOPIC)
     partitions: dict[str, set[int | None]] = defaultdict(set)
     topic: Counter[str] = Counter()
-    written: Counter[Part] = Counter()
+    written: Counter[RecordBytes] = Counter()
     for message in messages:
         value, key = message.value(), message.key()
         assert value is not None
         assert key is not None
         topic[uid_of(value)] += 1
-        written.update(parts(value))
+        written.update(record_bytes(value))
         partitions[key.decode()].add(message.partition())
     faults: list[str] = []
     try:

@@ -29,6 +29,9 @@ Protocol = Literal["grpc", "http"]
 _PATIENCE = 30.0
 """Seconds after which a process counts as hanging."""
 
+_STARTING = 120.0
+"""Seconds for a start beside others that start too."""
+
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without what would configure the processes of a test, and with `variables`."""
@@ -131,6 +134,68 @@ class Process:
         with self._said:
             self._ended = True
             self._said.notify_all()
+
+
+class Restartable:
+    """A process that can be killed and started again.
+
+    Args:
+        name: Its name.
+        command: Its program and arguments.
+        environment: What it gets in addition to a clean environment.
+        ready: What it says once it is ready; a pattern.
+        port: Where it listens then.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], ready: str = "", port: int = 0
+    ) -> None:
+        self.name = name
+        self.port = port
+        self._command = command
+        self._environment = environment
+        self._ready = ready
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        process = Process(self._command, clean_environment(**self._environment)).__enter__()
+        self._process = process
+        if self._ready:
+            process.wait_for(self._ready, within=_STARTING)
+        if self.port:
+            wait_until_listening(process, self.port)
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.kill()
+
+    def stop(self) -> int:
+        """Ask it to end, if it runs, and wait for that. Its exit code; 0 if it does not run."""
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        try:
+            return process.stop()
+        finally:
+            process.kill()
+
+    @property
+    def output(self) -> str:
+        """What it has said since its last start."""
+        return "" if self._process is None else self._process.output
+
+    @property
+    def pid(self) -> int:
+        """The id of its process, which runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.is_running
 
 
 def write_config(

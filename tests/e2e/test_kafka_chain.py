@@ -12,10 +12,10 @@ from statsig_otel.exporters import KafkaSettings
 from statsig_otel.exporters.kafka.connection import check_brokers
 from statsig_otel.exporters.kafka.settings import KafkaLogsSettings
 from statsig_otel.plugin.record.record import uid
-from tests.e2e.kafka_chain import Chain, Part, url
-from tests.e2e.kafka_kills import PATIENCE, Delivered, Sender, judge, kill_under_load
+from tests.e2e.kafka_chain import Chain, url
+from tests.e2e.kafka_kills import PATIENCE, ReceivedRecords, Sender, judge, kill_under_load
 from tests.e2e.otelcol import UnavailableError
-from tests.e2e.processes import write_config
+from tests.e2e.processes import Restartable, write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, load, post
 from tests.exporters.kafka.records import uid_of
@@ -52,7 +52,7 @@ def test_a_record_arrives_as_it_was_made(tmp_path: Path, chain: Chain) -> None:
         }
         with ServiceProcess(write_config(tmp_path, exporters), env=ENV) as service:
             assert post(service.url, *(change(number) for number in range(20))).status == 200
-        expected, found = Delivered(past), Delivered(through)
+        expected, found = ReceivedRecords(past), ReceivedRecords(through)
         expected.look()
         assert expected.records.total() == 20
         consumer = chain.consumer("of another topic", BACKEND=through.url, KAFKA_TOPIC="same", KAFKA_GROUP="same")
@@ -65,7 +65,7 @@ def test_a_record_arrives_as_it_was_made(tmp_path: Path, chain: Chain) -> None:
 
 
 @contextmanager
-def replica(chain: Chain, topic: str, **settings: str) -> Iterator[Part]:
+def replica(chain: Chain, topic: str, **settings: str) -> Iterator[Restartable]:
     """One more, with a topic of its own."""
     chain.kafka.create_topic(topic, settings={"min.insync.replicas": "2", **settings})
     made = chain.replica(topic, KAFKA_TOPIC=topic)
@@ -146,7 +146,7 @@ def test_the_doctor_warns_of_a_topic_whose_leader_acknowledges_alone(chain: Chai
 
 def test_nothing_is_lost_and_repetitions_share_a_uid_over_kills_of_everything(chain: Chain, backend: HttpSink) -> None:
     """Replicas first: the Collectors then deliver each message once. See proofs/kafka_kills.py for more."""
-    delivered = Delivered(backend)
+    delivered = ReceivedRecords(backend)
     first = [Sender(seed, chain.url) for seed in (2, 3, 4)]
     kill_under_load(chain, first, replicas=2)
     verdict = judge(chain, first, delivered, read_again=0)

@@ -7,6 +7,7 @@ They need Maven to be fetched (44 MB), and Java 17 or newer to run. A broker tak
 import os
 import re
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from confluent_kafka.admin import (
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tests.e2e.otelcol import UnavailableError, locked
-from tests.e2e.processes import Process, clean_environment
+from tests.e2e.processes import Restartable, clean_environment
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import free_port
 
@@ -38,6 +39,9 @@ _FETCH_TIMEOUT: Final = 10 * 60.0
 _CLUSTER_ID: Final = "c3RhdHNpZy1vdGVsLXRlcw"
 _PASSWORDS: Final = {"writer": "w-secret", "stranger": "s-secret"}
 """The users of the SASL listeners. Only the writer may write."""
+
+COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
+"""In the order of their numbers."""
 
 TEST_TIMEOUT: Final = 15 * 60.0
 """Seconds for a test that may have to fetch the jars first, or to wait for another worker that does."""
@@ -80,21 +84,19 @@ def fetch() -> Path:
     return jars
 
 
-class Broker:
-    """One broker, which is also a controller. A context manager: it ends with the block.
+class Broker(Restartable):
+    """One broker, which is also a controller. It takes requests once the cluster is complete.
 
     Attributes:
-        name: Its name.
-        ports: Its ports on 127.0.0.1 by listener: PLAINTEXT, SASL, SSL and CONTROLLER.
+        ports: Its ports on 127.0.0.1 by listener: PLAINTEXT, SASL, SSL, SASL_SSL and CONTROLLER.
     """
 
     def __init__(self, jars: Path, folder: Path, number: int, ports: Mapping[str, int]) -> None:
-        self.name = f"broker {number}"
         self.ports = ports
         self._jars = jars
         self._folder = folder
         self._number = number
-        self._process: Process | None = None
+        super().__init__(f"broker {number}", self._java("kafka.Kafka", str(folder / "server.properties")), {})
 
     def configure(self, authority: Authority, controllers: str, size: int) -> None:
         """Write the broker's files and prepare its storage."""
@@ -107,6 +109,12 @@ class Broker:
         plain = "org.apache.kafka.common.security.plain.PlainLoginModule required " + " ".join(
             f'user_{user}="{password}"' for user, password in _PASSWORDS.items()
         )
+        sasl = {
+            f"listener.name.{listener}.{mechanism}.sasl.jaas.config": module
+            for listener in ("sasl", "sasl_ssl")
+            for mechanism, module in {"scram-sha-256": scram, "scram-sha-512": scram, "plain": f"{plain};"}.items()
+        }
+        protocols = {"SASL": "SASL_PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
         listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in self.ports.items())
         settings = {
             "process.roles": "broker,controller",
@@ -115,11 +123,10 @@ class Broker:
             "controller.listener.names": "CONTROLLER",
             "listeners": listeners,
             "advertised.listeners": ",".join(one for one in listeners.split(",") if "CONTROLLER" not in one),
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,SSL:SSL",
+            "listener.security.protocol.map": ",".join(f"{name}:{protocols.get(name, name)}" for name in self.ports),
             "inter.broker.listener.name": "PLAINTEXT",
-            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
-            "listener.name.sasl.scram-sha-512.sasl.jaas.config": scram,
-            "listener.name.sasl.plain.sasl.jaas.config": f"{plain};",
+            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            **sasl,
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": self._folder / "server.pem",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -138,7 +145,8 @@ class Broker:
         users = [
             argument
             for user, password in _PASSWORDS.items()
-            for argument in ("--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]")
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+            for argument in ("--add-scram", f"{mechanism}=[name={user},password={password}]")
         ]
         subprocess.run(
             self._java("kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID, *users,
@@ -146,31 +154,17 @@ class Broker:
             env=clean_environment(), check=True, capture_output=True,
         )  # fmt: skip
 
-    def start(self) -> None:
-        """Start it. It takes requests once the cluster is complete."""
-        command = self._java("kafka.Kafka", str(self._folder / "server.properties"))
-        self._process = Process(command, clean_environment()).__enter__()
-
-    def kill(self) -> None:
-        """Kill it."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.kill()
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.is_running
-
-    @property
-    def pid(self) -> int:
-        """The id of its process, which runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def output(self) -> str:
-        """What it has said since its last start."""
-        return "" if self._process is None else self._process.output
+    def compressions(self, topic: str) -> set[str]:
+        """How the batches of a topic are compressed in the broker's files, as the producer has sent them."""
+        found: set[str] = set()
+        for path in (self._folder / "data").glob(f"{topic}-*/*.log"):
+            log, begin = path.read_bytes(), 0
+            while begin < len(log):  # Kafka's protocol, "Record Batch"
+                (length,) = struct.unpack_from(">i", log, begin + 8)
+                (attributes,) = struct.unpack_from(">h", log, begin + 21)
+                found.add(COMPRESSIONS[attributes & 0x07])
+                begin += 12 + length
+        return found
 
     def _java(self, *arguments: str) -> list[str]:
         return [
@@ -194,7 +188,7 @@ class ApacheKafka:
 
     def __init__(self, jars: Path, folder: Path, size: int = 1) -> None:
         self.authority = Authority()
-        names = ("PLAINTEXT", "SASL", "SSL", "CONTROLLER")
+        names = ("PLAINTEXT", "SASL", "SSL", "SASL_SSL", "CONTROLLER")
         self.brokers = [
             Broker(jars, folder / f"broker-{number}", number, {name: free_port() for name in names})
             for number in range(1, size + 1)
