@@ -34,6 +34,7 @@ Models: TypeAlias = tuple[type[StrictModel], ...]
 _NOT_HERE: Final = "is a key of the Collector that is not supported here"
 _EMPTY: Final = "empty"
 _IS_EMPTY: Final = "is empty"
+_WRITE_ONE: Final = "write one, or remove the key"
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
 MAPPING_HINT: Final = "write {KEY: VALUE}, or a line with KEY: VALUE for each"
 
@@ -268,7 +269,7 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     if _is_missing(found) or _has_no_value(found) or (message == _IS_EMPTY and hint is None):
         needed = _advice("needed", models, below)
         kinds = _models(_types(models, below))
-        if needed is None and _has_no_value(found) and kinds and not any(getattr(kind, "needed", {}) for kind in kinds):
+        if needed is None and hint == _WRITE_ONE and kinds and not any(getattr(kind, "needed", {}) for kind in kinds):
             needed = f"write {key}: {{}} for its defaults, or remove the key"
         return Fault(message, needed or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
@@ -363,7 +364,9 @@ def _wanted(found: list[ErrorDetails]) -> list[str]:
 def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
     """The fault of one value, which has to be of one of these types."""
     if _has_no_value(found):
-        return Fault("has no value", "write one, or remove the key")
+        errors = (details.get("ctx", {}).get("error") for details in found)
+        hints = (error.hint for error in errors if isinstance(error, SettingError) and error.hint)
+        return Fault("has no value", next(hints, _WRITE_ONE))
     if wanted := _wanted(found):
         return Fault(f"must be {_one_of(wanted)}", _form_of(wanted, kinds))
     details = next(details for details in found if details["type"] not in _TYPES)

@@ -65,7 +65,7 @@ HINTS: Final = {
 """What to do, for the errors that somebody has to repair."""
 
 _LISTENER: Final = "check brokers, and whether their port wants TLS (tls: {}) or a password (auth::sasl)"
-_WITHOUT_TLS: Final = "this port seems to speak without TLS: leave tls out, or name the port for TLS"
+_WITHOUT_TLS: Final = "this port seems to speak without TLS: name the port for TLS, or leave tls out (not encrypted)"
 _WORDS: Final = {
     "PLAINTEXT broker listener": _WITHOUT_TLS,
     "SSL connection closed by peer .*in state SSL_HANDSHAKE": _WITHOUT_TLS,  # if the broker is quicker

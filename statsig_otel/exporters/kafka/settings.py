@@ -285,6 +285,13 @@ class KafkaSettings(Settings):
             raise SettingError("is empty", "name some brokers, such as [kafka-1:9092, kafka-2:9092]")
         return brokers
 
+    @field_validator("tls", mode="before")
+    @classmethod
+    def _explain_none(cls, tls: object) -> object:
+        if tls is None:
+            raise SettingError("has no value", "write tls: {} for TLS; without this key nothing is encrypted")
+        return tls
+
     @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""

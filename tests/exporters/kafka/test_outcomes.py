@@ -80,7 +80,7 @@ def test_a_port_that_ends_connections_gets_a_hint() -> None:
     ],
 )
 def test_tls_at_a_port_without_it_gets_a_hint(words: str, named: bool) -> None:
-    hint = "this port seems to speak without TLS: leave tls out, or name the port for TLS"
+    hint = "this port seems to speak without TLS: name the port for TLS, or leave tls out (not encrypted)"
     for code in (KafkaError._SSL, KafkaError._TRANSPORT):
         assert (hint in outcome_of(KafkaError(code, words), "t").reason) is named, words
 
