@@ -7,7 +7,7 @@ example. Only the ports are others.
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
@@ -19,6 +19,7 @@ from tests.peers.apache_kafka import ApacheKafka, fetch
 from tests.peers.otlp_servers import free_port
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
+_BUILDER: Final = EXAMPLE / "collector-builder.yaml"
 TOPIC: Final = "otlp_logs"
 GROUP: Final = "statsig-changes"
 """The consumer group of the Collectors."""
@@ -48,8 +49,7 @@ class Chain:
     def __init__(self, folder: Path, backend: str, *, replicas: int = 3, secret: str = SECRET) -> None:
         _nginx()  # what is quickly found to be missing first
         self.kafka = ApacheKafka(fetch(), folder / "kafka", size=3)
-        collector = build(EXAMPLE / "collector-builder.yaml")
-        self._collector = [str(collector), "--config", str(EXAMPLE / "collector.yaml")]
+        build(_BUILDER)
         self._environment = {
             "STATSIG_SIGNING_SECRET": secret,
             "BACKEND": backend,
@@ -93,13 +93,26 @@ class Chain:
             name: Its number, or what it is for.
             environment: The variables of collector.yaml that are not those of the chain.
         """
-        own = {**self._environment, "METRICS_PORT": "0", **environment}
-        return Restartable(f"Collector {name}", self._collector, own, "Everything is ready")
+        return collector(f"Collector {name}", {**self._environment, "METRICS_PORT": "0", **environment})
 
     @property
     def parts(self) -> list[Restartable]:
         """All processes but nginx."""
         return [*self.replicas, *self.kafka.brokers, *self.consumers]
+
+
+def collector(name: str, environment: Mapping[str, str], config: Path = EXAMPLE / "collector.yaml") -> Restartable:
+    """A Collector that reads Kafka. It is not started.
+
+    Args:
+        name: Its name.
+        environment: The variables of its file.
+        config: Its file.
+
+    Raises:
+        UnavailableError: It can't be built.
+    """
+    return Restartable(name, [str(build(_BUILDER)), "--config", str(config)], environment, "Everything is ready")
 
 
 def url(part: Restartable) -> str:
