@@ -6,6 +6,7 @@ They need Maven to be fetched (44 MB), and Java 17 or newer to run. A broker tak
 
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -39,6 +40,12 @@ _FETCH_TIMEOUT: Final = 10 * 60.0
 _CLUSTER_ID: Final = "c3RhdHNpZy1vdGVsLXRlcw"
 _PASSWORDS: Final = {"writer": "w-secret", "stranger": "s-secret"}
 """The users of the SASL listeners. Only the writer may write."""
+
+_SCRIPTS: Final = {
+    "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
+    "kafka-consumer-groups.sh": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+}
+"""The classes that Kafka's scripts run."""
 
 COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 """In the order of their numbers."""
@@ -96,7 +103,7 @@ class Broker(Restartable):
         self._jars = jars
         self._folder = folder
         self._number = number
-        super().__init__(f"broker {number}", self._java("kafka.Kafka", str(folder / "server.properties")), {})
+        super().__init__(f"broker {number}", java(jars, "kafka.Kafka", str(folder / "server.properties")), {})
 
     def configure(self, authority: Authority, controllers: str, size: int) -> None:
         """Write the broker's files and prepare its storage."""
@@ -149,8 +156,8 @@ class Broker(Restartable):
             for argument in ("--add-scram", f"{mechanism}=[name={user},password={password}]")
         ]
         subprocess.run(
-            self._java("kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID, *users,
-                       "--config", str(self._folder / "server.properties")),
+            java(self._jars, "kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID, *users,
+                 "--config", str(self._folder / "server.properties")),
             env=clean_environment(), check=True, capture_output=True,
         )  # fmt: skip
 
@@ -166,11 +173,13 @@ class Broker(Restartable):
                 begin += 12 + length
         return found
 
-    def _java(self, *arguments: str) -> list[str]:
-        return [
-            "nice", "-n", "10", "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-            "-cp", f"{self._jars}/*", *arguments,
-        ]  # fmt: skip
+
+def java(jars: Path, main: str, *arguments: str) -> list[str]:
+    """A command that runs a class of these jars."""
+    return [
+        "nice", "-n", "10", "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+        "-cp", f"{jars}/*", main, *arguments,
+    ]  # fmt: skip
 
 
 class ApacheKafka:
@@ -187,6 +196,7 @@ class ApacheKafka:
     """
 
     def __init__(self, jars: Path, folder: Path, size: int = 1) -> None:
+        self._jars = jars
         self.authority = Authority()
         names = ("PLAINTEXT", "SASL", "SSL", "SASL_SSL", "CONTROLLER")
         self.brokers = [
@@ -232,6 +242,22 @@ class ApacheKafka:
         admin = self._admin()  # it has to last until the answers are there
         for future in [*admin.create_topics([topic]).values(), *admin.create_acls(acls).values()]:
             future.result(60)
+
+    def run(self, command: str) -> str:
+        """What a command of Kafka's prints, such as `kafka-topics.sh --list`. It asks these brokers, whatever it says.
+
+        Raises:
+            AssertionError: It fails.
+        """
+        script, *arguments = shlex.split(command.replace("\\\n", " "))
+        if "--bootstrap-server" in arguments:
+            arguments[arguments.index("--bootstrap-server") + 1] = ",".join(self.addresses())
+        ran = subprocess.run(
+            java(self._jars, _SCRIPTS[script], *arguments),
+            env=clean_environment(), capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic."""

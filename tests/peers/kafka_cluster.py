@@ -36,6 +36,10 @@ _CALLS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "mock_broker_set_down": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int32)),
     "mock_broker_set_up": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int32)),
     "mock_broker_set_rtt": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int)),
+    "mock_start_request_tracking": (None, (ctypes.c_void_p,)),
+    "mock_get_requests": (ctypes.POINTER(ctypes.c_void_p), (ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t))),
+    "mock_request_api_key": (ctypes.c_int16, (ctypes.c_void_p,)),
+    "mock_request_destroy_array": (None, (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t)),
 }
 
 
@@ -76,6 +80,7 @@ class KafkaCluster:
         assert self._cluster
         self.brokers: list[str] = self._call["mock_cluster_bootstraps"](self._cluster).decode().split(",")
         self._call["mock_topic_create"](self._cluster, b"otlp_logs", self._partitions, self._size)
+        self._call["mock_start_request_tracking"](self._cluster)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,6 +115,14 @@ class KafkaCluster:
         """Answer each request after this time."""
         for broker in self._ids:
             self._call["mock_broker_set_rtt"](self._cluster, broker, round(seconds * 1000))
+
+    def count(self, request: int) -> int:
+        """How many requests of a kind there were."""
+        size = ctypes.c_size_t()
+        found = self._call["mock_get_requests"](self._cluster, ctypes.byref(size))
+        kinds = [self._call["mock_request_api_key"](found[index]) for index in range(size.value)]
+        self._call["mock_request_destroy_array"](found, size)
+        return kinds.count(request)
 
     def read(self, count: int, partitions: Iterable[int] | None = None) -> list[Message]:
         """The messages of the topic, at least so many, and what comes within a moment after them."""

@@ -28,8 +28,8 @@ _logger: Final = logging.getLogger(__name__)
 _SLICE: Final = 0.1
 """Seconds of one wait for reports, so that a shutdown ends a send soon."""
 
-_LINGER: Final = 1000
-"""Milliseconds for which messages are collected. `flush` ends this wait once all of a batch are there."""
+_LINGER: Final = 60_000
+"""Milliseconds for which messages are collected: `flush` ends this wait once all of a batch are there."""
 
 _UNKNOWN_TOPIC_AFTER: Final = 0.8
 """The share of the timeout after which a topic that no broker knows counts as unknown: a new one takes a while."""
@@ -196,7 +196,6 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             **connection(settings, material, self._errors.append),
             "acks": "all",
             "enable.idempotence": True,
-            "message.timeout.ms": 0,  # the send has the limit
             "topic.metadata.propagation.max.ms": min(
                 round(settings.timeout * 1000 * _UNKNOWN_TOPIC_AFTER), _MOST_PROPAGATION
             ),

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.kafka.exporter import KafkaExporter
 from tests.exporters.kafka.records import exporter, record, uid_of, uids_of
-from tests.peers.kafka_cluster import INIT_PRODUCER_ID, KafkaCluster
+from tests.peers.kafka_cluster import INIT_PRODUCER_ID, PRODUCE, KafkaCluster
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +58,17 @@ def test_each_record_is_a_message_with_its_uid_as_key(cluster: KafkaCluster, kaf
     assert {uid: messages[uid].partition() for uid in hashes} == {
         uid: (number & 0x7FFFFFFF) % 4 for uid, number in hashes.items()
     }
+
+
+def test_a_batch_is_one_request_to_a_broker_unless_that_has_too_many_messages(cluster: KafkaCluster) -> None:
+    limits: list[tuple[dict[str, int], int]] = [({}, 1), ({"flush_max_messages": 300}, 4)]
+    for limit, requests in limits:
+        before = cluster.count(PRODUCE)
+        made = exporter(cluster.brokers, producer=limit)
+        made.start()
+        assert made.send(b"".join(record(uid, change="c") for uid in numbered(1000)), 1000, LONG) == Delivered()
+        assert cluster.count(PRODUCE) - before == requests
+        made.shutdown()
 
 
 def test_an_error_of_the_broker_is_an_outcome_and_the_next_send_works(

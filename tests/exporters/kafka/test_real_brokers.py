@@ -17,7 +17,7 @@ from tests.e2e.statsig_client import ENV, change, post
 from tests.exporters.delivery.helpers import rig, settings
 from tests.exporters.kafka.records import exporter, record, uids_of
 from tests.exporters.kafka.test_delivery import uid_of, webhook
-from tests.peers.apache_kafka import TEST_TIMEOUT, ApacheKafka, running, sasl
+from tests.peers.apache_kafka import COMPRESSIONS, TEST_TIMEOUT, ApacheKafka, running, sasl
 from tests.peers.kafka_cluster import KafkaCluster, read, read_all
 from tests.waiting import wait_until
 
@@ -47,34 +47,49 @@ def reason_of(outcome: Outcome, kind: type[Blocked | RetryLater | Rejected]) -> 
     return outcome.reason
 
 
-def test_each_way_to_connect_and_each_form_arrives(kafka: ApacheKafka, tmp_path: Path) -> None:
-    kafka.create_topic("forms")
-    logs = {"topic": "forms"}
-    ca = kafka.authority.write(tmp_path)
-    plain, password, tls = (kafka.addresses(listener) for listener in ("PLAINTEXT", "SASL", "SSL"))
-    for name in ("none", "gzip", "snappy", "lz4", "zstd"):
-        assert send(plain, f"{name}1", f"{name}2", logs=logs, producer={"compression": name}) == Delivered()
-    for name in ("PLAIN", "SCRAM-SHA-512"):
-        assert send(password, name, logs=logs, auth=sasl("writer", mechanism=name)) == Delivered()
-    assert send(tls, "tls", logs=logs, tls={"ca_file": ca}) == Delivered()
+def test_each_compression_is_that_of_the_messages(kafka: ApacheKafka) -> None:
+    for name in COMPRESSIONS:
+        kafka.create_topic(name)
+        sent = send(kafka.addresses(), "a", "b", size=5000, logs={"topic": name}, producer={"compression": name})
+        assert sent == Delivered()
+        assert kafka.brokers[0].compressions(name) == {name}
+        assert sorted(uids_of(one.value() for one in read_all(kafka.addresses(), name))) == ["a", "b"]
+
+
+def test_each_way_to_connect_arrives(kafka: ApacheKafka, tmp_path: Path) -> None:
+    kafka.create_topic("ways")
+    logs, trusted = {"topic": "ways"}, {"ca_file": kafka.authority.write(tmp_path)}
+    mechanisms = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+    for name in mechanisms:
+        auth = sasl("writer", mechanism=name)
+        assert send(kafka.addresses("SASL"), name, logs=logs, auth=auth) == Delivered()
+        assert send(kafka.addresses("SASL_SSL"), f"{name} TLS", logs=logs, auth=auth, tls=trusted) == Delivered()
+    tls = kafka.addresses("SSL")
+    assert send(tls, "TLS", logs=logs, tls=trusted) == Delivered()
     assert send(tls, "unverified", logs=logs, tls={"insecure_skip_verify": True}) == Delivered()
-    found = read(plain, 14, "forms", range(3))
-    compressed = [f"{name}{number}" for name in ("none", "gzip", "snappy", "lz4", "zstd") for number in (1, 2)]
-    assert sorted(uids_of(one.value() for one in found)) == sorted(
-        [*compressed, "PLAIN", "SCRAM-SHA-512", "tls", "unverified"]
-    )
-    settings = KafkaSettings.model_validate({"brokers": password, "logs": logs, "auth": sasl("writer")})
+    found = uids_of(one.value() for one in read_all(kafka.addresses(), "ways"))
+    assert sorted(found) == sorted([*mechanisms, *(f"{name} TLS" for name in mechanisms), "TLS", "unverified"])
+    settings = KafkaSettings.model_validate({
+        "brokers": kafka.addresses("SASL_SSL"), "logs": logs, "auth": sasl("writer"), "tls": trusted,
+    })  # fmt: skip
     detail, fault = check_brokers(settings, 30)
-    assert detail == "1 broker; the topic forms has 3 partitions"
+    assert detail == "1 broker; the topic ways has 3 partitions"
     assert fault is not None
     assert fault.message == "has one replica only: what a broker loses is lost"
 
 
-def test_a_user_without_the_right_or_the_password_blocks(kafka: ApacheKafka) -> None:
-    brokers = kafka.addresses("SASL")
-    denied = send(brokers, "a", auth=sasl("stranger"))
+@pytest.mark.parametrize(
+    ("listener", "mechanism"), [("SASL", "PLAIN"), ("SASL", "SCRAM-SHA-256"), ("SASL_SSL", "SCRAM-SHA-512")]
+)
+def test_a_user_without_the_right_or_the_password_blocks(
+    kafka: ApacheKafka, tmp_path: Path, listener: str, mechanism: str
+) -> None:
+    brokers = kafka.addresses(listener)
+    tls = {"ca_file": kafka.authority.write(tmp_path)} if listener == "SASL_SSL" else {"insecure": True}
+    denied = send(brokers, "a", auth=sasl("stranger", mechanism=mechanism), tls=tls)
     assert "grant the user WRITE and DESCRIBE on the topic" in reason_of(denied, Blocked)
-    unknown = send(brokers, "a", timeout=8, auth=sasl("writer", password="wrong"))
+    auth = sasl("writer", mechanism=mechanism, password="wrong")
+    unknown = send(brokers, "a", timeout=8, auth=auth, tls=tls)
     assert "check auth::sasl: mechanism, username and password" in reason_of(unknown, Blocked)
     assert "wrong" not in reason_of(unknown, Blocked)
 
@@ -98,7 +113,7 @@ def test_the_wrong_listener_is_named(kafka: ApacheKafka, tmp_path: Path) -> None
     assert hint in reason_of(send(tls, "a", timeout=8), RetryLater)
     assert hint in reason_of(send(password, "a", timeout=8), RetryLater)
     without = send(plain, "a", timeout=8, tls={"ca_file": ca})
-    assert "this port seems to speak without TLS: leave tls out" in reason_of(without, RetryLater)
+    assert "this port seems to speak without TLS: name the port for TLS" in reason_of(without, RetryLater)
     untrusted = send(tls, "a", timeout=8, tls={})
     assert "certificate is not trusted: name its CA in tls::ca_file" in reason_of(untrusted, Blocked)
 
