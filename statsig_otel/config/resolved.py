@@ -54,7 +54,7 @@ def _is_plain(text: str) -> bool:
     return bool(_PLAIN.fullmatch(text)) and resolve(text) == text and text.lower() not in YAML_1_1_BOOLEANS
 
 
-def resolved(configuration: Configuration) -> dict[str, Any]:
+def plain_values(configuration: Configuration) -> dict[str, Any]:
     """The plain values of the whole file. Secrets are `[REDACTED]`; all others read as the same configuration again."""
     service: dict[str, Any] = {
         "pipelines": {

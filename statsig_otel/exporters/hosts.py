@@ -7,7 +7,7 @@ from typing import Final
 _NAME: Final = re.compile(r"(?=.{1,254}\Z)(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.)*[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.?")
 _DOTTED: Final = re.compile(r"(?:[0-9]+\.){3,}[0-9]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-_MAX_PORT: Final = 65535
+MAX_PORT: Final = 65535
 
 
 def host_and_port(value: str) -> tuple[str, str]:
@@ -32,4 +32,4 @@ def is_host(value: str) -> bool:
 
 def is_port(value: str) -> bool:
     """Whether this is a port that a client can connect to."""
-    return bool(_PORT.fullmatch(value)) and 0 < int(value) <= _MAX_PORT
+    return bool(_PORT.fullmatch(value)) and 0 < int(value) <= MAX_PORT

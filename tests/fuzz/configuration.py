@@ -22,7 +22,7 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check as check_document
 from statsig_otel.config.merging import merge
 from statsig_otel.config.reference import keys
-from statsig_otel.config.resolved import resolved, to_yaml
+from statsig_otel.config.resolved import plain_values, to_yaml
 from statsig_otel.config.source import _Builder, parse
 from statsig_otel.config.substitution import Substitution
 from statsig_otel.plugin.settings.catalog import COMPONENTS
@@ -233,9 +233,9 @@ def is_for_secrets(path: tuple[str | int, ...]) -> bool:
 
 def check_printed(configuration: Configuration, read: Read) -> None:
     """What is printed reads as the same configuration, with some secret in the place of each, since none is printed."""
-    values = resolved(configuration)
+    values = plain_values(configuration)
     text = json.dumps(values) if read is read_quickly else to_yaml(values)
     for one in (*configuration.receivers.values(), *configuration.exporters.values()):
         assert SECRET not in repr(one) or SECRET in text
     again = check_document(read(text.replace("[REDACTED]", "${env:SECRET}").encode()), COMPONENTS)
-    assert resolved(again) == values
+    assert plain_values(again) == values

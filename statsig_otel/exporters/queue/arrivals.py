@@ -16,7 +16,7 @@ from statsig_otel.exporters.queue import schema
 _NEVER: Final = 1 << 62
 """A second that is later than that of any change."""
 
-_DELETED_AT_ONCE: Final = 5000
+DELETED_AT_ONCE: Final = 5000
 """The most rows that one transaction deletes, so that nobody waits long for it."""
 
 
@@ -114,7 +114,7 @@ def forget(connection: sqlite3.Connection, kept: Mapping[str, float], *, now_ms:
     deleted, receiver = 0, _next_receiver(connection, "")
     while receiver is not None:
         before = now_ms // 1000 - int(kept[receiver]) if receiver in kept else _NEVER
-        if rows := connection.execute(query, (receiver, before, _DELETED_AT_ONCE)).rowcount:
+        if rows := connection.execute(query, (receiver, before, DELETED_AT_ONCE)).rowcount:
             connection.execute("UPDATE remembered SET since = max(since, ?) WHERE receiver = ?", (before, receiver))
             deleted += rows
         receiver = _next_receiver(connection, receiver)

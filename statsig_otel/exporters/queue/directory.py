@@ -37,12 +37,10 @@ LOCK: Final = "lock"
 STATE: Final = "state.json"
 _STATE_SIZE: Final = 64
 _RESERVE: Final = "reserve"
-_SUFFIXES: Final = ("", "-wal", "-shm")
-_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL, _RESERVE, STATE)
+_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in schema.SUFFIXES), LOCK, CONTROL, _RESERVE, STATE)
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
-_A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
 _NOT_A_FILE: Final = "is a pipe or a device, where the queue has a file"
 _version: Final = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")  # another file may get the same number
 _PRIVATE_FILE: Final = 0o600
@@ -81,7 +79,7 @@ class QueueDirectory:
         if not os.access(existing, os.W_OK | os.X_OK):
             return forbidden(existing)
         if link := self._link():
-            return Fault(f"{link} {_A_LINK}", _ELSEWHERE)
+            return Fault(f"{link} {schema.A_LINK}", _ELSEWHERE)
         if strange := self._not_a_file():
             return Fault(f"{strange} {_NOT_A_FILE}", _ELSEWHERE)
         for name in _FILES:
@@ -103,7 +101,7 @@ class QueueDirectory:
         """
         if self.path.is_dir() and not os.access(self.path, os.W_OK | os.X_OK):  # for the database's log
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
-        for name in (LOCK, STATE, *(f"{DATABASE}{suffix}" for suffix in _SUFFIXES)):
+        for name in (LOCK, STATE, *(f"{DATABASE}{suffix}" for suffix in schema.SUFFIXES)):
             with contextlib.suppress(FileNotFoundError):
                 os.close(os.open(self.path / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
@@ -143,7 +141,7 @@ class QueueDirectory:
         if strange := self._not_a_file():
             raise OSError(errno.EINVAL, _NOT_A_FILE, str(strange))
         if link := self._link():  # whoever made it may want a file of somebody else to be overwritten
-            raise OSError(errno.ELOOP, _A_LINK, str(link))
+            raise OSError(errno.ELOOP, schema.A_LINK, str(link))
         descriptor = _open(self.lock, os.O_RDWR)
         try:
             try:
@@ -251,7 +249,7 @@ class QueueDirectory:
 
     def make_private(self) -> None:
         """Deny all but the owner access to the database. If the owner is another user, only log that."""
-        for suffix in _SUFFIXES:
+        for suffix in schema.SUFFIXES:
             file = Path(f"{self.database}{suffix}")
             with contextlib.suppress(FileNotFoundError):
                 found = file.stat()
@@ -294,7 +292,7 @@ class QueueDirectory:
 
     def discard(self, aside: Path) -> None:
         """Delete an incomplete copy."""
-        for suffix in (*_SUFFIXES, "-journal"):
+        for suffix in (*schema.SUFFIXES, "-journal"):
             Path(f"{aside}{suffix}").unlink(missing_ok=True)
 
     def set_aside_files(self, what: Literal["corrupt", "salvaged", "unreadable"] = "corrupt") -> list[Path]:

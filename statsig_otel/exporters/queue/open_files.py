@@ -19,7 +19,6 @@ from statsig_otel.exporters.queue import schema, write_ahead_log
 
 _logger: Final = logging.getLogger(__name__)
 
-_SUFFIXES: Final = ("", "-wal", "-shm")
 _NO_FILE: Final = os.stat_result([0] * 10)
 
 
@@ -79,7 +78,7 @@ class OpenFiles:
         log_kept: Callable[[], None],
     ) -> None:
         self._database = database
-        self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
+        self._paths = {suffix: f"{database}{suffix}" for suffix in schema.SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
         self._cut: set[str] = set()  # the suffixes of files that were shortened, and have grown since
         self._is_sound = False  # the log: a power failure may have left zeros at its end

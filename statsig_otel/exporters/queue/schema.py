@@ -16,6 +16,11 @@ from typing import Final
 
 from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError
 
+SUFFIXES: Final = ("", "-wal", "-shm")
+"""The ends of the names of a database's files: the database, its log and its index."""
+
+A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
+
 APPLICATION_ID: Final = 0x53744F74
 """`PRAGMA application_id` ("StOt") tells the file from other SQLite databases."""
 
@@ -232,7 +237,7 @@ def create(path: Path) -> sqlite3.Connection:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     if path.is_symlink():  # SQLite would follow it, and make a file wherever it leads
-        raise OSError(errno.ELOOP, "is a symbolic link, where the queue has a file of its own", str(path))
+        raise OSError(errno.ELOOP, A_LINK, str(path))
     return sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
 

@@ -28,9 +28,6 @@ MOST_BODY_BYTES: Final = 256 << 20
 
 DAMAGED: Final = "damaged on disk: its checksum is wrong"
 
-_DELETED_AT_ONCE: Final = 5000
-"""The most rows that one transaction deletes, so that nobody waits long for it."""
-
 _ROWS_AT_ONCE: Final = 32
 """The most rows that one statement inserts."""
 
@@ -304,7 +301,7 @@ def delete_done(connection: sqlite3.Connection) -> int:
         bound, value = ("", ()) if low is None else (" AND seq <= ?", (low,))
         deleted += connection.execute(
             f"DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE route = ?{bound} LIMIT ?)",  # noqa: S608 - ours
-            (route, *value, _DELETED_AT_ONCE),
+            (route, *value, arrivals.DELETED_AT_ONCE),
         ).rowcount
     return deleted
 
@@ -313,7 +310,7 @@ def forget_seen(connection: sqlite3.Connection, before_ms: int) -> int:
     """Delete some of the uids that were first seen before a time; the number of deleted uids."""
     return connection.execute(
         "DELETE FROM seen WHERE (receiver, uid) IN (SELECT receiver, uid FROM seen WHERE at < ? LIMIT ?)",
-        (before_ms, _DELETED_AT_ONCE),
+        (before_ms, arrivals.DELETED_AT_ONCE),
     ).rowcount
 
 

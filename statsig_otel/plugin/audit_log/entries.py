@@ -122,7 +122,7 @@ class AuditEntry:
     @property
     def kind(self) -> Kind:
         """What it is about."""
-        return kind_of(self.action_type)
+        return kind_of_entry(self.action_type)
 
     @property
     def uid(self) -> str:
@@ -152,7 +152,7 @@ class Page:
     unreadable: tuple[str, ...]
 
 
-def kind_of(action_type: str) -> Kind:
+def kind_of_entry(action_type: str) -> Kind:
     """What the entries of a type are about."""
     if action_type in ABOUT_WEBHOOK:
         return "webhook"

@@ -20,7 +20,7 @@ from statsig_otel.exporters.terminal import printable, shorten
 from statsig_otel.exporters.wording import counted, rfc3339
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access
-from statsig_otel.plugin.control.dead_letter_content import decoded, described
+from statsig_otel.plugin.control.dead_letter_content import decoded, without_content
 from statsig_otel.plugin.control.queue_access import Perform
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -99,7 +99,7 @@ def list_(*, as_json: bool, **selected: Any) -> None:
             listed.update(dead_letter.id for dead_letter in page)
             if as_json:
                 for dead_letter in page:
-                    add(described(dead_letter))
+                    add(without_content(dead_letter))
                 continue
             print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), map(_row, page))
     if not listed and selections == [Selection()]:
@@ -128,7 +128,7 @@ def show(*, as_json: bool, **selected: Any) -> None:
                     continue  # replayed or dropped meanwhile
                 shown.add(dead_letter.id)
                 if as_json:
-                    add({**described(dead_letter), **decoded(dead_letter, content)})
+                    add({**without_content(dead_letter), **decoded(dead_letter, content)})
                 else:
                     _print(dead_letter, content)
     _exit_unless_found(selections, shown)

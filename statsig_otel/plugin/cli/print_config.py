@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from statsig_otel.config.grammar import check
-from statsig_otel.config.resolved import resolved, to_yaml
+from statsig_otel.config.resolved import plain_values, to_yaml
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document
@@ -44,4 +44,4 @@ def command(locations: tuple[str, ...]) -> None:
     """
     with config_errors_reported():
         configuration = check(read_document(locations, os.environ), COMPONENTS)
-    click.echo(to_yaml(resolved(configuration)), nl=False)
+    click.echo(to_yaml(plain_values(configuration)), nl=False)

@@ -31,8 +31,8 @@ from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.reload import REFUSALS, PartlyAppliedError, Reloader, check_with_files
 from statsig_otel.plugin.service.service import Service, service_of
+from statsig_otel.plugin.settings import SECRET_VARIABLE
 from statsig_otel.plugin.settings.environment import (
-    SECRET_VARIABLE,
     Environment,
     check_enabled,
     log_level_from_environment,

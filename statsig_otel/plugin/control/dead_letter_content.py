@@ -13,7 +13,7 @@ from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, StoredDeadL
 from statsig_otel.exporters.wording import rfc3339
 
 
-def described(dead_letter: StoredDeadLetter) -> dict[str, Any]:
+def without_content(dead_letter: StoredDeadLetter) -> dict[str, Any]:
     """A dead letter without its content, as values for JSON."""
     return {
         "id": dead_letter.id,

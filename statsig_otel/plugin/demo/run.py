@@ -25,8 +25,9 @@ from statsig_otel.plugin.demo.process import Child, Ended, Output
 from statsig_otel.plugin.demo.sink import Arrived, backend
 from statsig_otel.plugin.demo.table import Table
 from statsig_otel.plugin.demo.tally import Tally
-from statsig_otel.plugin.demo.webhook_client import SECRET_VARIABLE, SendError, WebhookClient
+from statsig_otel.plugin.demo.webhook_client import SendError, WebhookClient
 from statsig_otel.plugin.record.record import EVENT_NAME
+from statsig_otel.plugin.settings import SECRET_VARIABLE
 
 OtlpProtocol = Literal["grpc", "http/protobuf"]
 

@@ -20,12 +20,12 @@ from statsig_otel import __version__
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.exporters.wording import phrase_of
 from statsig_otel.plugin.demo.samples import url_verification
+from statsig_otel.plugin.settings import SECRET_VARIABLE
 from statsig_otel.plugin.webhook.body import parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.secret import fault_of_secret
 from statsig_otel.plugin.webhook.signature import sign
 
-SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - a variable's name
 _MAX_ANSWER: Final = 64 << 10
 """The most bytes of an answer that are read. A receiver's answers are far shorter."""
 

@@ -11,6 +11,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
+from statsig_otel.exporters.hosts import MAX_PORT
 from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.network.answers import is_client_certificate_alert, server_time
 from statsig_otel.exporters.network.proxy import Proxy, grpc_proxy_for, proxy_for
@@ -30,7 +31,6 @@ _ALL_OF_IT: Final = 3 * TIMEOUT
 _HTTP2_BEGINNING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _FRAME_HEAD: Final = 9
 _TLS_PORT: Final = 443
-_MAX_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _address(settings: OtlpGrpcSettings | OtlpHttpSettings) -> _Address | None:
     host, colon, number = first.rpartition(":")
     if not colon or number.endswith("]") or (":" in host and not host.startswith("[")):
         host, number = first, str(_TLS_PORT)
-    if not number.isascii() or not number.isdigit() or int(number) > _MAX_PORT:
+    if not number.isascii() or not number.isdigit() or int(number) > MAX_PORT:
         return None
     return _Address(host.strip("[]"), int(number), tls=tls)
 

@@ -18,6 +18,7 @@ from statsig_otel.config.model import Settings, resolved
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.validation import in_code, validate
 from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.hosts import MAX_PORT
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.catalog import COMPONENTS
@@ -49,7 +50,6 @@ _OWN: Final = "give an object that has start, send and shutdown as an exporter o
 _URL: Final = re.compile(
     r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
 )
-_MAX_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def _url_problems(url: object) -> Iterator[Problem]:
     match = _URL.fullmatch(url) if isinstance(url, str) else None
     if isinstance(url, str) and "${" in url:
         yield Problem(("url",), UNRESOLVED, "give the value itself")
-    elif url != "" and (match is None or int(match["port"] or 1) not in range(1, _MAX_PORT + 1)):
+    elif url != "" and (match is None or int(match["port"] or 1) not in range(1, MAX_PORT + 1)):
         hint = "write it as https://host/prefix, without a receiver's path, credentials, a query or a fragment"
         yield Problem(("url",), "must be a URL", hint)
 

@@ -6,10 +6,10 @@ from typing import Annotated, Final, TypeAlias
 from pydantic import AfterValidator
 
 from statsig_otel.config.errors import SettingError
+from statsig_otel.exporters.hosts import MAX_PORT
 from statsig_otel.plugin.receiver.handover import PLAIN_PATH, RULE_OF_PATHS
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
-MAX_PORT: Final = 65535
 
 
 def check_endpoint(endpoint: str) -> str:
@@ -31,7 +31,7 @@ ListenEndpoint: TypeAlias = Annotated[str, AfterValidator(check_endpoint)]
 """Where a server listens, as `host:port`."""
 
 
-def host_and_port(endpoint: str) -> tuple[str, int]:
+def address_of(endpoint: str) -> tuple[str, int]:
     """Host and port of an endpoint that was checked."""
     match = _ENDPOINT.fullmatch(endpoint)
     if match is None:

@@ -20,11 +20,11 @@ from statsig_otel.config.document import UNKNOWN, Document, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.merging import merge
+from statsig_otel.plugin.settings import SECRET_VARIABLE
 from statsig_otel.plugin.settings.resource import pairs
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 from statsig_otel.plugin.webhook.secret import NO_QUOTES
 
-SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 LISTEN_VARIABLE: Final = "STATSIG_LISTEN"
 
 _logger: Final = logging.getLogger(__name__)

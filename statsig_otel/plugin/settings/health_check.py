@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 from pydantic import Field, field_validator
 
 from statsig_otel.config.model import Settings
-from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
+from statsig_otel.plugin.settings.addresses import ListenEndpoint, address_of, check_path
 
 _LOCAL: Final = "leave it out: it listens on localhost; let a proxy in front of it add that"
 
@@ -49,4 +49,4 @@ class HealthCheckSettings(Settings):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the endpoint."""
-        return host_and_port(self.endpoint)
+        return address_of(self.endpoint)

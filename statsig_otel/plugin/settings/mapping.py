@@ -35,10 +35,16 @@ def _passing(check: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(validate)
 
 
-def _check_integer(value: object) -> object:
-    """Checked first, since pydantic would make a fraction of a large integer."""
+def check_integer(value: object, name: str = "") -> object:
+    """A value, unless it is an integer that no attribute can have. `name` is said of it, with a space behind it.
+
+    It is checked first, since pydantic would make a fraction of a large integer.
+
+    Raises:
+        SettingError: It is too large.
+    """
     if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
-        raise SettingError("is larger than the 64 bits of an attribute", "write it as a string")
+        raise SettingError(f"{name}is larger than the 64 bits of an attribute", "write it as a string")
     return value
 
 
@@ -56,7 +62,7 @@ _Template = Annotated[str, _passing(parse_template)]
 _NewName = Annotated[str, _passing(check_new_name)]
 _OldName = Annotated[str, _passing(check_old_name)]
 _Pattern = Annotated[str, _passing(check_pattern)]
-_Scalar = Annotated[_Template | bool | int | float, BeforeValidator(_check_integer)]
+_Scalar = Annotated[_Template | bool | int | float, BeforeValidator(check_integer)]
 
 
 class LookupSettings(Settings):

@@ -21,6 +21,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque
 from statsig_otel.config.units import DURATION_SCHEMA, Duration
 from statsig_otel.config.values import OrList, ReadAs, Secret
+from statsig_otel.exporters.hosts import MAX_PORT
 from statsig_otel.exporters.network.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 
 _ADDRESS: Final = "write readers: [{pull: {exporter: {prometheus: {host: ..., port: ...}}}}]"
@@ -28,7 +29,6 @@ _NO_VIEWS: Final = "leave it out: all metrics are exported, as docs/metrics.md l
 _NAMES: Final = "leave it out: names are those of docs/metrics.md"
 _ONE_KIND: Final = "write {pull: {exporter: {prometheus: {}}}}, or {periodic: {exporter: {otlp: {...}}}}"
 _LEVELS: Final = ("none", "basic", "normal", "detailed")
-_MAX_PORT: Final = 65535
 _URL: Final = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
 _HOST_PORT: Final = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
@@ -73,6 +73,10 @@ _MILLISECONDS_SCHEMA: Final[dict[str, Any]] = {
 Milliseconds = Annotated[Duration, BeforeValidator(_milliseconds), WithJsonSchema(_MILLISECONDS_SCHEMA)]
 """Seconds, written as a `Duration`, or in milliseconds as a number without a unit."""
 
+WRITE_OTLP: Final = "write otlp: {protocol: grpc, endpoint: http://HOST:4317}"
+WRITE_EXPORTER: Final = "write exporter: {otlp: {protocol: ..., endpoint: ...}}"
+"""Hints for the keys that metrics and spans need."""
+
 
 class PrometheusReaderSettings(Settings):
     """`readers::pull::exporter::prometheus`: where Prometheus reads."""
@@ -93,7 +97,7 @@ class PrometheusReaderSettings(Settings):
     }
 
     host: str = Field(default="localhost", description="The host name or address to listen on.")
-    port: int = Field(default=8888, ge=0, le=_MAX_PORT, description="The port to listen on.")
+    port: int = Field(default=8888, ge=0, le=MAX_PORT, description="The port to listen on.")
 
     @field_validator("host")
     @classmethod
@@ -212,7 +216,7 @@ class PeriodicExporterSettings(Settings):
     """`readers::periodic::exporter`."""
 
     unsupported: ClassVar[Mapping[str, str]] = {"console": "use a pull reader: curl shows what it says"}
-    needed: ClassVar[Mapping[str, str]] = {"otlp": "write otlp: {protocol: grpc, endpoint: http://HOST:4317}"}
+    needed: ClassVar[Mapping[str, str]] = {"otlp": WRITE_OTLP}
 
     otlp: MetricsPushSettings = Field(description="Send OTLP.")
 
@@ -222,7 +226,7 @@ class PeriodicReaderSettings(Settings):
 
     unsupported: ClassVar[Mapping[str, str]] = {"producers": "leave it out: there are no other producers"}
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"producers": ([],)}
-    needed: ClassVar[Mapping[str, str]] = {"exporter": "write exporter: {otlp: {protocol: ..., endpoint: ...}}"}
+    needed: ClassVar[Mapping[str, str]] = {"exporter": WRITE_EXPORTER}
 
     interval: Milliseconds = Field(default=60.0, ge=1, description="The time between two reports.")
     timeout: Milliseconds = Field(default=30.0, gt=0, description="The time for one report, retries included.")

@@ -20,7 +20,7 @@ from statsig_otel.plugin.audit_log.records import LogRecords, OnlyAttributes
 from statsig_otel.plugin.receiver.bodies import Limits
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
+from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, parse_template
 from statsig_otel.plugin.record.record import (
     DEFAULT_RESOURCE,
     MAX_RECORD_BYTES,
@@ -31,10 +31,10 @@ from statsig_otel.plugin.record.record import (
 )
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
-from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
+from statsig_otel.plugin.settings.addresses import ListenEndpoint, address_of, check_path
 from statsig_otel.plugin.settings.audit_log import AuditLogSettings
 from statsig_otel.plugin.settings.filter import FilterSettings, blocks_of
-from statsig_otel.plugin.settings.mapping import MappingSettings
+from statsig_otel.plugin.settings.mapping import MappingSettings, check_integer
 from statsig_otel.plugin.settings.resource import (
     misshapen_variables,
     references_in_variables,
@@ -281,8 +281,7 @@ class StatsigReceiverSettings(Settings):
             for element in value if isinstance(value, list) else [value]:
                 if isinstance(element, float) and not math.isfinite(element):
                     raise SettingError(f"{key} is not a finite number", "write it as a string")
-                if isinstance(element, int) and not -MAX_INT - 1 <= element <= MAX_INT:
-                    raise SettingError(f"{key} is larger than the 64 bits of an attribute", "write it as a string")
+                check_integer(element, f"{key} ")
         return resource
 
     @field_validator("hash_key")
@@ -331,7 +330,7 @@ class StatsigReceiverSettings(Settings):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the endpoint."""
-        return host_and_port(self.endpoint)
+        return address_of(self.endpoint)
 
     def verifier(self) -> Verifier:
         """The verifier of the requests' signatures."""

@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
-from statsig_otel.plugin.settings.metrics import Level, Milliseconds, OtlpPushSettings
+from statsig_otel.plugin.settings.metrics import WRITE_EXPORTER, WRITE_OTLP, Level, Milliseconds, OtlpPushSettings
 
-_OTLP: Final = "write otlp: {protocol: grpc, endpoint: http://HOST:4317}"
 _BATCH: Final = "write batch: {exporter: {otlp: {protocol: grpc, endpoint: http://HOST:4317}}}"
 
 
@@ -26,7 +25,7 @@ class SpanExporterSettings(Settings):
         "console": "use otlp: a Collector's debug exporter prints spans",
         "zipkin": "use otlp: a Collector's zipkin exporter takes them on",
     }
-    needed: ClassVar[Mapping[str, str]] = {"otlp": _OTLP}
+    needed: ClassVar[Mapping[str, str]] = {"otlp": WRITE_OTLP}
 
     otlp: SpanPushSettings = Field(description="Send OTLP.")
 
@@ -34,7 +33,7 @@ class SpanExporterSettings(Settings):
 class SpanBatchSettings(Settings):
     """`processors::batch`: spans wait in memory until they are sent, and are dropped if too many wait."""
 
-    needed: ClassVar[Mapping[str, str]] = {"exporter": "write exporter: {otlp: {protocol: ..., endpoint: ...}}"}
+    needed: ClassVar[Mapping[str, str]] = {"exporter": WRITE_EXPORTER}
 
     schedule_delay: Milliseconds = Field(default=5.0, gt=0, description="The longest time that a span waits.")
     export_timeout: Milliseconds = Field(default=30.0, gt=0, description="The time for one batch, retries included.")

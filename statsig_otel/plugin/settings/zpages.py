@@ -12,7 +12,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.values import Secret
 from statsig_otel.plugin.server.tls import ServerTlsSettings
-from statsig_otel.plugin.settings.addresses import ListenEndpoint, host_and_port
+from statsig_otel.plugin.settings.addresses import ListenEndpoint, address_of
 
 _SHORTEST: Final = 16
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -79,7 +79,7 @@ class ZpagesSettings(Settings):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the endpoint."""
-        return host_and_port(self.endpoint)
+        return address_of(self.endpoint)
 
 
 def is_loopback(host: str) -> bool:

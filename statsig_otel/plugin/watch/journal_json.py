@@ -102,14 +102,14 @@ def entries(
 
 def request(entry: RequestEntry) -> dict[str, Any]:
     """One entry of requests."""
-    shown = {**msgspec.to_builtins(entry), "at": rfc3339(entry.at), "last": rfc3339(entry.last)}
+    shown = {**msgspec.to_builtins(entry), "at": rfc3339_ms(entry.at), "last": rfc3339_ms(entry.last)}
     del shown["run"]  # the count is right only for the last entry of a verdict
     return shown
 
 
 def attempt(entry: AttemptEntry) -> dict[str, Any]:
     """One entry of attempts."""
-    return {**msgspec.to_builtins(entry), "at": rfc3339(entry.at)}
+    return {**msgspec.to_builtins(entry), "at": rfc3339_ms(entry.at)}
 
 
 def change(entry: ChangeEntry) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def sent(entry: ChangeEntry) -> list[dict[str, Any]]:
 
 
 def _arrived(entry: ChangeEntry) -> str:
-    return rfc3339(entry.at_ns / 1e9)
+    return rfc3339_ms(entry.at_ns / 1e9)
 
 
-def rfc3339(seconds: float) -> str:
+def rfc3339_ms(seconds: float) -> str:
     """A time in seconds since the epoch, with milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -108,7 +108,7 @@ def sections(shown: Shown) -> dict[str, str]:
     return {
         "state": _state(shown.facts),
         "steps": _steps(shown.facts),
-        "troubles": _troubles(shown.facts),
+        "troubles": "".join(map(_trouble, troubles(shown.facts))),
         "chart": chart(shown.minutes),
         "exporters": _exporters(shown),
         "dead-letters": _dead_letters(shown),
@@ -158,10 +158,6 @@ def _url(receiver: ReceiverFacts) -> str:
     behind = f"<br>What is sent there has to reach: <code>{_text(receiver.url)}</code>" if is_local else ""
     where = "in Statsig's console (Settings &gt; Integrations &gt; Generic Webhook)"
     return f"<p>The URL of {_text(receiver.name)} {where}: <code>{_text(public)}</code>{behind}</p>"
-
-
-def _troubles(facts: Facts) -> str:
-    return "".join(map(_trouble, troubles(facts)))
 
 
 def _trouble(one: Trouble) -> str:

@@ -31,7 +31,7 @@ _UNITS: Final = {"s": "seconds", "By": "bytes"}
 def families(data: MetricsData | None) -> Iterator[Family]:
     """What was collected, as prometheus_client has it."""
     for of_resource in data.resource_metrics if data is not None else ():
-        labels = {_label(key): str(value) for key, value in of_resource.resource.attributes.items()}
+        labels = {key.replace(".", "_"): str(value) for key, value in of_resource.resource.attributes.items()}
         yield InfoMetricFamily("target", "The service that these metrics are about.", value=labels)
         for scope in of_resource.scope_metrics:
             for metric in scope.metrics:
@@ -69,10 +69,6 @@ def _buckets(point: HistogramDataPoint) -> Iterator[tuple[str, float]]:
     for limit, number in zip((*point.explicit_bounds, "+Inf"), point.bucket_counts, strict=True):
         total += number
         yield str(limit), total
-
-
-def _label(attribute: str) -> str:
-    return attribute.replace(".", "_")
 
 
 class Scrapes:

@@ -31,7 +31,7 @@ from statsig_otel._journal import journal
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.config.opaque import reveal
 from statsig_otel.exporters.wording import counted
-from statsig_otel.plugin.control.dead_letter_content import decoded, described
+from statsig_otel.plugin.control.dead_letter_content import decoded, without_content
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.exchange import late_body
@@ -193,7 +193,7 @@ class _DeadLetter:
             raise falcon.HTTPNotFound(description=f"There is no dead letter {number}.")
         content = decoded(*found)
         shown = content["text"] if "text" in content else json.dumps(content, indent=2)
-        _fill(resp, page.dead_letter_page(described(found[0]), shown))
+        _fill(resp, page.dead_letter_page(without_content(found[0]), shown))
 
 
 class _Actions(ABC):

@@ -26,7 +26,7 @@ from statsig_otel import __version__
 from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.plugin.watch.diagnosis import sentence
 from statsig_otel.plugin.watch.facts import Facts
-from statsig_otel.plugin.watch.journal_json import rfc3339
+from statsig_otel.plugin.watch.journal_json import rfc3339_ms
 
 _SHOWN: Final = 5
 
@@ -37,18 +37,18 @@ def status(facts: Facts) -> dict[str, Any]:
         "words": sentence(facts),
         "pid": os.getpid(),
         "version": __version__,
-        "since": rfc3339(facts.since),
+        "since": rfc3339_ms(facts.since),
         "reasons": dict(facts.reasons),
         "receivers": {
             one.name: {
                 "has_secret": one.has_secret,
-                "last_verified_at": rfc3339(one.last_verified) if one.last_verified else None,
-                "last_change_at": rfc3339(one.last_change) if one.last_change else None,
+                "last_verified_at": rfc3339_ms(one.last_verified) if one.last_verified else None,
+                "last_change_at": rfc3339_ms(one.last_change) if one.last_change else None,
                 "clock_difference_seconds": one.clock_difference if one.last_verified else None,
                 "answers": dict(one.answers),
                 "ignored": dict(one.ignored),
                 "missed_changes": one.missed,
-                "last_missed": [{"name": name, "at": rfc3339(second)} for name, second in one.last_missed[:_SHOWN]],
+                "last_missed": [{"name": name, "at": rfc3339_ms(second)} for name, second in one.last_missed[:_SHOWN]],
             }
             for one in facts.receivers
         },

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.exporter import Exporter, Outcome
@@ -11,6 +12,13 @@ from tests.peers.certs import Authority
 
 LONG = 30.0
 """Seconds that no test comes near."""
+
+NOT_VERIFIED = pytest.mark.parametrize(
+    ("names", "expired", "trusted"),
+    [(["localhost"], False, False), (["localhost"], True, True), (["elsewhere.test"], False, True)],
+    ids=["untrusted", "expired", "wrong host"],
+)
+"""Certificates that do not verify: for which names, whether expired, and whether by an authority that is trusted."""
 
 
 def encoded(body: str = "x") -> bytes:

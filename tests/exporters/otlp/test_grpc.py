@@ -27,7 +27,7 @@ from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
-from tests.exporters.otlp.requests import LONG, encoded, ended_by_shutdown, trust
+from tests.exporters.otlp.requests import LONG, NOT_VERIFIED, encoded, ended_by_shutdown, trust
 from tests.exporters.otlp.test_status import GRPC
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
@@ -379,20 +379,9 @@ def test_tls(authority: Authority, name: str) -> None:
         assert send_to(f"https://{name}:{sink.port}", tls=trust(authority)) == Delivered()
 
 
-@pytest.mark.parametrize(
-    ("names", "expired", "trusted"),
-    [
-        (["localhost"], False, False),
-        (["localhost"], True, True),
-        (["elsewhere.test"], False, True),
-    ],
-    ids=["untrusted", "expired", "wrong host"],
-)
+@NOT_VERIFIED
 def test_a_certificate_that_does_not_verify_is_blocked(
-    authority: Authority,
-    names: list[str],
-    expired: bool,
-    trusted: bool,
+    authority: Authority, names: list[str], *, expired: bool, trusted: bool
 ) -> None:
     with GrpcSink(tls=ServerTls(authority.issue(*names, expired=expired))) as sink:
         outcome = send_to(f"localhost:{sink.port}", tls=trust(authority if trusted else Authority()))

@@ -16,7 +16,7 @@ from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from tests.exporters.otlp.over_http import exporting, send_to
-from tests.exporters.otlp.requests import LONG, encoded, trust
+from tests.exporters.otlp.requests import LONG, NOT_VERIFIED, encoded, trust
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
     HttpSink,
@@ -34,20 +34,9 @@ def test_tls_keeps_its_connection_too(authority: Authority, name: str) -> None:
         assert sink.connections == 1
 
 
-@pytest.mark.parametrize(
-    ("names", "expired", "trusted"),
-    [
-        (["localhost"], False, False),
-        (["localhost"], True, True),
-        (["elsewhere.test"], False, True),
-    ],
-    ids=["untrusted", "expired", "wrong host"],
-)
+@NOT_VERIFIED
 def test_a_certificate_that_does_not_verify_is_blocked(
-    authority: Authority,
-    names: list[str],
-    expired: bool,
-    trusted: bool,
+    authority: Authority, names: list[str], *, expired: bool, trusted: bool
 ) -> None:
     with HttpSink(tls=ServerTls(authority.issue(*names, expired=expired))) as sink:
         outcome = send_to(f"https://localhost:{sink.port}", tls=trust(authority if trusted else Authority()))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.audit_log.entries import MalformedPageError, kind_of, parse_page
+from statsig_otel.plugin.audit_log.entries import MalformedPageError, kind_of_entry, parse_page
 from tests.looped import looped
 
 PUBLISHED: dict[str, Any] = {
@@ -141,7 +141,7 @@ OTHERS = """
     ],
 )
 def test_what_an_entry_is_about(action_type: str, kind: str) -> None:
-    assert kind_of(action_type) == kind
+    assert kind_of_entry(action_type) == kind
 
 
 def test_now_is_read_back_as_javascript_writes_it() -> None:

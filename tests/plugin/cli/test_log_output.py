@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.config.grammar import check
-from statsig_otel.config.resolved import resolved
+from statsig_otel.config.resolved import plain_values
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.cli import run
 from statsig_otel.plugin.cli.log_output import _Console, _JsonLines, buffered_log
@@ -56,7 +56,7 @@ def test_no_metrics_is_what_there_is() -> None:
 def test_it_is_in_the_whole_configuration() -> None:
     text = REST % ", telemetry: {logs: {level: DEBUG}}"
     configuration = check(parse(text.encode(), file="c", directory=Path(), environ={}), COMPONENTS)
-    assert resolved(configuration)["service"]["telemetry"] == {
+    assert plain_values(configuration)["service"]["telemetry"] == {
         "logs": {"level": "debug", "encoding": "console"},
         "metrics": {"level": "normal", "readers": []},
         "traces": {"level": "normal", "processors": []},
