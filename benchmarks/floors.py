@@ -31,7 +31,7 @@ from statsig_otel.config.source import read
 from statsig_otel.exporters.consumer import Batch, Change
 from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.queue import queries, schema, store
-from statsig_otel.exporters.queue.store import Entry
+from statsig_otel.exporters.queue.store import PendingBatch
 from statsig_otel.exporters.routing import Route
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.mapper import Mapper
@@ -157,7 +157,7 @@ class _Queue:
     def append(self, entries: int) -> None:
         route = Route((backlog.EXPORTER,))
         made = [
-            Entry(
+            PendingBatch(
                 Batch(backlog.RECEIVER, (Change(next(self._uids), (self._record,)),)),
                 route,
                 self.route,

@@ -149,7 +149,7 @@ FUNCTIONS: Final = {
     ("exporters/queue/queue.py", "_answer"): ANSWERS,
     ("exporters/queue/queue.py", "DurableQueue._tidy"): TICK_OFF,
     ("exporters/queue/arrivals.py", "forget"): TICK_OFF,
-    ("exporters/queue/store.py", "Entry."): HAND_OVER,
+    ("exporters/queue/store.py", "PendingBatch."): HAND_OVER,
     ("exporters/queue/store.py", "_first_sights"): DUPLICATES,
     ("exporters/queue/store.py", "_all_first_sights"): DUPLICATES,
     ("exporters/queue/store.py", "add_waiting"): LIMITS,

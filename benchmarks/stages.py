@@ -92,7 +92,7 @@ FUNCTIONS: Final = {
     ("plugin/record/record.py", "LogRecordEncoder._encode"): ENCODE,
     ("exporters/queue/queue.py", "DurableQueue.consume"): HAND_OVER,
     ("exporters/queue/queue.py", "DurableQueue._check"): HAND_OVER,
-    ("exporters/queue/store.py", "Entry."): HAND_OVER,
+    ("exporters/queue/store.py", "PendingBatch."): HAND_OVER,
     ("exporters/queue/writer.py", "Writer.submit_in_bulk"): HAND_OVER,
     ("exporters/queue/writer.py", "Writer._next_jobs"): HAND_OVER,
     ("exporters/queue/queue.py", "_answer"): ANSWER,

@@ -126,10 +126,10 @@ class SynchronousConsumer:
         exporters = route.synchronous if records else ()
         links = links_of(bytes.fromhex(change.uid) for change in batch.changes)
         unkept = [one.reason for one in batch.invalid if not one.whole_body]
-        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters, links, unkept)
+        pending = _SynchronousBatch(records, Receipt(len(batch.changes)), exporters, links, unkept)
         for name in exporters:
-            self._workers[name].submit(delivery)
-        return delivery.future
+            self._workers[name].submit(pending)
+        return pending.future
 
     def states(self) -> dict[str, tuple[str, str]]:
         """By exporter its state, and what somebody has to do if it is blocked and says so."""
@@ -142,7 +142,7 @@ class SynchronousConsumer:
         )
 
 
-class _Delivery:
+class _SynchronousBatch:
     """One batch on its way to all its exporters."""
 
     def __init__(
@@ -212,8 +212,8 @@ class _Worker:
         self._exporter = Guarded(name, exporter)
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
-        self._waiting: deque[_Delivery] = deque()
-        self._sending: list[_Delivery] = []  # under way, until they are answered
+        self._waiting: deque[_SynchronousBatch] = deque()
+        self._sending: list[_SynchronousBatch] = []  # under way, until they are answered
         self._answer_by = 0.0  # when these are refused
         self._end_by = 0.0  # when all ends; infinite until it is closed
 
@@ -227,13 +227,13 @@ class _Worker:
             thread.start()
             self._threads.append(thread)
 
-    def submit(self, delivery: _Delivery) -> None:
+    def submit(self, batch: _SynchronousBatch) -> None:
         with self._changed:
             if running := self._end_by == math.inf:
-                self._waiting.append(delivery)
+                self._waiting.append(batch)
                 self._changed.notify_all()
         if not running:
-            delivery.done(self.name, _SHUTTING_DOWN)
+            batch.done(self.name, _SHUTTING_DOWN)
 
     def close(self, grace: float) -> None:
         with self._changed:
@@ -254,9 +254,9 @@ class _Worker:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self.name)
         return ended
 
-    def _answer(self, deliveries: Iterable[_Delivery], outcome: Outcome) -> None:
-        for delivery in deliveries:
-            delivery.done(self.name, outcome)
+    def _answer(self, batches: Iterable[_SynchronousBatch], outcome: Outcome) -> None:
+        for batch in batches:
+            batch.done(self.name, outcome)
 
     def _keep_time(self) -> None:
         while self._refuse_late():
@@ -267,8 +267,8 @@ class _Worker:
 
     def _refuse_late(self) -> bool:
         """Refuse late batches, or sleep until one may be late; False once it is closed and nothing is under way."""
-        unsent: list[_Delivery] = []
-        unanswered: list[_Delivery] = []
+        unsent: list[_SynchronousBatch] = []
+        unanswered: list[_SynchronousBatch] = []
         with self._changed:
             now = time.monotonic()
             ends = now >= self._end_by
@@ -303,27 +303,27 @@ class _Worker:
         """Wait for batches and send them, joined; False once it is closed."""
         group = self._next_group()
         latest = time.monotonic() + self.timeout
-        links = [link for delivery in group for link in delivery.links]
+        links = [link for batch in group for link in batch.links]
         records = [record for one in group for record in one.records]
         outcome, left = self._send(records, range(len(records)), latest, links)
-        failed: list[tuple[_Delivery, list[int]]] = []
+        failed: list[tuple[_SynchronousBatch, list[int]]] = []
         undelivered, end = set(left), 0
-        for delivery in group:
-            begin, end = end, end + len(delivery.records)
+        for batch in group:
+            begin, end = end, end + len(batch.records)
             if missing := [position for position in range(begin, end) if position in undelivered]:
-                failed.append((delivery, missing))
+                failed.append((batch, missing))
             else:
-                delivery.done(self.name, Delivered())
+                batch.done(self.name, Delivered())
         if len(failed) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
-            for delivery, missing in failed:
-                delivery.done(self.name, self._send(records, missing, latest, delivery.links)[0])
-        self._answer((delivery for delivery, _ in failed), outcome)
+            for batch, missing in failed:
+                batch.done(self.name, self._send(records, missing, latest, batch.links)[0])
+        self._answer((batch for batch, _ in failed), outcome)
         return bool(group)
 
-    def _next_group(self) -> list[_Delivery]:
+    def _next_group(self) -> list[_SynchronousBatch]:
         """The first waiting batch, and those behind it that fit into the same send. Empty once it is closed."""
-        group: list[_Delivery] = []
+        group: list[_SynchronousBatch] = []
         count = size = 0
         with self._changed:
             self._sending = []

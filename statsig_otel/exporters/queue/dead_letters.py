@@ -243,12 +243,12 @@ def _keep(connection: sqlite3.Connection, wanted: Keep) -> Replayed:
 
 def _accept(connection: sqlite3.Connection, wanted: MapAgain, route: Route, now_ms: int) -> Replayed:
     exporters = [store.ensure_exporter(connection, name) for name in route.queued]
-    entry = store.Entry(
+    pending = store.PendingBatch(
         wanted.batch if exporters else replace(wanted.batch, changes=()),  # all have it, and nobody remembers a uid
         route,
         route_id=store.ensure_route(connection, exporters, wanted.batch.receiver) if exporters else 0,
     )
-    (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
+    (appended,) = store.append_batches(connection, [pending], now_ms=now_ms)
     store.add_waiting(connection, exporters, appended.records, appended.size)
     return Replayed(
         wanted.dead_letter,

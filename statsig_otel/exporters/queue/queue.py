@@ -21,7 +21,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import NotRunningError, QueueError, StorageError
 from statsig_otel.exporters.queue.jobs import Bulk, Work
 from statsig_otel.exporters.queue.queries import ExporterState
-from statsig_otel.exporters.queue.store import DeadLetterKind, Entry
+from statsig_otel.exporters.queue.store import DeadLetterKind, PendingBatch
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from statsig_otel.exporters.wording import counted
 
@@ -189,28 +189,30 @@ class DurableQueue:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
         self._database.writer.check_process()
-        return slices.store(batch, lambda part: self._store(Entry(part, route)))
+        return slices.store(batch, lambda part: self._store(PendingBatch(part, route)))
 
-    def _store(self, entry: Entry) -> Future[Receipt]:
+    def _store(self, pending: PendingBatch) -> Future[Receipt]:
         try:
-            self._check(entry)
+            self._check(pending)
         except RefusedError as refusal:
-            _answer(entry, None, refusal)
+            _answer(pending, None, refusal)
         else:
-            self._database.writer.submit_in_bulk(self._appending, entry)
-        return entry.answer
+            self._database.writer.submit_in_bulk(self._appending, pending)
+        return pending.answer
 
-    def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
+    def _append(self, connection: sqlite3.Connection, batches: Sequence[PendingBatch]) -> Sequence[PendingBatch]:
         """Store batches, or none of them if one is refused."""
-        for entry in entries:
-            key = entry.batch.receiver, entry.route.queued
-            entry.route_id, entry.exporter_ids = self._route_ids.get(key) or _ensure_route(connection, *key)
-        for entry, stored in zip(entries, store.append_batches(connection, entries, now_ms=self.now_ms()), strict=True):
-            entry.stored = stored
-        self._add_waiting(connection, entries)
-        return entries
+        for pending in batches:
+            key = pending.batch.receiver, pending.route.queued
+            pending.route_id, pending.exporter_ids = self._route_ids.get(key) or _ensure_route(connection, *key)
+        for pending, stored in zip(
+            batches, store.append_batches(connection, batches, now_ms=self.now_ms()), strict=True
+        ):
+            pending.stored = stored
+        self._add_waiting(connection, batches)
+        return batches
 
-    def _add_waiting(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+    def _add_waiting(self, connection: sqlite3.Connection, batches: Sequence[PendingBatch]) -> None:
         records: Counter[int] = Counter()
         size: Counter[int] = Counter()
 
@@ -218,26 +220,26 @@ class DurableQueue:
             _, stored, stored_size = store.cursor_and_waiting(connection, cursor.id) or (0, 0, 0)
             return stored + records[cursor.id], stored_size + size[cursor.id]
 
-        for entry in entries:
-            if entry.stored.records:
+        for pending in batches:
+            if pending.stored.records:
                 # Once more, with all earlier ones counted: many can pass the first check at the same time.
-                self._check_size(entry, waiting)
-            for exporter_id in entry.exporter_ids:
-                records[exporter_id] += entry.stored.records
-                size[exporter_id] += entry.stored.size
+                self._check_size(pending, waiting)
+            for exporter_id in pending.exporter_ids:
+                records[exporter_id] += pending.stored.records
+                size[exporter_id] += pending.stored.size
         for exporter_id, count in records.items():
             if count:
                 store.add_waiting(connection, [exporter_id], count, size[exporter_id])
 
-    def _count(self, entries: Sequence[Entry]) -> None:
+    def _count(self, batches: Sequence[PendingBatch]) -> None:
         records: Counter[str] = Counter()
         size: Counter[str] = Counter()
-        for entry in entries:
-            for name in entry.route.queued:
-                records[name] += entry.stored.records
-                size[name] += entry.stored.size
-            if entry.batch.invalid:
-                self._count_invalid(entry.batch, entry.stored.bodies_left_out)
+        for pending in batches:
+            for name in pending.route.queued:
+                records[name] += pending.stored.records
+                size[name] += pending.stored.size
+            if pending.batch.invalid:
+                self._count_invalid(pending.batch, pending.stored.bodies_left_out)
         for name, count in records.items():
             if count and name in self._cursors:  # it may just have left
                 self._cursors[name].add(count, size[name])
@@ -379,15 +381,15 @@ class DurableQueue:
                 directory_option(self.directory.path),
             )
 
-    def _check(self, entry: Entry) -> None:
+    def _check(self, pending: PendingBatch) -> None:
         """Refuse a batch that can't be stored now, as far as that is known without the database."""
-        if entry.batch.changes or entry.batch.invalid:
-            self._check_size(entry, lambda cursor: (cursor.waiting, cursor.size))
-        self._check_disk(entry.batch)
+        if pending.batch.changes or pending.batch.invalid:
+            self._check_size(pending, lambda cursor: (cursor.waiting, cursor.size))
+        self._check_disk(pending.batch)
 
-    def _check_size(self, entry: Entry, waiting: Callable[[ExporterCursor], tuple[int, int]]) -> None:
+    def _check_size(self, pending: PendingBatch, waiting: Callable[[ExporterCursor], tuple[int, int]]) -> None:
         exporters, cursors = self.routing.exporters, self._cursors
-        for name in entry.route.queued:
+        for name in pending.route.queued:
             limit = exporters.get(name)  # it may just have left
             if limit is None or limit.queue_size is None or name not in cursors:
                 continue
@@ -475,15 +477,15 @@ def _ensure_route(connection: sqlite3.Connection, receiver: str, queued: Iterabl
     return store.ensure_route(connection, exporter_ids, receiver), exporter_ids
 
 
-def _answer(entry: Entry, _: Entry | None, error: Exception | None) -> None:
-    """Answer an entry that was stored, or refused with an error."""
+def _answer(pending: PendingBatch, _: PendingBatch | None, error: Exception | None) -> None:
+    """Answer a batch that was stored, or refused with an error."""
     if error is None:
-        entry.answer.set_result(entry.stored.receipt)
+        pending.answer.set_result(pending.stored.receipt)
         return
-    records = sum(len(change.records) for change in entry.batch.changes)
-    for name in entry.route.queued:
+    records = sum(len(change.records) for change in pending.batch.changes)
+    for name in pending.route.queued:
         _telemetry.exporter_enqueue_failed.add(records, name)
-    entry.answer.set_exception(_refusal(error))
+    pending.answer.set_exception(_refusal(error))
 
 
 def _refusal(error: Exception) -> RefusedError:

@@ -77,7 +77,7 @@ _NOTHING: Final = Appended(Receipt(0), records=0, size=0, bodies_left_out=0)
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class PendingBatch:
     """A batch on its way to the disk, with the future that answers it once it is there.
 
     `route_id` is the route's id in the database, and `exporter_ids` are those of its exporters. Both have to be known
@@ -144,22 +144,22 @@ def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], recei
     return int(connection.execute("SELECT id FROM routes WHERE receiver = ? AND exporters = ?", key).fetchone()[0])
 
 
-def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, now_ms: int) -> list[Appended]:
+def append_batches(connection: sqlite3.Connection, batches: Sequence[PendingBatch], *, now_ms: int) -> list[Appended]:
     """Store the new changes of batches, and their invalid items as dead letters; what was stored of each batch."""
-    uids = [[bytes.fromhex(change.uid) for change in entry.batch.changes] for entry in entries]
-    fresh = iter(_first_sights(connection, entries, uids, now_ms))
+    uids = [[bytes.fromhex(change.uid) for change in pending.batch.changes] for pending in batches]
+    fresh = iter(_first_sights(connection, batches, uids, now_ms))
     rows: list[_NewRow] = []
     stored: list[Appended] = []
-    for entry, its_uids in zip(entries, uids, strict=True):
+    for pending, its_uids in zip(batches, uids, strict=True):
         accepted, before = 0, len(rows)
-        for change, uid in zip(entry.batch.changes, its_uids, strict=True):
+        for change, uid in zip(pending.batch.changes, its_uids, strict=True):
             if next(fresh):
                 accepted += 1
-                rows += [(entry.route_id, uid, payload, checksum(uid, payload)) for payload in change.records]
+                rows += [(pending.route_id, uid, payload, checksum(uid, payload)) for payload in change.records]
         receipt = Receipt(accepted, len(its_uids) - accepted)
-        left_out = _keep_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
-        if entry.batch.arrivals and entry.route.remembered:
-            arrivals.add(connection, entry.batch.receiver, entry.batch.arrivals)
+        left_out = _keep_invalid(connection, pending.batch, now_ms) if pending.batch.invalid else 0
+        if pending.batch.arrivals and pending.route.remembered:
+            arrivals.add(connection, pending.batch.receiver, pending.batch.arrivals)
         size = sum(len(row[2]) for row in rows[before:])
         stored.append(Appended(receipt, records=len(rows) - before, size=size, bodies_left_out=left_out))
     for some in _chunks(rows):
@@ -170,12 +170,12 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
 
 
 def _first_sights(
-    connection: sqlite3.Connection, entries: Sequence[Entry], uids: Sequence[Sequence[bytes]], now_ms: int
+    connection: sqlite3.Connection, batches: Sequence[PendingBatch], uids: Sequence[Sequence[bytes]], now_ms: int
 ) -> list[bool]:
     """Remember uids; for each, in order, whether it was unknown or seen before its window."""
     sights = [
-        (entry.batch.receiver, uid, now_ms, entry.window_ms)
-        for entry, its_uids in zip(entries, uids, strict=True)
+        (pending.batch.receiver, uid, now_ms, pending.window_ms)
+        for pending, its_uids in zip(batches, uids, strict=True)
         for uid in its_uids
     ]
     windows = {sight[3] for sight in sights}

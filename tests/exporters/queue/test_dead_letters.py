@@ -169,7 +169,7 @@ def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(databas
     def accept(connection: sqlite3.Connection) -> None:
         cursors = [store.ensure_exporter(connection, name) for name in EXPORTERS]
         route = store.ensure_route(connection, cursors, "statsig")
-        store.append_batches(connection, [store.Entry(batch, Route(window=1), route_id=route)], now_ms=NOW)
+        store.append_batches(connection, [store.PendingBatch(batch, Route(window=1), route_id=route)], now_ms=NOW)
         store.add_waiting(connection, cursors, 1, len(sent))
 
     database(accept)

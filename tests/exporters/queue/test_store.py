@@ -35,8 +35,8 @@ def test_no_parameter_has_a_number() -> None:
     assert [module.name for module in modules if re.search(r"\?\d", module.read_text())] == []
 
 
-def entry(made: Batch, route: int = 1, window_ms: int = 10) -> store.Entry:
-    found = store.Entry(made, Route(window=window_ms / 1000), route_id=route)
+def entry(made: Batch, route: int = 1, window_ms: int = 10) -> store.PendingBatch:
+    found = store.PendingBatch(made, Route(window=window_ms / 1000), route_id=route)
     assert found.window_ms == window_ms
     return found
 
