@@ -11,7 +11,7 @@ FEWEST_FAULTS: Final = 3
 """So many faults of a record have to follow what was taken until they can count as a refusal. Two can be chance."""
 
 _MORE: Final = 3
-"""A record needs so many times the faults of another one, if that was taken after all."""
+"""How many times the faults of another record a record needs, if that one was taken after all."""
 
 _MOST_NEEDED: Final = 60
 """The most faults that it needs."""
@@ -56,7 +56,7 @@ class Evidence:
         self._up_to = max(self._up_to, up_to)
 
     def passed(self, sends: int) -> None:
-        """A record with faults was taken, with so many sends after another was taken: the backend fails at random."""
+        """A record with faults was taken, `sends` sends after another was taken: the backend fails at random."""
         self.needed = min(max(self.needed, sends * _MORE), _MOST_NEEDED)
 
     def forget(self) -> None:

@@ -11,10 +11,10 @@ import math
 from typing import Final
 
 _ROW: Final = 3
-"""The most answers before a failure for which a limit is a likely cause: so many prove that a record is at fault."""
+"""The most answers before a failure for which a limit is a likely cause. More prove that a record is at fault."""
 
 _LIKELY: Final = 3
-"""After so many rows in a row that ended early, a limit is the likely cause."""
+"""The rows in a row that have to end early before a limit is the likely cause."""
 
 _SHORTER: Final = 0.95
 """The part of the pause that is left after an answer that shows that it was long enough."""
@@ -67,7 +67,7 @@ class Pace:
 
     @property
     def answers(self) -> bool:
-        """Whether so many requests in a row were answered that no limit ended the row, and the backend is not away."""
+        """Whether enough requests in a row were answered that no limit ended the row, and the backend is not away."""
         return self._answered >= _ROW
 
     def reset(self) -> None:

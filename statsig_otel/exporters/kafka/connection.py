@@ -34,7 +34,7 @@ class _LibraryLog:
 
 
 def place_of(settings: KafkaSettings) -> str:
-    """Where messages go, to be read after `from`."""
+    """Where messages go, for use after `from`."""
     return f"the topic {settings.logs.topic} at {', '.join(settings.brokers)}"
 
 
@@ -113,7 +113,7 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
         )
     detail = f"{counted(len(found.brokers), 'broker')}; the topic {topic} has {counted(len(partitions), 'partition')}"
     if any(len(one.replicas) < 2 for one in partitions):  # noqa: PLR2004 - the broker that leads is one of them
-        message = "has one replica only: what a broker loses is lost"
+        message = "has only one replica: if its broker loses data, the data is lost"
         return detail, Fault(message, "give it a replication factor of 3, and min.insync.replicas=2")
     if any(len(one.isrs) < len(one.replicas) for one in partitions):
         message = "lacks replicas, since a broker is away or behind"

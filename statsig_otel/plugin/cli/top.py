@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from statsig_otel.exporters.terminal import pad, paint, printable, shorten, wants_color, width, wrap, write
-from statsig_otel.exporters.wording import age
+from statsig_otel.exporters.wording import age, counted
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.cli.queue import location_options, queue_access
 from statsig_otel.plugin.control.queue_access import QueueAccess
@@ -186,7 +186,10 @@ def _exporter(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _request(one: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    items = ", ".join(f"{number} {word}" for word, number in one["items"].items())
+    items = ", ".join(
+        counted(number, "duplicate") if word == "duplicates" else f"{number} {word}"
+        for word, number in one["items"].items()
+    )
     return (
         age(max(now - _seconds(one["at"]), 0)),
         str(one["count"]),

@@ -182,7 +182,7 @@ class AuditLogCheck:
         if state.since > now + _LATE:
             raise QueueError(
                 f"what came is remembered since {rfc3339(state.since)}, so the clock was wrong then, or is now: if it "
-                "is right now, start once without audit_log, and remembering begins anew"
+                "is right now, start once without audit_log, so that the queue starts to remember again"
             )
         if settings != self._known_by:  # perhaps it is the log of another project, or fewer are missed by them
             self._known_by, self._known, self._entries = settings, None, {}

@@ -1,4 +1,4 @@
-"""Says in plain words how a service is doing, and what is wrong. Pure functions of `Facts`."""
+"""Says in plain words the state of a service, and what is wrong. Pure functions of `Facts`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -91,7 +91,7 @@ _LONG: Final = 900.0
 
 
 def sentence(facts: Facts) -> str:
-    """How the service is, in one or a few short sentences."""
+    """The state of the service, in one or a few short sentences."""
     return " ".join(sentences(facts))
 
 
@@ -159,7 +159,8 @@ def _not_delivered(facts: Facts) -> Iterator[str]:
     """Which exporters wait for somebody."""
     for one in facts.exporters:
         if one.state in ("refused", "blocked"):
-            yield f"Not delivering to {one.name}, which is {one.state}{_waiting(one)}."
+            why = "whose backend refuses the records" if one.state == "refused" else "which is blocked"
+            yield f"Not delivering to {one.name}, {why}{_waiting(one)}."
         if one.state == NOT_CONFIGURED:
             yield f"{one.name} is not configured any more{_waiting(one)}."
 

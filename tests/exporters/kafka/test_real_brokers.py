@@ -75,7 +75,7 @@ def test_each_way_to_connect_arrives(kafka: ApacheKafka, tmp_path: Path) -> None
     detail, fault = check_brokers(settings, 30)
     assert detail == "1 broker; the topic ways has 3 partitions"
     assert fault is not None
-    assert fault.message == "has one replica only: what a broker loses is lost"
+    assert fault.message == "has only one replica: if its broker loses data, the data is lost"
 
 
 @pytest.mark.parametrize(

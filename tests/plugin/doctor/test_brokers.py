@@ -42,7 +42,7 @@ def test_a_single_replica_is_a_warning() -> None:
     with KafkaCluster() as cluster:
         found = look(cluster.brokers)
         assert found.status == "warning"
-        assert found.detail.endswith("and has one replica only: what a broker loses is lost")
+        assert found.detail.endswith("and has only one replica: if its broker loses data, the data is lost")
 
 
 @pytest.mark.slow

@@ -176,7 +176,8 @@ def test_who_holds_records_up() -> None:
     ]
     said = words(seen(intake(), verified=250, changed=250), exporters=exporters, dead_letters=2)
     assert said == (
-        "Not delivering to shut, which is blocked: 12 records wait. Not delivering to at_once, which is refused. "
+        "Not delivering to shut, which is blocked: 12 records wait. Not delivering to at_once, whose backend "
+        "refuses the records. "
         "Receiving. Last config change 4 minutes ago. away is retrying: 1 record waits. 1 of 4 exporters is well. "
         "2 dead letters kept."
     )
