@@ -14,6 +14,8 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -104,11 +106,30 @@ class Watchdog(Thread):
         os._exit(1)
 
 
+def import_in_turn(config: pytest.Config) -> None:
+    """Import the test modules, in each worker from another one on.
+
+    Each worker needs all of them. Where there is no bytecode yet, as on a clean clone, all would rewrite the assertions
+    of the same module at the same time. So each rewrites its share, and finds the bytecode of the others.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    folders = [path for path in map(Path, config.args) if path.is_dir()]
+    if not worker or not folders:
+        return
+    files = sorted(file.resolve() for folder in folders for file in folder.rglob("test_*.py"))
+    first = len(files) * int(worker) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for file in (*files[first:], *files[:first]):
+        parts = file.relative_to(config.rootpath).with_suffix("").parts
+        with suppress(Exception, pytest.skip.Exception):  # the collection says it
+            import_module(".".join(parts))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """What the collection makes stays: the garbage collector need not look at it, neither now nor later."""
     gc.disable()
     try:
+        import_in_turn(session.config)
         return (yield)
     finally:
         gc.freeze()
