@@ -28,9 +28,6 @@ _logger: Final = logging.getLogger(__name__)
 _SLICE: Final = 0.1
 """Seconds of one wait for reports, so that a shutdown ends a send soon."""
 
-_LINGER: Final = 60_000
-"""Milliseconds for which messages are collected: `flush` ends this wait once all of a batch are there."""
-
 _UNKNOWN_TOPIC_AFTER: Final = 0.8
 """The share of the timeout after which a topic that no broker knows counts as unknown: a new one takes a while."""
 
@@ -38,7 +35,7 @@ _MOST_PROPAGATION: Final = 3_600_000
 """Milliseconds: the library takes no more for that."""
 
 _MOST_EVENTS: Final = 20
-"""The most errors of connections that are remembered, and the most calls that fetch what is left of the reports."""
+"""The most errors of connections that are remembered."""
 
 
 class KafkaExporter(RenewableExporter[KafkaSettings]):
@@ -136,14 +133,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
         # That the producer has nothing left, as `flush` tells, says nothing of a message: only its report does.
         with self._broken_producer():
             while len(reports) < len(batch) and self._running and (left := latest - time.monotonic()) > 0:
-                if not producer.flush(min(left, _SLICE)):
-                    break
-        if len(reports) < len(batch):
-            producer.purge()
-            for _ in range(_MOST_EVENTS):
-                with self._broken_producer():
-                    if not producer.poll(0):
-                        break
+                producer.flush(min(left, _SLICE))
         unanswered = KafkaError(KafkaError._TIMED_OUT)
         return [reports.get(position, unanswered) for position in range(len(batch))]
 
@@ -180,7 +170,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             return self._producer
 
     def _drop_producer(self) -> None:
-        """Let go of the producer. Its end can wait for a name service, so it has a thread of its own."""
+        """Let go of the producer, which writes nothing more. Its end can wait for a name service, in its own thread."""
         with self._lock:
             dropped, self._producer = [self._producer], None
         if dropped[0] is None:
@@ -199,7 +189,6 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             "topic.metadata.propagation.max.ms": min(
                 round(settings.timeout * 1000 * _UNKNOWN_TOPIC_AFTER), _MOST_PROPAGATION
             ),
-            "linger.ms": _LINGER,
             "queue.buffering.max.messages": 0,  # a batch has its own limits
             "message.max.bytes": settings.producer.max_message_bytes,
             "batch.num.messages": settings.producer.flush_max_messages,

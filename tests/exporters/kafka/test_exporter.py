@@ -60,15 +60,12 @@ def test_each_record_is_a_message_with_its_uid_as_key(cluster: KafkaCluster, kaf
     }
 
 
-def test_a_batch_is_one_request_to_a_broker_unless_that_has_too_many_messages(cluster: KafkaCluster) -> None:
-    limits: list[tuple[dict[str, int], int]] = [({}, 1), ({"flush_max_messages": 300}, 4)]
-    for limit, requests in limits:
-        before = cluster.count(PRODUCE)
-        made = exporter(cluster.brokers, producer=limit)
-        made.start()
-        assert made.send(b"".join(record(uid, change="c") for uid in numbered(1000)), 1000, LONG) == Delivered()
-        assert cluster.count(PRODUCE) - before == requests
-        made.shutdown()
+def test_a_request_to_a_broker_has_at_most_so_many_messages(cluster: KafkaCluster) -> None:
+    made = exporter(cluster.brokers, producer={"flush_max_messages": 1})
+    made.start()
+    assert made.send(b"".join(record(uid, change="c") for uid in numbered(9)), 9, LONG) == Delivered()
+    assert cluster.count(PRODUCE) == 9
+    made.shutdown()
 
 
 def test_an_error_of_the_broker_is_an_outcome_and_the_next_send_works(
@@ -144,8 +141,29 @@ def test_a_cluster_that_is_away_is_tried_again_and_nothing_is_written_later(
 
 
 @pytest.mark.slow
-def test_an_answer_that_does_not_come_in_time_is_no_success(cluster: KafkaCluster, kafka: KafkaExporter) -> None:
+def test_what_a_send_has_left_is_not_written_while_the_end_of_its_producer_takes_time(
+    cluster: KafkaCluster, kafka: KafkaExporter
+) -> None:
+    """As it does while a name service does not answer."""
     assert send(kafka, ["first"]) == Delivered()
+    cluster.stop()
+    producer = kafka._producer
+    assert producer is not None
+    assert isinstance(send(kafka, ["second"], timeout=0.7), RetryLater)
+    cluster.resume()
+    assert producer.flush(LONG) == 0
+    assert send(kafka, ["third"]) == Delivered()
+    assert sorted(uids_of(one.value() for one in cluster.read(2))) == ["first", "third"]
+
+
+@pytest.mark.slow
+def test_an_answer_that_does_not_come_in_time_is_no_success(cluster: KafkaCluster, kafka: KafkaExporter) -> None:
+    """What has passed, as an error of a connection before a success, is not given as the reason."""
+    assert send(kafka, ["first"]) == Delivered()
+    cluster.stop()
+    wait_until(lambda: bool(kafka._producer and (kafka._producer.poll(0), kafka._errors)[1]), "an error")
+    cluster.resume()
+    assert send(kafka, ["while nothing is wrong"]) == Delivered()
     cluster.delay(30)
     outcome = send(kafka, ["second"], timeout=0.5)
     assert isinstance(outcome, RetryLater)
@@ -156,9 +174,10 @@ def test_a_shutdown_ends_a_send_and_calls_nothing_a_success(cluster: KafkaCluste
     assert send(kafka, ["first"]) == Delivered()
     cluster.delay(30)
     outcomes: list[Outcome] = []
-    sending = threading.Thread(target=lambda: outcomes.append(send(kafka, ["second"])))
+    many = record("second") * 30_000  # so that not all are handed to the library when the shutdown comes
+    sending = threading.Thread(target=lambda: outcomes.append(kafka.send(many, 30_000, LONG)))
     sending.start()
-    wait_until(lambda: kafka._producer is not None and len(kafka._producer), "the message is on its way")
+    wait_until(lambda: kafka._producer is not None and len(kafka._producer), "messages are on their way")
     began = time.monotonic()
     kafka.shutdown()
     sending.join(30)
@@ -228,6 +247,7 @@ def test_a_forked_child_sends_nothing_and_ends(cluster: KafkaCluster) -> None:
 
 def test_a_timeout_beyond_what_the_library_takes_for_a_missing_topic_is_used(cluster: KafkaCluster) -> None:
     made = exporter(cluster.brokers, timeout="2h")
+    assert send(made, ["a"]) == RetryLater("the exporter is not running")
     made.start()
     assert send(made, ["a"]) == Delivered()
     made.shutdown()
