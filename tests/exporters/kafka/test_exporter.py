@@ -141,6 +141,11 @@ def test_a_cluster_that_is_away_is_tried_again_and_nothing_is_written_later(
 
 
 @pytest.mark.slow
+def test_a_batch_may_have_more_messages_than_the_library_keeps_by_default(kafka: KafkaExporter) -> None:
+    assert kafka.send(record("a") * 100_001, 100_001, 10 * LONG) == Delivered()
+
+
+@pytest.mark.slow
 def test_what_a_send_has_left_is_not_written_while_the_end_of_its_producer_takes_time(
     cluster: KafkaCluster, kafka: KafkaExporter
 ) -> None:
