@@ -1,4 +1,4 @@
-"""Futures between threads: that can't be cancelled, have their answer, follow another, or stand for a thread's work."""
+"""Makes futures for threads: ones that can't be cancelled, have their answer, follow another, or run a function."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is remembered of each change that came, so that it can be compared with Statsig's audit log."""
+"""An arrival: what the queue remembers of a change, to compare it with Statsig's audit log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

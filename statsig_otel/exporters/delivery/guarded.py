@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger(__name__)
 
 
-_WORDS: Final[dict[type[Outcome], str]] = dict(
+WORDS: Final[dict[type[Outcome], str]] = dict(
     zip((Delivered, PartiallyRejected, Rejected, RetryLater, Blocked), _telemetry.OUTCOMES, strict=True)
 )
+"""The word for each outcome, in metrics and in the journal."""
 
 
 class StartError(OSError, ValueError):
@@ -82,7 +83,7 @@ class Guarded:
         }
         span = CurrentSpan(tracing.tracer, f"send {self._name}", "CLIENT", attributes, links)
         outcome = self._send(payload, count, timeout)
-        word = _WORDS[type(outcome)]
+        word = WORDS[type(outcome)]
         if isinstance(outcome, Delivered):
             span.end({"statsig_otel.outcome": word})
         else:
@@ -168,9 +169,9 @@ def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> No
             failed = records
     _telemetry.exporter_sent.add(records - failed, name)
     _telemetry.exporter_send_failed.add(failed, name)
-    _telemetry.exporter_attempts.add(1, name, _WORDS[type(outcome)])
+    _telemetry.exporter_attempts.add(1, name, WORDS[type(outcome)])
     reason = "" if isinstance(outcome, Delivered) else outcome.reason
-    word, delivered = _WORDS[type(outcome)], records - failed
+    word, delivered = WORDS[type(outcome)], records - failed
     journal.add_attempt(name, word, reason, records=records, delivered=delivered, seconds=seconds)
     if _logger.isEnabledFor(logging.DEBUG):
         said = "delivered" if isinstance(outcome, Delivered) else f"{type(outcome).__name__}: {outcome.reason}"

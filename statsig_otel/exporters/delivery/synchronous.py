@@ -21,7 +21,7 @@ from statsig_otel._telemetry import exporters
 from statsig_otel._times import SEND_MARGIN, SEND_START_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
-from statsig_otel.exporters.delivery.guarded import Guarded, StartError, report_sent
+from statsig_otel.exporters.delivery.guarded import WORDS, Guarded, StartError, report_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS
 from statsig_otel.exporters.exporter import (
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 
 _logger: Final = logging.getLogger(__name__)
 
-_WORDS: Final = {
-    RetryLater: "retry later",
-    Rejected: "rejected",
-    PartiallyRejected: "partially rejected",
-    Blocked: "blocked",
-}
 _STATES: Final[dict[type[Outcome], str]] = {
     Delivered: "idle",
     RetryLater: "retrying",
@@ -179,7 +173,7 @@ class _SynchronousBatch:
         if not self._failures:
             self._accept()
             return
-        failures = {f"{name} {_WORDS[type(why)]}": why.reason for name, why in self._failures.items()}
+        failures = {f"{name} {WORDS[type(why)].replace('_', ' ')}": why.reason for name, why in self._failures.items()}
         message = "; ".join(f"{subject}: {why}" for subject, why in failures.items())
         asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
         reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"

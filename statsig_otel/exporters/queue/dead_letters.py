@@ -124,7 +124,7 @@ def count(connection: sqlite3.Connection, selection: Selection) -> tuple[int, in
     return int(row[0]), int(row[1])
 
 
-def held(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
+def kept(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
     """The number of dead letters, by kind and owner."""
     rows = connection.execute("SELECT kind, owner, COUNT(*) FROM dead_letters GROUP BY kind, owner")
     return {(kind, owner): number for kind, owner, number in rows}

@@ -292,7 +292,7 @@ class DurableQueue:
         """
         began = time.monotonic()
         if began >= self._count_at:
-            if (found := queries.read(self.database, dead_letters.held, None)) is None:
+            if (found := queries.read(self.database, dead_letters.kept, None)) is None:
                 return {}
             none: dict[tuple[str, str], int] = dict.fromkeys(self._owners_of_dead_letters(), 0)
             self._held, ended = {**none, **found}, time.monotonic()

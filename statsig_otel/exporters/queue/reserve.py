@@ -1,4 +1,4 @@
-"""Space of the disk that is set apart for a full one, in a file: it is given back so that the queue can go on."""
+"""Reserves space in a file, and gives it back when the disk is full, so that the queue can go on."""
 
 import contextlib
 import errno

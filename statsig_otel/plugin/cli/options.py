@@ -1,4 +1,4 @@
-"""Shared by several commands: `--config`, `--listen` and `--json`, the argument FILE, and the report of errors."""
+"""What several commands share: `--config`, `--listen` and `--json`, the argument FILE, and the report of errors."""
 
 import sys
 from collections.abc import Iterator

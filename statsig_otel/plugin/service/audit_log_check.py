@@ -1,4 +1,4 @@
-"""Compares Statsig's audit log with what came, while the service runs: says what is missed, and fills it in.
+"""Compares Statsig's audit log with the changes that came, logs the missed ones, and fills them in.
 
 What is made of the log goes the way of a webhook's changes. The commit that stores a record also remembers that it was
 made, so it is made once, whenever the process ends.

@@ -1,4 +1,4 @@
-"""Passes batches on to the exporters, holds them while the service waits for its directory, else refuses them."""
+"""Passes batches on to the exporters; before the service runs, keeps them for a moment or refuses them."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Starts, reloads and stops what stands behind the receivers: the queue, its senders, and the synchronous exporters."""
+"""Starts, reloads and stops what is behind the receivers: the queue, its senders, and the synchronous exporters."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Checks addresses to listen on and paths to serve, as several components have them."""
+"""Checks addresses to listen on and paths to serve, for the settings of several components."""
 
 import re
 from typing import Annotated, Final, TypeAlias

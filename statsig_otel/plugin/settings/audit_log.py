@@ -1,4 +1,4 @@
-"""The settings of `audit_log` of a receiver: how Statsig's audit log is read, and how long what came is remembered."""
+"""The settings of `audit_log` of a receiver: how Statsig's audit log is read, and how long arrivals are remembered."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final

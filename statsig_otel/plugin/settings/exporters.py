@@ -91,7 +91,7 @@ class BatchSettings(Settings):
 
 
 class SendingQueueSettings(Settings):
-    """`sending_queue`.
+    """The queue before an exporter: `sending_queue`.
 
     Example:
         >>> from statsig_otel.plugin import SendingQueueSettings
@@ -142,7 +142,7 @@ class SendingQueueSettings(Settings):
 
 
 class RetryOnFailureSettings(Settings):
-    """`retry_on_failure`.
+    """The waits of an exporter after a temporary failure: `retry_on_failure`.
 
     Example:
         >>> from statsig_otel.plugin import RetryOnFailureSettings

@@ -1,4 +1,4 @@
-"""Draws the last hour of the live page as SVG: a chart for each series that has something."""
+"""Draws the last hour of the live page as SVG: a chart for each series that is not empty."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Runs the readers of `service::telemetry::metrics`: Prometheus reads at an address, or OTLP is sent now and then.
+"""Runs the readers of `service::telemetry::metrics`: Prometheus reads them at an address, or OTLP is sent at intervals.
 
 The SDK and all that it needs is loaded here, and so only where a reader is configured.
 """
