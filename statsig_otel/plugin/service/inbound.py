@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
+from statsig_otel._arguments import check_type
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
@@ -19,6 +21,7 @@ from statsig_otel.plugin.watch.facts import ReceiverFacts, receiver_facts
 from statsig_otel.plugin.watch.health import Health
 
 _logger: Final = logging.getLogger(__name__)
+_R = TypeVar("_R")
 
 
 class Inbound:
@@ -77,6 +80,23 @@ class Inbound:
     def settings(self) -> dict[str, StatsigReceiverSettings]:
         """The receivers' settings, by id, with all of their resource."""
         return {name: with_resource(one, self._resource) for name, one in self._settings.items()}
+
+    def known(self, receiver: str) -> str:
+        """The id of a receiver.
+
+        Raises:
+            ConfigError: There is no such receiver.
+            TypeError: The id is not a string.
+        """
+        check_type("receiver", receiver, str)
+        if receiver not in self._settings:
+            problem = Problem(("receivers", receiver), "there is no such receiver", hint_for(receiver, self._settings))
+            raise ConfigError([problem])
+        return receiver
+
+    def by_path(self, receivers: Mapping[str, _R]) -> dict[str, _R]:
+        """Receivers by their paths instead of their ids."""
+        return {self._settings[name].path: one for name, one in receivers.items()}
 
     def make_servers(self, health: Health) -> None:
         """Make the servers, which answer health checks too. Once more after those of before have failed to start.

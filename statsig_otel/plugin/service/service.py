@@ -14,7 +14,7 @@ from opentelemetry.trace import TracerProvider
 
 from statsig_otel import _times, _tracing
 from statsig_otel._arguments import check_type
-from statsig_otel.config.errors import ConfigError, Problem, hint_for
+from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.files import absolute
 from statsig_otel.config.model import replaced
 from statsig_otel.config.opaque import Opaque
@@ -251,11 +251,11 @@ class Service:
             ConfigError: There is no such receiver.
             TypeError: The id is not a string.
         """
-        return self._assembly.inbound.receivers[self._known(name)]
+        return self._assembly.inbound.receivers[self._assembly.inbound.known(name)]
 
     def wsgi_receiver(self, name: str = "statsig") -> StatsigWsgiReceiver:
         """The receiver with this id as a resource of a Falcon WSGI application. Errors as for `receiver`."""
-        return self._assembly.inbound.wsgi_receivers[self._known(name)]
+        return self._assembly.inbound.wsgi_receivers[self._assembly.inbound.known(name)]
 
     def asgi_app(self) -> MountableApp:
         """All receivers at their paths as an ASGI application, alone or mounted in one of yours: Starlette, FastAPI.
@@ -263,13 +263,12 @@ class Service:
         Where it gets the server's lifespan events it starts the service and shuts it down. Frameworks don't pass these
         on to what is mounted: there `lifespan` does it.
         """
-        app = create_app({self._path(name): one for name, one in self._assembly.inbound.receivers.items()})
+        app = create_app(self._assembly.inbound.by_path(self._assembly.inbound.receivers))
         return with_lifespan(app, self.astart, self.ashutdown)
 
     def wsgi_app(self) -> WSGIApplication:
         """All receivers at their paths as a WSGI application, to mount in one of yours: Flask, Django."""
-        receivers = self._assembly.inbound.wsgi_receivers
-        return create_wsgi_app({self._path(name): one for name, one in receivers.items()})
+        return create_wsgi_app(self._assembly.inbound.by_path(self._assembly.inbound.wsgi_receivers))
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - the frameworks' signature
@@ -305,7 +304,7 @@ class Service:
     @property
     def without_secret(self) -> list[str]:
         """The receivers in set-up mode: they answer URL verifications, and refuse everything else."""
-        return [name for name, one in self._settings.items() if not one.signing_secrets]
+        return [name for name, one in self._assembly.inbound.settings.items() if not one.signing_secrets]
 
     @property
     def ended(self) -> "Future[None]":
@@ -421,7 +420,7 @@ class Service:
             ... )
             >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
         """
-        wanted, after = self._known(receiver), secrets_of(receiver, secrets)
+        wanted, after = self._assembly.inbound.known(receiver), secrets_of(receiver, secrets)
         if self._reloader.has_files:
             problem = "this service was made from files, which say what its secrets are"
             raise ConfigError(
@@ -432,21 +431,6 @@ class Service:
             return replaced(settings, signing_secrets=after) if name == wanted else settings
 
         self._assembly.change_secrets(changed)
-
-    @property
-    def _settings(self) -> Mapping[str, StatsigReceiverSettings]:
-        return receiver_settings(self._assembly.configuration)
-
-    def _known(self, receiver: str) -> str:
-        """The id of a receiver, which has to exist."""
-        check_type("receiver", receiver, str)
-        if receiver not in self._settings:
-            problem = Problem(("receivers", receiver), "there is no such receiver", hint_for(receiver, self._settings))
-            raise ConfigError([problem])
-        return receiver
-
-    def _path(self, name: str) -> str:
-        return self._settings[name].path
 
     def _open(self, go_on: Callable[[], None]) -> None:
         if self._tracer_provider is not None:
