@@ -4,6 +4,7 @@ problems with their places.
 No message shows what a file takes from the environment as a secret.
 """
 
+import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,10 @@ from random import Random
 from typing import Any, Final, TypeAlias
 from unittest.mock import patch
 
-from statsig_otel.config import validation, yaml_tree
+from statsig_otel.config import grammar, validation, yaml_tree
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.document import NOWHERE, Document
+from statsig_otel.config.document import NOWHERE, Document, Place
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.config.grammar import check as check_document
 from statsig_otel.config.merging import merge
 from statsig_otel.config.reference import keys
 from statsig_otel.config.resolved import plain_values, to_yaml
@@ -42,6 +42,12 @@ LONGEST: Final = 2048
 ENOUGH: Final = 10_000_000
 SHARE: Final = 64
 """Of so many inputs one also goes through the parser of YAML, which takes longer than all the rest."""
+MOST_REMEMBERED: Final = 1 << 15
+"""Components that are remembered at a time."""
+
+MOST_BRACKETS: Final = 400
+"""More can be nested more deeply than JSON is read here."""
+
 TOKENS: Final = (
     b"receivers:\n", b"exporters:\n", b"service:\n", b"extensions:\n", b"pipelines:", b"logs:", b"telemetry:",
     b"statsig", b"otlp_grpc", b"otlp_http", b"file_storage", b"debug", b"signing_secrets:", b"endpoint:", b"headers:",
@@ -89,6 +95,12 @@ def _keys() -> Iterator[tuple[tuple[str, ...], Any]]:
     yield from ((("service", "telemetry", *key.path.split("::")), key.default) for key in keys(COMPONENTS.telemetry))
 
 
+SECRET_KEYS: Final = {
+    "signing_secrets", "hash_key", "api_key", "headers", "ca_pem", "cert_pem", "key_pem", "password", "token",
+}  # fmt: skip
+SECRETS: Final = {path for path, _ in _keys() if path[-1] in SECRET_KEYS}
+"""The paths of the secrets, with types in the place of ids."""
+
 BELOW: Final[dict[str, list[tuple[str, Any]]]] = {}
 """The keys of the mapping below a key, and their defaults, by this key; below "" those of the whole file."""
 for _path, _default in _keys():
@@ -130,15 +142,56 @@ def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
 
 @contextmanager
 def checking() -> Iterator[Check]:
-    def check(data: bytes) -> None:
-        for read in (read_quickly, read_as_yaml) if is_chosen(data, SHARE) else (read_quickly,):
-            configuration = outcome(data, read)
-            if configuration is not None:
-                check_printed(configuration, read)
-
     below = lru_cache(maxsize=1 << 14)(validation._below)  # what keys the models have does not change
-    with patch.object(validation, "_below", lambda annotations, step: below(tuple(annotations), step)):
+    validate, compose = Remembered(validation.validate), Remembered(validation.compose)
+
+    def check(data: bytes) -> None:
+        quick = is_json(data)
+        validate.is_used = compose.is_used = quick
+        if quick:
+            check_one(data, read_quickly)
+        if not quick or is_chosen(data, SHARE):
+            validate.is_used = compose.is_used = False
+            check_one(data, read_as_yaml)
+
+    matches = lru_cache(maxsize=1 << 14)(difflib.get_close_matches)
+    with (
+        patch.object(validation, "_below", lambda annotations, step: below(tuple(annotations), step)),
+        patch.object(difflib, "get_close_matches", lambda word, words, n: matches(word, tuple(words), n)),
+        patch.object(grammar, "validate", validate),
+        patch.object(grammar, "compose", compose),
+    ):
         yield check
+
+
+class Remembered:
+    """Finds the verdict on a component's settings once: most inputs differ from an earlier one in one component.
+
+    Attributes:
+        is_used: Whether all that a verdict depends on are the values: in JSON, where all of them stand in one line.
+    """
+
+    def __init__(self, judge: Callable[..., Any]) -> None:
+        self.is_used = False
+        self._judge = judge
+        self._found: dict[object, Any] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not self.is_used:
+            return self._judge(*arguments)
+        *models, body, path, _ = arguments
+        key = (*models, path, repr(body))
+        if key not in self._found:
+            if len(self._found) >= MOST_REMEMBERED:
+                self._found.clear()
+            self._found[key] = self._judge(*arguments)
+        return self._found[key]
+
+
+def check_one(data: bytes, read: Read) -> None:
+    configuration = outcome(data, read)
+    if configuration is not None:
+        check_printed(configuration, read)
 
 
 def outcome(data: bytes, read: Read) -> Configuration | None:
@@ -147,7 +200,7 @@ def outcome(data: bytes, read: Read) -> Configuration | None:
     try:
         documents = [read(one) for one in data.split(b"\0", 1)]
         merged = merge(documents)
-        configuration = check_document(merged, COMPONENTS)
+        configuration = grammar.check(merged, COMPONENTS)
     except ConfigError as error:
         check_problems(error, data)
         check_secrets(error, merged)
@@ -160,18 +213,56 @@ def read_as_yaml(data: bytes) -> Document:
     return parse(data, file=FILE, directory=DIRECTORY, environ=ENVIRON)
 
 
-def read_quickly(data: bytes) -> Document:
-    """The document in a file. JSON is YAML, and takes a tenth of the time without the parser, which `yaml` is for."""
+def is_json(data: bytes) -> bool:
+    """Whether all files are mappings in JSON, which is YAML."""
     try:
-        root = tree(json.loads(data))
+        found = [json.loads(one) for one in data.split(b"\0", 1)]
+        json.dumps(found, ensure_ascii=False).encode()  # an error for half of a character, which `parse` reports
     except (ValueError, RecursionError):
-        root = None
-    if not isinstance(root, yaml_tree.Mapping):
-        return read_as_yaml(data)
-    try:
-        return _Builder(FILE, DIRECTORY, Substitution(ENVIRON, DIRECTORY)).document(root)
-    except yaml_tree.TreeError as error:
-        raise ConfigError([Problem((), error.message, error.hint, FILE, error.line)]) from None
+        return False
+    return all(isinstance(one, dict) for one in found) and data.count(b"[") + data.count(b"{") <= MOST_BRACKETS
+
+
+def read_quickly(data: bytes) -> Document:
+    """The document in a file in JSON, without the parser of YAML, which takes ten times as long; `yaml` is for that."""
+    values: dict[str, Any] = {}
+    found: list[Document] = []
+    for section, components in json.loads(data).items():
+        if isinstance(components, dict) and components:
+            values[section] = {}
+            for id_, body in components.items():
+                found.append(part({section: {id_: body}}))
+                values[section] |= found[-1].values[section]
+        else:
+            found.append(part({section: components}))
+            values |= found[-1].values
+    return Document(
+        values,
+        {(): Place(FILE, 1, directory=DIRECTORY)}
+        | {path: place for one in found for path, place in one.places.items()},
+        tuple(problem for one in found for problem in one.problems),
+        tuple(problem for one in found for problem in one.unresolved),
+        {path: string for one in found for path, string in one.file_backed.items()},
+        tuple(doubt for one in found for doubt in one.doubts),
+    )
+
+
+def part(values: Mapping[str, Any]) -> Document:
+    """The document with one component, or one section that has none. Each is made once."""
+    key = repr(values)
+    if key not in PARTS:
+        if len(PARTS) >= MOST_REMEMBERED:
+            PARTS.clear()
+        try:
+            root = tree(values)
+            assert isinstance(root, yaml_tree.Mapping)
+            PARTS[key] = _Builder(FILE, DIRECTORY, Substitution(ENVIRON, DIRECTORY)).document(root)
+        except yaml_tree.TreeError as error:
+            raise ConfigError([Problem((), error.message, error.hint, FILE, error.line)]) from None
+    return PARTS[key]
+
+
+PARTS: Final[dict[str, Document]] = {}
 
 
 def tree(value: Any) -> yaml_tree.Node:
@@ -180,7 +271,6 @@ def tree(value: Any) -> yaml_tree.Node:
     if isinstance(value, list):
         return yaml_tree.Sequence(1, [tree(item) for item in value])
     if isinstance(value, str):
-        value.encode()  # an error for half of a character, which `parse` reports
         return yaml_tree.Scalar(1, value, value, plain=False)
     return yaml_tree.Scalar(1, json.dumps(value), value, plain=True)
 
@@ -228,7 +318,8 @@ def of(section: object) -> Iterable[object]:
 
 def is_for_secrets(path: tuple[str | int, ...]) -> bool:
     """Whether a value is a secret. What a file writes into other values may be shown."""
-    return not {"signing_secrets", "hash_key", "headers", "ca_pem", "cert_pem", "key_pem"}.isdisjoint(path)
+    keys_above = [COMPONENTS.type_of(key) if at == 1 else key for at, key in enumerate(path) if isinstance(key, str)]
+    return any(tuple(keys_above[:end]) in SECRETS for end in range(len(keys_above) + 1))
 
 
 def check_printed(configuration: Configuration, read: Read) -> None:
@@ -237,5 +328,5 @@ def check_printed(configuration: Configuration, read: Read) -> None:
     text = json.dumps(values) if read is read_quickly else to_yaml(values)
     for one in (*configuration.receivers.values(), *configuration.exporters.values()):
         assert SECRET not in repr(one) or SECRET in text
-    again = check_document(read(text.replace("[REDACTED]", "${env:SECRET}").encode()), COMPONENTS)
+    again = grammar.check(read(text.replace("[REDACTED]", "${env:SECRET}").encode()), COMPONENTS)
     assert plain_values(again) == values
