@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _logger: Final = logging.getLogger(__name__)
 
+TOO_LITTLE_MEMORY: Final = "there is too little memory to send it"
+"""Why a batch is rejected for which memory could not be had. A part of it needs less."""
 
 WORDS: Final[dict[type[Outcome], str]] = dict(
     zip((Delivered, PartiallyRejected, Rejected, RetryLater, Blocked), _telemetry.OUTCOMES, strict=True)
@@ -95,7 +97,7 @@ class Guarded:
         try:
             outcome = self._exporter.send(payload, count, timeout)
         except MemoryError:
-            return Rejected("there is too little memory to send it")
+            return Rejected(TOO_LITTLE_MEMORY)
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
             return self._mistaken(f"unexpected {type(error).__name__}", error)
         finally:

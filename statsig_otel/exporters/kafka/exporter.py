@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.decoding import unreadable
+from statsig_otel.exporters.delivery.guarded import TOO_LITTLE_MEMORY
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.kafka.connection import connection, place_of
 from statsig_otel.exporters.kafka.messages import Message, messages
@@ -90,6 +91,9 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             reports = self._write(batch, latest)
         except (DecodeError, RecursionError) as error:
             return Rejected(unreadable(error))
+        except MemoryError:
+            self._drop_producer()
+            return Rejected(TOO_LITTLE_MEMORY)
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             self._drop_producer()
             return Blocked(f"unexpected {type(error).__name__} of the Kafka library: {one_line(str(error))}")

@@ -4,7 +4,8 @@ import logging
 from traceback import format_tb
 from typing import ClassVar, Final, TypeVar
 
-from statsig_otel.exporters.exporter import Blocked, Outcome
+from statsig_otel.exporters.delivery.guarded import TOO_LITTLE_MEMORY
+from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected
 from statsig_otel.exporters.network.answers import PROTOBUF, one_line
 from statsig_otel.exporters.network.renewable import RenewableExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
@@ -40,7 +41,12 @@ class OtlpExporter(RenewableExporter[_S]):
         return answer.outcome
 
     def _unexpected(self, error: Exception) -> Outcome:
-        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
+        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`.
+
+        Only too little memory is `Rejected`, so that the parts of the batch are tried.
+        """
+        if isinstance(error, MemoryError):
+            return Rejected(TOO_LITTLE_MEMORY)
         # Not the error itself, which may quote a header.
         frames = "".join(format_tb(error.__traceback__))
         _logger.debug("%s: unexpected error of the %s library:\n%s", self._name, self._protocol, frames)

@@ -202,7 +202,10 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             if request is None:
                 return RetryLater("the exporter is not running")
             run = partial(copy_context().run, request.run)  # the sender's: it says that nobody makes spans of this
-            Thread(target=run, name=f"{self._name} request", daemon=True).start()
+            try:
+                Thread(target=run, name=f"{self._name} request", daemon=True).start()
+            except RuntimeError as error:
+                return self._without_thread(error)
             in_time = request.wait(deadline - time.monotonic())
             if not in_time:
                 request.abandon()
@@ -262,6 +265,11 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 connection.sock.settimeout(timeout)
             self._request = _Request(connection, self._target(), body, self._headers, self._tunnel)
             return self._request
+
+    def _without_thread(self, error: RuntimeError) -> Outcome:
+        """The outcome while the system has no thread for the request: the limit of a user, or of a container."""
+        self._end(None)
+        return RetryLater(f"no thread can be started for the request: {error}")
 
     def _end(self, request: _Request | None) -> None:
         """Keep the connection of a request that was not abandoned."""

@@ -273,7 +273,12 @@ class _Server(socketserver.ThreadingUnixStreamServer):
             self._silent.add(request)
             if self._stopped:
                 self._hang_up_on_silent()
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError as error:
+            _logger.warning("A control connection can't be served: %s", error)
+            _send(request, {"error": f"the service has no thread for the command, and nothing was done: {error}"})
+            self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
         """Read the connection's line, and have it answered."""
@@ -361,12 +366,11 @@ def call(path: Path, command: str, **arguments: Any) -> Any:
 
 
 def _exchange(connection: socket.socket, request: bytes) -> Any:
-    try:
+    line = b""
+    with suppress(BrokenPipeError):  # it has answered without reading the line
         connection.sendall(request)
-        with connection.makefile("rb") as file:
-            line = file.readline(_MAX_ANSWER)
-    except (BrokenPipeError, ConnectionResetError):
-        line = b""
+    with suppress(ConnectionResetError), connection.makefile("rb") as file:
+        line = file.readline(_MAX_ANSWER)
     if not line.endswith(b"\n"):
         raise ControlError("the service ended without an answer: check what became of the command before you try again")
     try:

@@ -1,6 +1,7 @@
 """The OTLP/HTTP exporter against real servers."""
 
 import gzip
+import threading
 import time
 import tracemalloc
 from email.utils import formatdate
@@ -12,6 +13,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel import __version__
 from statsig_otel.config.opaque import Opaque
+from statsig_otel.exporters.delivery.guarded import TOO_LITTLE_MEMORY
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -404,6 +406,38 @@ def test_what_the_library_raises_unexpectedly_is_blocked_and_logged(
         assert outcome.reason.startswith("unexpected TypeError of the HTTP library")
         assert exporter.send(encoded(), 1, LONG) == Delivered()
     assert "http.py" in caplog.text
+
+
+def test_a_request_for_which_no_thread_starts_is_tried_later(sink: HttpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user or a container has as many threads as it may have: that passes without anybody's help."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith(" request"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with exporting(sink.url) as exporter:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            outcome = exporter.send(encoded(), 1, LONG)
+        assert outcome == RetryLater("no thread can be started for the request: can't start new thread")
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+
+
+def test_a_batch_for_which_there_is_too_little_memory_is_rejected(
+    sink: HttpSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its halves are tried, and no other record waits until somebody repairs something."""
+
+    def no_memory(data: bytes, mtime: int) -> bytes:
+        raise MemoryError
+
+    with exporting(sink.url, compression="gzip") as exporter:
+        with monkeypatch.context() as patched:
+            patched.setattr(gzip, "compress", no_memory)
+            assert exporter.send(encoded(), 1, LONG) == Rejected(TOO_LITTLE_MEMORY)
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
 
 
 def test_an_error_of_the_library_that_quotes_a_header_is_told_without_it(

@@ -1,4 +1,4 @@
-"""The turns of commands: whoever gives one, the next one waits, and a shutdown too."""
+"""The turns and threads of commands: whoever gives one, the next one waits, and a shutdown too."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from statsig_otel.plugin.control import socket
-from statsig_otel.plugin.control.socket import ControlError, ControlServer
-from tests.plugin.control.test_socket import HANDLERS, WAIT, talk
+from statsig_otel.plugin.control.socket import ControlError, ControlServer, call
+from tests.plugin.control.test_socket import HANDLERS, WAIT, serving, talk
 from tests.waiting import wait_until
 
 
@@ -44,3 +44,18 @@ def test_a_command_that_did_not_come_by_the_socket_takes_its_turn(
     for command, refusal in (("refuse", "because"), ("fail", "log says why"), ("other", "knows no command")):
         with pytest.raises(ControlError, match=refusal):
             ControlServer(path, HANDLERS).carry_out(command, {})
+
+
+def test_a_command_for_which_no_thread_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user or a container has as many threads as it may have."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with serving(tmp_path / "control.sock") as path:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            for _ in range(100):  # and no place of a client is lost
+                with pytest.raises(ControlError, match="no thread for the command, and nothing was done"):
+                    call(path, "echo")
+        assert call(path, "echo", n=1) == {"n": 1}
