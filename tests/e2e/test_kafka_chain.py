@@ -1,6 +1,7 @@
 """From webhooks through nginx, replicas, Apache Kafka and two Collectors to a backend: nothing is lost."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from tests.exporters.kafka.records import uid_of
 from tests.peers.kafka_cluster import read_all
 from tests.peers.otlp_servers import HttpSink
 from tests.waiting import wait_until
+
+SCALING = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(45 * 60.0), pytest.mark.xdist_group("apache_kafka")]
 
@@ -130,6 +133,16 @@ def test_too_few_replicas_refuse_webhooks_and_the_doctor_sees_it(chain: Chain) -
             chain.kafka.brokers[2].start()
         wait_until(lambda: post(url(made), change(3)).status == 200, "the replica", within=PATIENCE)
         assert {uid(change(1)), uid(change(3))} <= written(chain, "strict")
+
+
+def test_the_page_s_command_makes_a_topic_with_which_the_doctor_is_content(chain: Chain) -> None:
+    (command,) = re.findall(r"kafka-topics\.sh .*?(?=\n```)", SCALING, re.DOTALL)
+    chain.kafka.run(command.replace("otlp_logs", "documented"))
+    found = chain.kafka.run("kafka-topics.sh --bootstrap-server kafka-1:9092 --describe --topic documented")
+    for value in ("PartitionCount: 6", "ReplicationFactor: 3", "min.insync.replicas=2", "retention.ms=1209600000"):
+        assert value in found
+    settings = KafkaSettings(brokers=chain.kafka.addresses(), logs=KafkaLogsSettings(topic="documented"))
+    wait_until(lambda: check_brokers(settings, 30)[1] is None, "its leaders", within=PATIENCE)
 
 
 def test_the_doctor_warns_of_a_topic_whose_leader_acknowledges_alone(chain: Chain) -> None:
