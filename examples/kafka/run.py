@@ -13,14 +13,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 from tests.e2e.kafka_chain import Chain
 from tests.e2e.kafka_kills import PATIENCE, ReceivedRecords, Sender
 from tests.e2e.otelcol import UnavailableError
+from tests.e2e.processes import Restartable
 from tests.e2e.statsig_client import SECRET, load
 from tests.peers.otlp_servers import HttpSink
 
@@ -36,19 +39,37 @@ def say(text: str) -> None:
     print(f"{datetime.now(UTC):%H:%M:%S} {text}", flush=True)
 
 
+def interrupt(*_: object) -> NoReturn:
+    """End what is done, once: while all processes are being stopped, another Ctrl-C would leave some behind."""
+    let_interrupt(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def let_interrupt(handler: Callable[..., object] | signal.Handlers = interrupt) -> None:
+    """Let Ctrl-C, and SIGTERM, interrupt the program, or call another handler."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def supervised(chain: Chain) -> Iterator[None]:
     """Start again what ends during the block."""
     is_over = threading.Event()
 
+    def start_again(part: Restartable) -> None:
+        say(f"{part.name} is gone")
+        part.kill()
+        try:
+            part.start()
+        except AssertionError:  # it was killed once more
+            return
+        say(f"{part.name} runs again, pid {part.pid}")
+
     def supervise() -> None:
         while not is_over.wait(1):
             for part in chain.parts:
                 if not part.is_running:
-                    say(f"{part.name} is gone")
-                    part.kill()
-                    part.start()
-                    say(f"{part.name} runs again, pid {part.pid}")
+                    start_again(part)
 
     supervisor = threading.Thread(target=supervise)
     supervisor.start()
@@ -83,7 +104,9 @@ class Shown:
         """How many changes there were."""
         uids = self._delivered.uids
         again = sum(count > 1 for count in uids.values())
+        refused = sum(count for status, count in self._sender.statuses.items() if status != HTTPStatus.OK)
         return (
+            f"{refused} webhooks were not answered with 200, and sent again; "
             f"{len(self._sender.acknowledged)} changes were acknowledged; {len(uids)} delivered, {again} of them again"
         )
 
@@ -111,38 +134,47 @@ def kill_one_of_each(chain: Chain, shown: Shown) -> None:
     watch(shown, 5)
 
 
+def run(*, once: bool) -> bool:
+    """Run the chain, until Ctrl-C or until one of each kind was killed. Whether all that was acknowledged arrived."""
+    say("Starting. The first time Kafka is fetched (44 MB) and the Collector is built, which takes some minutes.")
+    with TemporaryDirectory() as folder, HttpSink() as sink, Chain(Path(folder), sink.url) as chain:
+        for part in chain.parts:
+            say(f"{part.name} runs, pid {part.pid}")
+        say(f"webhook URL: {chain.url}, signing secret: {SECRET}")
+        sender = Sender(1, chain.url, pause=1.0)
+        shown = Shown(sink, sender)
+        with supervised(chain):
+            with load([sender]), contextlib.suppress(KeyboardInterrupt):
+                if once:
+                    kill_one_of_each(chain, shown)
+                else:
+                    watch(shown, float("inf"))
+            let_interrupt()
+            say("Ending, once all that was acknowledged has arrived. Ctrl-C ends it at once.")
+            latest = time.monotonic() + PATIENCE
+            while not (all_arrived := shown.print_new()) and time.monotonic() < latest:
+                time.sleep(0.1)
+        say(shown.summary())
+    return all_arrived
+
+
 def main() -> int:
     """Run the chain, and return 1 if it can't be run, or if a change is missing at the end."""
     parser = argparse.ArgumentParser(description="Run the whole chain with Kafka on this machine.")
     parser.add_argument("--once", action="store_true", help="kill one of each kind, and end")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all processes end with this one
-    say("Starting. The first time Kafka is fetched (44 MB) and the Collector is built, which takes some minutes.")
-    with TemporaryDirectory() as folder, HttpSink() as sink:
-        try:
-            chain = Chain(Path(folder), sink.url)
-        except UnavailableError as error:
-            print(WITHOUT.format(error=error), file=sys.stderr)
-            return 1
-        with chain:
-            for part in chain.parts:
-                say(f"{part.name} runs, pid {part.pid}")
-            say(f"webhook URL: {chain.url}, signing secret: {SECRET}")
-            sender = Sender(1, chain.url, pause=1.0)
-            shown = Shown(sink, sender)
-            with supervised(chain):
-                with load([sender]), contextlib.suppress(KeyboardInterrupt):
-                    if options.once:
-                        kill_one_of_each(chain, shown)
-                    else:
-                        watch(shown, float("inf"))
-                latest = time.monotonic() + PATIENCE
-                while not (all_arrived := shown.print_new()) and time.monotonic() < latest:
-                    time.sleep(0.1)
-            say(shown.summary())
-    if not all_arrived:
+    let_interrupt()
+    try:
+        if run(once=options.once):
+            return 0
         print("!! SOME THAT WERE ACKNOWLEDGED ARE MISSING", file=sys.stderr)
-    return 0 if all_arrived else 1
+    except UnavailableError as error:
+        print(WITHOUT.format(error=error), file=sys.stderr)
+    except (AssertionError, TimeoutError) as error:
+        print(f"!! {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        say("Stopped.")
+    return 1
 
 
 if __name__ == "__main__":
