@@ -158,6 +158,8 @@ def check_day(output: str) -> None:
     )
     # The queue knows the redelivery: it is answered, and not sent on.
     assert not any(row.endswith("redelivery") for row in shown)
+    sent = f"14 of 14 webhooks, with {CHANGES + 2} changes (1 for the second time, 1 forged) and 18 exposures"
+    assert f"sent       {sent}\nanswered   13 with 200, 1 with 401\n" in output
     assert f"accepted   {CHANGES} changes, 1 duplicate, 0 invalid" in output
     assert "payments_kill_switch" not in output
     assert f"{CHANGES} of {CHANGES} changes, in {CHANGES} records: 0 had" in output

@@ -39,7 +39,8 @@ def command(locations: tuple[str, ...], listen: str | None, *, as_json: bool) ->
         )
     else:
         _show(findings)
-        click.echo(f"\n{len(findings)} checks, {counts['failed']} failed, {counts['warning']} with a warning")
+        others = f"{counts['warning']} with a warning, {counts['unknown']} without an answer"
+        click.echo(f"\n{len(findings)} checks: {counts['ok']} ok, {counts['failed']} failed, {others}")
     if counts["failed"]:
         click.get_current_context().exit(1)
 

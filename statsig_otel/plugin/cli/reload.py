@@ -15,7 +15,8 @@ from statsig_otel.plugin.settings.storage import find_directory
 _PARTLY: Final = 3
 """The exit code if an exporter can't be started, or certificates can't be renewed."""
 
-_HINT: Final = "pass the queue's directory, which the service's log names, with --directory DIR; or send SIGHUP"
+_DIRECTORY: Final = "--directory DIR, the queue's directory, which the service's log names"
+_HINT: Final = f"pass --config FILE, as the service was started, or {_DIRECTORY}; or send SIGHUP"
 
 
 @click.command()
@@ -65,7 +66,7 @@ def _find_directory(locations: tuple[str, ...]) -> Path:
     except ConfigError as error:
         raise ControlError(
             f"the configuration does not say where the queue's directory is\n{error}\n"
-            f"hint: nothing was reloaded; {_HINT}"
+            f"hint: nothing was reloaded; pass {_DIRECTORY}; or send SIGHUP"
         ) from error
 
 

@@ -39,6 +39,8 @@ _NUMBERS: Final = frozenset({"WAITING", "OLDEST", "SENT/MIN", "SENT", "AGO", "N"
 _WIDEST: Final = {"EXPORTER": 20, "RECEIVER": 14, "REASON": 27, "WHO": 16, "CHANGE": 32, "ENVIRONMENTS": 16}
 """The most columns of a cell, so that the last cell of a line has room."""
 
+_ELSEWHERE: Final = "If it runs on another queue, pass its --config FILE or --directory DIR"
+
 _MOST_EXPORTERS: Final = 6
 _MOST_WORDS: Final = 4
 _COLORS: Final = {"retrying": "33", "refused": "31", "blocked": "1;31"}
@@ -72,7 +74,7 @@ def command(*, once: bool, as_json: bool) -> None:
         if as_json or once or not sys.stdout.isatty():
             seen = _status_of(access)
             if seen is None:
-                raise ControlError(f"no service runs on the queue in {access.directory}")
+                raise ControlError(f"no service runs on the queue in {access.directory}\nhint: {_ELSEWHERE}")
             if as_json:
                 click.echo(json.dumps(seen, indent=2))
             else:
@@ -100,7 +102,7 @@ def _watch(access: QueueAccess) -> None:
             columns, lines = shutil.get_terminal_size()
             try:
                 seen = _status_of(access)
-                why = f"No service runs on the queue in {access.directory}. It is shown here once it starts."
+                why = f"No service runs on the queue in {access.directory}. Once it starts, it is shown. {_ELSEWHERE}."
             except ControlError as error:
                 seen, why = None, str(error)
             shown = wrap(printable(why), columns)

@@ -56,7 +56,7 @@ class QueueAccess:
         if not found and self.configured == ():
             raise ControlError(f"no exporter of this configuration has a sending queue: {_INSTEAD}")
         if not found:
-            place = f"{self.directory} contains no queue: name the right place with --directory or --config"
+            place = f"{self.directory} contains no queue: name the right place with --config or --directory"
             raise ControlError(f"{place}. If no exporter of the service has a sending queue, {_INSTEAD}")
 
     @property

@@ -70,14 +70,15 @@ class Tally:
         sent = [delivery for delivery, _ in self._answers]
         statuses = [answer.status for _, answer in self._answers]
         forged = [answer.status for delivery, answer in self._answers if delivery.forged]
-        changes = {uid for delivery in sent if not delivery.forged for uid, _ in delivery.rows}
+        changes = sum(len(delivery.rows) for delivery in sent)
+        repeated = sum(len(delivery.rows) for delivery in sent if delivery.redelivery)
+        false = sum(len(delivery.rows) for delivery in sent if delivery.forged)
         exposures = sum(delivery.ignored for delivery in sent)
-        twice = sum(len(delivery.rows) for delivery in sent if delivery.redelivery)
         counts = self._counts
         lines = {
-            "sent": f"{len(sent)} of {len(self._day)} deliveries: {counted(len(changes), 'change')}, {twice} of them "
-            f"twice; {counted(exposures, 'exposure')}; {counted(len(forged), 'forged signature')}",
-            "answered": ", ".join(f"{statuses.count(status)} x {status}" for status in sorted(set(statuses))),
+            "sent": f"{len(sent)} of {len(self._day)} webhooks, with {counted(changes, 'change')} "
+            f"({repeated} for the second time, {false} forged) and {counted(exposures, 'exposure')}",
+            "answered": ", ".join(f"{statuses.count(status)} with {status}" for status in sorted(set(statuses))),
             "accepted": f"{counted(counts['accepted'], 'change')}, {counted(counts['duplicates'], 'duplicate')}, "
             f"{counts['invalid']} invalid",
             "ignored": counted(counts["ignored"], "exposure"),

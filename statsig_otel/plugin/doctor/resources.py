@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Final
@@ -46,6 +47,9 @@ _SYSTEMD: Final = FilePath("/run/systemd/system")
 """A directory that there is where systemd runs the machine: sd_booted(3)."""
 
 _SOCKET_UNIT: Final = "If systemd listens there for this service, with a socket unit, nothing is wrong"
+_ITSELF: Final = (
+    "If it is the service that listens there, nothing is wrong: check it with the --config that it runs with"
+)
 _READERS: Final = ("service", "telemetry", "metrics", "readers")
 _PROCESSORS: Final = ("service", "telemetry", "traces", "processors")
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
@@ -118,8 +122,11 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
 
 
 def check_ports(configuration: Configuration, document: Document) -> list[Problem]:
-    """Which of the receivers' addresses can't be listened on."""
-    return [problem for problem, _ in _ports(configuration, document)]
+    """Which of the addresses can't be listened on. Not for the process that listens on them, if it is known."""
+    return [
+        replace(problem, hint=f"{problem.hint}. {_ITSELF}") if is_used else problem
+        for problem, is_used in _ports(configuration, document)
+    ]
 
 
 def check_locks(configuration: Configuration, document: Document) -> list[Problem]:

@@ -97,7 +97,7 @@ def test_a_directory_that_only_the_service_can_know() -> None:
     assert first == "Error: the configuration does not say where the queue's directory is"
     assert second.startswith("extensions::file_storage::directory: the environment variable QUEUE is not set (")
     assert result.output.splitlines()[-1] == (
-        "hint: nothing was reloaded; pass the queue's directory, which the service's log names, with --directory DIR; "
+        "hint: nothing was reloaded; pass --directory DIR, the queue's directory, which the service's log names; "
         "or send SIGHUP"
     )
     assert "STATSIG_SIGNING_SECRET" not in result.output
@@ -115,7 +115,8 @@ def test_nobody_is_there() -> None:
     result = call("--config", config())
     assert result.exit_code == 1
     assert result.output.startswith(
-        f"Error: no service is running on {Path.cwd()}/queue\nhint: pass the queue's directory"
+        f"Error: no service is running on {Path.cwd()}/queue\nhint: pass --config FILE, as the service was "
+        "started, or --directory DIR"
     )
 
 

@@ -100,7 +100,10 @@ def test_a_service_that_does_not_run_is_said(tmp_path: Path) -> None:
         pass
     found = top(tmp_path, "--once")
     assert (found.exit_code, found.stdout) == (1, "")
-    assert f"no service runs on the queue in {tmp_path}" in found.stderr
+    assert (
+        f"no service runs on the queue in {tmp_path}\nhint: If it runs on another queue, pass its --config FILE"
+        in found.stderr
+    )
     assert top(tmp_path / "elsewhere").exit_code == 1
 
 

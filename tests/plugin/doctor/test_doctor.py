@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import resource
 import socket
 import sqlite3
@@ -265,7 +266,11 @@ def test_all_is_well(tmp_path: Path, sink: HttpSink) -> None:
     assert lines[0] == ["CHECK", "STATUS", "RESULT"]
     assert ["statsig-otel", "ok", statsig_otel.__version__] in lines
     assert ["configuration", "ok", "valid"] in lines
-    assert " 0 failed, " in result.output.splitlines()[-1]
+    *_, last = result.output.splitlines()
+    numbers = [int(word) for word in re.findall(r"\d+", last)]
+    assert last == "{} checks: {} ok, {} failed, {} with a warning, {} without an answer".format(*numbers)
+    assert numbers[0] == sum(numbers[1:])
+    assert numbers[2] == 0
     assert not (tmp_path / "queue").exists()
 
 
@@ -319,7 +324,9 @@ def test_a_port_that_another_process_has(tmp_path: Path) -> None:
         found = checks("--config", str(queued), env=ENV, exit_code=1)["this machine"]
         assert (found["status"], "the port is in use" in found["detail"]) == ("failed", True)
         direct = write_config(tmp_path, {"debug": {}}, endpoint=endpoint)
-        assert checks("--config", str(direct), env=ENV)["this machine"]["status"] == "warning"
+        found = checks("--config", str(direct), env=ENV)["this machine"]
+        assert found["status"] == "warning"
+        assert "If it is the service that listens there, nothing is wrong" in found["hint"]
         free = write_config(tmp_path, {"debug": {}}, queued=True)
         found = checks("--config", str(free), "--listen", endpoint, env=ENV, exit_code=1)["this machine"]
         assert "the port is in use" in found["detail"]
