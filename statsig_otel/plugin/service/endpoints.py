@@ -1,5 +1,7 @@
 """Groups receivers by address, checks that those on one address agree, and makes the server of each address."""
 
+import logging
+import resource
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +11,11 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.listening import InheritedSocket
-from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.server import OTHER_FILES, HttpServer
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.watch.health import Health, with_health_path
+
+_logger: Final = logging.getLogger(__name__)
 
 SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls", "health_path")
 """The settings of a server, which have to agree for all receivers on one endpoint."""
@@ -61,6 +65,7 @@ class Endpoint:
         receivers: Mapping[str, StatsigReceiver],
         inherited: socket.socket | None,
         health: Health,
+        max_connections: int,
     ) -> None:
         self._paths = {name: one.path for name, one in settings.items()}
         self.receivers: Final = tuple(settings)
@@ -75,7 +80,7 @@ class Endpoint:
             port=port,
             inherited=inherited,
             read_header_timeout=first.read_header_timeout,
-            max_connections=first.max_connections,
+            max_connections=max_connections,
             tls=first.tls,
         )
 
@@ -118,7 +123,33 @@ def endpoints_of(
     for name, one in settings.items():
         shared.setdefault(one.endpoint, {})[name] = one
     sockets = _by_endpoint(inherited, {name: one.endpoint for name, one in settings.items()})
-    return [Endpoint(group, receivers, sockets.get(address), health) for address, group in shared.items()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = within_open_files([next(iter(group.values())).max_connections for group in shared.values()], limit)
+    return [
+        Endpoint(group, receivers, sockets.get(address), health, connections)
+        for (address, group), connections in zip(shared.items(), most, strict=True)
+    ]
+
+
+def within_open_files(connections: Sequence[int], limit: int) -> list[int]:
+    """The most connections of several servers, which leave open files to each other and to the rest of the process.
+
+    Otherwise clients of two servers could use up all files, and no server would accept a connection. A server that is
+    alone sees to that by itself.
+
+    Args:
+        connections: The most connections of each server, as they are configured.
+        limit: Of open files.
+    """
+    wanted, allowed = sum(connections), limit - min(OTHER_FILES, limit // 2)
+    if len(connections) == 1 or limit == resource.RLIM_INFINITY or wanted <= allowed:
+        return [*connections]
+    message = (
+        "%d connections of %d endpoints exceed the limit of %d open files, so only %d are served at a time; raise the "
+        "limit (LimitNOFILE in systemd)"
+    )
+    _logger.warning(message, wanted, len(connections), limit, allowed)
+    return [max(one * allowed // wanted, 1) for one in connections]
 
 
 def expired_certificates(endpoints: Iterable[Endpoint]) -> dict[str, str]:

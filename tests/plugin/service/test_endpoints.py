@@ -1,5 +1,6 @@
 """Which receiver gets which of the sockets that a supervisor passes."""
 
+import resource
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
-from statsig_otel.plugin.service.endpoints import endpoints_of
+from statsig_otel.plugin.service.endpoints import endpoints_of, within_open_files
 from statsig_otel.plugin.watch.health import Health
 
 NOWHERE = "192.0.2.1:1"
@@ -80,3 +81,16 @@ def test_sockets_that_do_not_fit_are_refused(names: tuple[str, ...], message: st
     with socket.create_server(("127.0.0.1", 0)) as one, pytest.raises(ValueError, match="LISTEN_FDNAMES") as raised:
         urls(TWO, *((name, one) for name in names))
     assert str(raised.value) == message
+
+
+def test_all_servers_together_leave_open_files_to_the_rest() -> None:
+    for connections, limit, most in (
+        ([1000], 64, [1000]),  # it limits itself
+        ([1000, 1000], 4096, [1000, 1000]),
+        ([1000, 1000], 2128, [1000, 1000]),
+        ([1000, 1000], 2127, [999, 999]),
+        ([1000, 1000, 10], 1024, [445, 445, 4]),
+        ([1000, 1, 1], 64, [31, 1, 1]),
+        ([10**9, 10**9], resource.RLIM_INFINITY, [10**9, 10**9]),
+    ):
+        assert within_open_files(connections, limit) == most
