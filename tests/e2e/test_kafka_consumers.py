@@ -162,9 +162,11 @@ def test_a_backend_that_is_away_gets_everything_later_and_a_new_group_begins_wit
             assert PAUSED not in topic.collector.output
 
 
-def test_a_permanent_error_pauses_a_partition_until_the_collector_is_started_again(kafka: ApacheKafka) -> None:
+@pytest.mark.parametrize("again", ["same", "another"])
+def test_a_permanent_error_pauses_a_partition_until_a_collector_is_started(kafka: ApacheKafka, again: str) -> None:
     """Nothing is lost, the other partitions go on, and the brokers see the lag."""
-    with HttpSink() as sink, Topic(kafka, "permanent", sink.port) as topic:
+    name = f"permanent-{again}"
+    with HttpSink() as sink, Topic(kafka, name, sink.port) as topic, ExitStack() as stack:
         backend = Backend(sink, {f"bad{status}": status for status in PERMANENT})
         topic.collector.start()
         for partition in range(6):
@@ -182,9 +184,14 @@ def test_a_permanent_error_pauses_a_partition_until_the_collector_is_started_aga
         wait_until(lambda: topic.lags() == {0: 3, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}, "the lag", within=PATIENCE)
         assert topic.metric("otelcol_exporter_send_failed_log_records") == {"": 4}
         assert set(topic.metric("otelcol_kafka_receiver_offset_lag")) == {"4", "5"}
-        assert topic.collector.stop() == 0
-        topic.collector.start()
-        behind = [name for status in PERMANENT for name in (f"bad{status}", f"behind{status}")]
+        if again == "same":
+            assert topic.collector.stop() == 0
+            topic.collector.start()
+        else:
+            other = topic.another()
+            stack.callback(other.kill)
+            other.start()
+        behind = [f"{kind}{status}" for status in PERMANENT for kind in ("bad", "behind")]
         backend.takes(*behind, *(f"late{partition}" for partition in range(4)))
         assert len(backend.taken) == len(set(backend.taken)) == 6 + 8 + 6
 
