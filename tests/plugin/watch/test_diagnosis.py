@@ -229,7 +229,8 @@ def test_an_entry_that_goes_on_after_a_good_webhook_is_not_over() -> None:
 
 
 def test_a_webhook_that_was_answered_with_5xx_is_told_for_a_day_whatever_comes_later() -> None:
-    for reason in ("queue_full", "disk_full", "storage_failed", "exporter_failed", "slow_consumer", "of an embedder"):
+    consumer = ("exporter_failed", "not_kept", "slow_consumer", "of an embedder")
+    for reason in ("queue_full", "disk_full", "storage_failed", *consumer):
         for before in (1, 10, 7200, 86_399):
             lost = refused(reason, status=503, before=before)
             found = facts(replace(RECEIVING, last_accepted=NOW, last_change=NOW), SENDING, lost)
