@@ -62,8 +62,9 @@ class RetryLater:
     Attributes:
         reason: What happened, for the log.
         after: The least number of seconds to wait, if the backend asks for one; at most an hour.
-        may_be_data: Whether one of the records may be the cause, as with HTTP 500. Then the record is found, and if it
-            fails alone in this way for ten minutes, that counts as `Rejected`.
+        may_be_data: Whether one of the records may be the cause, as with HTTP 500. Then the record is found, and the
+            others are sent. It becomes a dead letter if it fails alone in this way three more times, at least 200
+            seconds apart, and each time another record was taken in between.
 
     Raises:
         TypeError: A value has another type.

@@ -3,11 +3,18 @@
 import sys
 from typing import Final
 
-from statsig_otel.exporters.exporter import Delivered, Outcome, PartiallyRejected
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue.records import Records
 
 _MOST_WORDINGS: Final = 10
 """The most wordings of refusals that are told apart. If there are more, the kinds of answers are."""
+
+
+_MOST_TEXTS: Final = 1000
+"""Of so many failed records the backend's words are kept; of any further ones only the kind of the answer."""
+
+_LONGEST_KIND: Final = 200
+"""The most characters that are kept of a kind."""
 
 
 class SeenAnswers:
@@ -20,7 +27,7 @@ class SeenAnswers:
         """Whether no record was refused like this; it is remembered."""
         words = words_of(reason)
         answer = words if len(self._seen) < _MOST_WORDINGS else kind_of(words)
-        is_new = answer not in self._seen and len(self._seen) < 2 * _MOST_WORDINGS
+        is_new = self._seen.isdisjoint([words, answer]) and len(self._seen) < 2 * _MOST_WORDINGS
         if is_new:
             self._seen.add(answer)
         return is_new
@@ -35,11 +42,22 @@ def kind_of(reason: str) -> str:
     return reason.partition(": ")[0]
 
 
+def kept(reason: str, failed: int) -> str:
+    """What is kept of a reason, if so many records failed: it may differ for each of them."""
+    text = str(reason) if failed <= _MOST_TEXTS else kind_of(reason)[:_LONGEST_KIND]
+    return sys.intern(text)  # often one string for all
+
+
 def words_of(reason: str) -> str:
     """A reason without those of the backend's words that may differ each time: numbers, times and ids have a digit."""
     kind, colon, said = reason.partition(": ")
     words = " ".join(word for word in (said or kind).split() if not any(map(str.isdigit, word)))
     return sys.intern(f"{kind}{colon}{words}" if colon else words)
+
+
+def is_answer(outcome: Outcome) -> bool:
+    """Whether an outcome may be about the data, rather than about the backend, the way to it or the moment."""
+    return outcome.may_be_data if isinstance(outcome, RetryLater) else not isinstance(outcome, Blocked)
 
 
 def is_taken(part: Records, outcome: Outcome) -> bool:

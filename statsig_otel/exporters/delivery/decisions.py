@@ -20,26 +20,24 @@ queue into dead letters, and one bad record must not hold up the others. These a
 7. Evidence ends when the exporter fails in any other way, since the backend may be a different one after that. But a
    limit on the rate of requests can be the cause. So while a refused record waits, `Pace` finds the pause that two
    sends need between them.
-8. A failure that may be about the data (HTTP 500) is a fault. A record that gets one alone keeps its place too, and
-   counts as tried. Ten minutes after its first one, its faults count as refusals. Only what was taken since the first
-   one is evidence, and some faults have to follow it: a backend that comes back can fail at random. If records with
-   faults are taken after all, the others need more of them. If a record is refused after faults, only what was taken
-   since that refusal is evidence. The ten minutes run for all records at once, and stand still while the exporter fails
-   in any other way.
-9. A fault is followed by a wait, as is a failure of any other kind. But if anything was taken since the last wait, or
-   if the head was refused, the sender goes on with rule 3. So a backend that is away gets one request at a time, and
-   one that takes other records gets them.
+8. A failure that may be about the data (HTTP 500) is a fault. A record that gets one alone keeps its place and counts
+   as tried. Its first fault counts, and each one 200 s or more after the last that counted, if another record was taken
+   in between; a refusal after a fault counts too. The fourth makes it a dead letter. If a record is taken after two or
+   more, the backend fails at random, and all records are back at one. Failures of other kinds do not change this.
+9. A record whose next fault counts is sent in turn with those that were not tried. A fault is followed by a wait, but
+   not if anything was taken since the last wait, or since a fault of the same record that counted, or if the head was
+   refused. So a backend that is away gets one request at a time, and one that takes other records gets them.
 """
 
 import math
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from statsig_otel._telemetry import FailedState
-from statsig_otel.exporters.delivery.answers import SeenAnswers, is_taken, words_of
-from statsig_otel.exporters.delivery.evidence import FEWEST_FAULTS, UNSENT, Evidence, Failed
+from statsig_otel.exporters.delivery.answers import SeenAnswers, is_answer, is_taken, kept
+from statsig_otel.exporters.delivery.evidence import UNSENT, Evidence, Failed, Faults
 from statsig_otel.exporters.delivery.pace import Pace
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
@@ -56,11 +54,13 @@ from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKi
 SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
 
-_LONGEST_GAP: Final = 60.0
-"""The most seconds that count between two sends for a row of faults: two far apart show nothing of the time between."""
-
 _MORE_UNTRIED: Final = 4
-"""After so many waits a record that may have been tried is sent, though others were not: those may fail each time."""
+"""After one of so many waits a record is sent that may have been tried, though others were not, and may always fail."""
+
+_ONE_FAILS: Final = "a record fails while others are delivered, and becomes a dead letter if that goes on"
+"""The kind of the failure while the record at the head has faults and the backend takes others."""
+
+_NotTaken: TypeAlias = RetryLater | Rejected | PartiallyRejected | Blocked
 
 
 class Waiting(Protocol):
@@ -118,10 +118,8 @@ class Decisions:
         self._sent_at = -math.inf  # the time of the last outcome
         self._pace = Pace(settings.between_probes)
         self._waited_at = 0  # the number of the last send before the last wait, or before the first failure
-        self._clock = 0.0  # of faults: seconds in which the exporter did not fail in any other way
-        self._runs = False  # this clock
         self._evidence = Evidence()
-        self._failing_since = math.inf  # the first temporary failure since another outcome, or since a record was done
+        self._faults = Faults(settings.refused_after)
         self._trying = Records()  # the batch that is halved now: at the head, or a probe
         self._tried_up_to = 0  # each record up to this seq was tried
         self._probed_at = -settings.between_probes
@@ -161,15 +159,17 @@ class Decisions:
             self._tries_head = False
             return batch[:1]
         part, may_probe = Records(), self.probe_pause(now) <= 0
-        if may_probe or self._works() or not self._of(head).is_fault:
-            part = self._part(self._trying, self._was_refused)
+        if self._sends.bit_count() % 2 and (due := self._due(waiting, now)):
+            return due
+        if may_probe or self._works() or not self._is_faulty(head):
+            part = self._part(self._trying, self._was_tried)
         if not part and may_probe:
             part = self._probe(head, waiting)
         if part:
-            self._probed_at, self._tries_head = now, self._tries_head and not self._may_pass(head)
+            self._probed_at, self._tries_head = now, self._tries_head and not self._is_faulty(head)
         elif self._tries_head:  # no other record waits
             self._tries_head, part = False, batch[:1]
-        return part
+        return part or self._due(waiting, now)
 
     @property
     def answers(self) -> bool:
@@ -187,9 +187,7 @@ class Decisions:
     def is_held_back(self, seq: int) -> bool:
         """Whether a record was refused alone, or had a fault alone, and nothing says yet that it is the data."""
         failed = self._of(seq)
-        if failed.refusal is None or self._may_pass(seq) or self._evidence.is_unclear(failed):
-            return failed.refusal is not None
-        return not self._evidence.is_against(seq, failed)
+        return failed.is_tried and (not failed.refused_by or not self._evidence.is_against(seq, failed))
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
@@ -199,16 +197,11 @@ class Decisions:
             outcome: Its outcome.
             now: Seconds of a monotonic clock.
         """
-        if not self._failed:
-            self._waited_at = self._sends
-        self._sends += 1
-        self._pass_time(outcome, now)
-        if not isinstance(outcome, RetryLater):
-            self._failing_since = math.inf
+        self._count_send(outcome, now)
         if isinstance(outcome, Delivered):
             self._take_delivered(part, outcome.only)
             return None
-        self._count(part, outcome.reason)
+        self._count(part, outcome, now)
         match outcome:
             case PartiallyRejected(count, reason):
                 said = f"{count} of {len(part)} were refused: {reason}"
@@ -217,7 +210,7 @@ class Decisions:
                 else:
                     self._decide(part, "batch", said)
             case Rejected(reason):
-                self._refuse(part, reason)
+                self._refuse(part, reason, now)
             case RetryLater():
                 return self._retry(part, outcome, now)
             case Blocked(reason, hint):
@@ -231,18 +224,23 @@ class Decisions:
     def failure_of_head(self, head: int) -> Failure:
         """The failure while the record at the head, with this seq, was refused and nothing says that it is the data.
 
-        If that is true of several records, the backend is blocked rather than each of them bad.
+        If others were refused too since anything was taken, the backend is blocked rather than each of them bad.
         """
-        reason = self._of(head).refusal or ""
-        if self._may_pass(head) or self._evidence.is_unclear(self._of(head)):
-            return Failure("retrying", reason)
-        if any(seq > head and self.is_held_back(seq) for seq in self._failed):
+        reason, taken_by = self._of(head).reason, self._evidence.taken_by
+        if self._is_faulty(head):
+            is_passed = self._faults.is_passed(head, self._of(head), taken_by)
+            return Failure("retrying", f"{_ONE_FAILS}: {reason}" if is_passed else reason)
+        others = ((seq, failed) for seq, failed in self._failed.items() if seq > head and self.is_held_back(seq))
+        if any(
+            failed.refused_by > taken_by if failed.refused_by else not self._faults.is_passed(seq, failed, taken_by)
+            for seq, failed in others
+        ):
             every = f"nothing is taken: each record that was sent is refused: {reason}"
             return Failure("blocked", every, hint="look at what the backend says, at its limits and at what it takes")
         return Failure("refused", reason)
 
     def try_again(self) -> None:
-        """A wait is over: the head is sent again, even if it was refused, and then one of the others."""
+        """A wait is over: the head, even if it was refused, and one of the others are sent again, in any order."""
         self._tries_head = self._tries_another = True
         self._trying, self._waited_at = Records(), self._sends
 
@@ -257,12 +255,12 @@ class Decisions:
     def _try_all(self) -> None:
         self._trying, self._tried_up_to = Records(), 0
         for failed in self._failed.values():
-            failed.limit = failed.limit if failed.refusal is None else 0
-            failed.refusal = None
+            failed.limit = 0 if failed.is_tried else failed.limit
+            failed.is_tried = False
 
     def forget_evidence(self) -> None:
-        """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
-        self._evidence.forget()
+        """Forget the evidence that refusals are about the data. Records sent out of order are still passed over."""
+        self._evidence.begin_anew(self._sends)
 
     def skip(self, batch: Records) -> Decided:
         """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
@@ -276,12 +274,12 @@ class Decisions:
 
     def ticked_off(self, records: Records) -> None:
         """These records do not wait any more."""
-        self._failing_since, self._trying = math.inf, Records()
+        self._trying = Records()
         if self._failed:
+            self._faults.remove(records.seqs)
             for seq in records.seqs:
                 self._failed.pop(seq, None)
             if not self._failed:
-                self._evidence.needed = FEWEST_FAULTS
                 self._pace.reset()
                 self._answers.clear()
         verdict = self._verdicts.pop(records.seqs[0], None)
@@ -331,7 +329,7 @@ class Decisions:
     def _next_untried(self, waiting: Waiting) -> Records:
         """The next records that were not tried, from the head on; empty if there are none."""
         while batch := waiting.read_behind(self._tried_up_to, self._settings.max_records, self._settings.max_bytes):
-            if part := self._part(batch, self._was_refused):
+            if part := self._part(batch, self._was_tried):
                 self._trying = batch
                 return part
             self._tried_up_to = batch.seqs[-1]
@@ -342,9 +340,17 @@ class Decisions:
         probes_newest, self._probes_newest = self._probes_newest, True
         if probes_newest:
             newest = waiting.newest(sys.maxsize, self._done.__contains__)
-            if newest and not self._was_refused(newest.seqs[0]):
+            if newest and not self._was_tried(newest.seqs[0]):
                 self._probes_newest = False
                 return newest
+        return Records()
+
+    def _due(self, waiting: Waiting, now: float) -> Records:
+        """A record whose next fault counts, alone; empty if there is none."""
+        while (seq := self._faults.due(self._evidence.taken_by, now)) is not None:
+            if record := waiting.newest(seq, seq.__ne__):
+                return record
+            self._faults.remove([seq])  # it was damaged meanwhile
         return Records()
 
     def _take_delivered(self, part: Records, only: Sequence[int] | None) -> None:
@@ -361,85 +367,81 @@ class Decisions:
     def _take(self, records: Records, kind: DeadLetterKind | None = None, reason: str = "") -> None:
         if self._failed:
             taken = [self._of(seq) for seq in records.seqs]
-            for failed in taken:
-                if failed.faulty_since < math.inf:
-                    self._evidence.passed(failed.counted + 1)
-            if any(failed.refusal is not None for failed in taken):
+            if any(failed.is_tried for failed in taken):
                 self._try_all()
+            if any(failed.faults > 1 for failed in taken):  # the backend fails at random
+                for failed in self._failed.values():
+                    failed.faults = min(failed.faults, 1)
         self._evidence.take(self._sends, records.seqs[-1])
         self._decide(records, kind, reason)
 
     def _decide(self, records: Records, kind: DeadLetterKind | None, reason: str) -> None:
         self._verdicts[records.seqs[0]] = _Verdict(records.seqs, kind, reason)
         self._done.update(records.seqs)
+        self._faults.remove(records.seqs)
 
-    def _refuse(self, part: Records, reason: str, *, is_fault: bool = False) -> None:
-        first = self._failed[part.seqs[0]]
-        if len(part) > 1 or not first.refused_by or (first.is_fault and not is_fault):
-            self._begin_evidence(part, is_fault=is_fault)
+    def _refuse(self, part: Records, reason: str, now: float) -> None:
+        seq, first = part.seqs[0], self._failed[part.seqs[0]]
+        if len(part) > 1 or not first.refused_by:
+            for each in part.seqs:  # only what is taken from now on says that these records are at fault
+                self._failed[each].refused_by = self._sends
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
-        (seq,) = part.seqs
-        failed = self._failed[seq]
-        is_new = self._answers.is_new(reason)
-        if is_new and self.is_held_back(seq) and words_of(failed.refusal or "") != words_of(reason):
-            self._try_all()
-        failed.limit, failed.refusal, failed.is_fault = 1, failed.reason, is_fault
+        self._set_tried(seq, reason)
         if not self.is_held_back(seq):
             self._decide(part, "record", reason)
-            self._evidence.settle(failed.refused_by)
+            self._evidence.settle(first.refused_by)
+        elif seq in self._faults and self._faults.add(seq, first, self._sends, self._evidence.taken_by, now):
+            self._decide(part, "record", reason)
 
-    def _begin_evidence(self, part: Records, *, is_fault: bool) -> None:
-        """Only what is taken from now on says that these records are at fault."""
-        for seq in part.seqs:
-            failed = self._failed[seq]
-            failed.refused_by, failed.is_fault = self._sends, is_fault
-            failed.had_faults = failed.had_faults or is_fault
+    def _set_tried(self, seq: int, reason: str) -> None:
+        """A record was refused alone, or had a fault alone."""
+        if self._answers.is_new(reason) and self.is_held_back(seq):
+            self._try_all()
+        self._failed[seq].limit, self._failed[seq].is_tried = 1, True
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
-        retry, first = self._settings.retry, self._failed[part.seqs[0]]
-        failure = Failure("retrying", outcome.reason, outcome.after)
-        self._failing_since = min(self._failing_since, now)
-        lasts = now - self._failing_since
         if not outcome.may_be_data:
             self.forget_evidence()
             self._avoid_haste()
-        elif self._narrow(part):
-            self._begin_evidence(part, is_fault=True)
-            return failure if self._may_pass(self._head) and not self._works() else None
-        else:
-            if first.faulty_since == math.inf:
-                first.faulty_since = self._clock
-                self._begin_evidence(part, is_fault=True)
-            first.counted += self._evidence.follows(first)
-            lasts = max(lasts, self._clock - first.faulty_since)
-        if not retry.enabled or 0 < retry.max_elapsed_time <= lasts:
-            self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
-            return None
-        if not outcome.may_be_data:
-            return failure._replace(reason=self._with_refusal(outcome.reason))
-        self._refuse(part, outcome.reason, is_fault=True)
-        return failure if self._may_pass(self._head) and not self._works() else None
+            reason = self._with_refusal(outcome.reason)
+            return None if self._give_up(part, outcome, now) else Failure("retrying", reason, outcome.after)
+        failed = [self._failed[seq] for seq in part.seqs]
+        for each in failed:
+            each.faults, each.refused_by = max(each.faults, 1), 0
+        seq, taken_by = part.seqs[0], self._evidence.taken_by
+        works = self._works() or self._faults.is_passed(seq, failed[0], taken_by)
+        if not self._narrow(part):
+            if self._give_up(part, outcome, now):
+                return None
+            is_at_fault = self._faults.add(seq, failed[0], self._sends, taken_by, now)
+            self._set_tried(seq, outcome.reason)
+            if is_at_fault:
+                self._decide(part, "record", outcome.reason)
+        waits = outcome.after is not None or (self._is_faulty(self._head) and not works)
+        return Failure("retrying", outcome.reason, outcome.after) if waits else None
+
+    def _give_up(self, part: Records, outcome: RetryLater, now: float) -> bool:
+        """Make dead letters of the first records of a part, if they are configured to end; whether all do."""
+        retry, end = self._settings.retry, len(part)
+        if retry.enabled:
+            longest = retry.max_elapsed_time or math.inf
+            lasting = (now - self._failed[seq].failing_since for seq in part.seqs)
+            end = next((index for index, lasts in enumerate(lasting) if lasts < longest), end)
+        if end:
+            self._decide(part[:end], "record", f"not sent again, as configured: {outcome.reason}")
+        return end == len(part)
 
     def _with_refusal(self, reason: str) -> str:
         """The reason of a failure and, if the head was refused before, why: that still holds it up afterwards."""
-        refusal = self._of(self._head).refusal
-        return f"{reason}; before, a record was refused: {refusal}" if refusal else reason
+        head = self._of(self._head)
+        return f"{reason}; before, a record was refused: {head.reason}" if head.is_tried else reason
 
     def _avoid_haste(self) -> None:
         """The exporter failed, and not because of the data. If it came soon after another send, that may be why."""
-        if any(failed.refused_by for failed in self._failed.values()):
+        if any(failed.refused_by or failed.faults for failed in self._failed.values()):
             self._pace.failed(self._sent_at)
-
-    def _pass_time(self, outcome: Outcome, now: float) -> None:
-        """Let the clock of faults run between two answers."""
-        answers = outcome.may_be_data if isinstance(outcome, RetryLater) else not isinstance(outcome, Blocked)
-        if answers:
-            self._pace.answered(now)
-            if self._runs:
-                self._clock += max(0.0, min(now - self._sent_at, _LONGEST_GAP))
-        self._runs, self._sent_at = answers, now
 
     def _narrow(self, part: Records) -> bool:
         """Send less of a part, since its failure may be about one record; False if it is one record.
@@ -456,25 +458,33 @@ class Decisions:
         for index, seq in enumerate(part.seqs):
             self._failed[seq].limit = first if index < first else len(part) - first
 
-    def _count(self, part: Records, reason: str) -> None:
-        reason = sys.intern(str(reason))  # one string for all that are refused alone
+    def _count_send(self, outcome: Outcome, now: float) -> None:
+        if not self._failed:
+            self._waited_at = self._sends
+        self._sends += 1
+        self._sent_at = now
+        if is_answer(outcome):
+            self._pace.answered(now)
+
+    def _count(self, part: Records, outcome: _NotTaken, now: float) -> None:
+        reason = kept(outcome.reason, len(self._failed))
         for seq in part.seqs:
             failed = self._failed.setdefault(seq, Failed())
             failed.attempts += 1
-            failed.reason = reason
-
-    def _may_pass(self, seq: int) -> bool:
-        """Whether a record had a fault alone, and its faults do not count as a refusal yet."""
-        failed = self._of(seq)
-        is_early = self._clock - failed.faulty_since < self._settings.refused_after
-        return failed.refusal is not None and failed.is_fault and is_early
+            failed.failing_since = min(failed.failing_since, now) if isinstance(outcome, RetryLater) else math.inf
+            if is_answer(outcome) or not failed.is_tried:
+                failed.reason = reason
 
     def _works(self) -> bool:
         """Whether anything was taken since the last wait."""
         return self._evidence.taken_by > self._waited_at
 
-    def _was_refused(self, seq: int) -> bool:
-        return self._of(seq).refusal is not None
+    def _is_faulty(self, seq: int) -> bool:
+        """Whether a record had a fault alone, and was not refused since."""
+        return seq in self._faults and not self._of(seq).refused_by
+
+    def _was_tried(self, seq: int) -> bool:
+        return self._of(seq).is_tried
 
     def _of(self, seq: int) -> Failed:
         return self._failed.get(seq, UNSENT)

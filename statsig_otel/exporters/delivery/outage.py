@@ -14,7 +14,8 @@ _logger: Final = logging.getLogger(__name__)
 
 _REFUSED: Final = (
     "%(name)s: a record is refused: %(reason)s. It keeps its place (waiting: %(waiting)d). It becomes a dead letter "
-    "once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s %(option)s`"
+    "if it is refused again after the backend has taken another record, which is sent at once, or by "
+    "`statsig-otel queue skip %(name)s %(option)s`"
 )
 _BLOCKED: Final = (
     "%(name)s is blocked until somebody repairs it: %(reason)s. Nothing is given up (waiting: %(waiting)d). Repair it, "
@@ -34,7 +35,7 @@ _MOST_KINDS: Final = 10
 
 @dataclass(slots=True)
 class Outage:
-    """A time in which an exporter delivers nothing.
+    """A time in which an exporter can't deliver the record at the head. It may deliver others.
 
     Attributes:
         name: The exporter's id.

@@ -24,6 +24,6 @@ class DeliverySettings:
     retry: RetrySettings = field(default_factory=RetrySettings)  # after a temporary failure
     blocked: RetrySettings = BLOCKED  # while somebody has to repair something; it never ends
     between_probes: float = 1.0  # at least, while the head is refused
-    refused_after: float = 600.0  # of failures that may be about the data (HTTP 500), until a record counts as refused
+    refused_after: float = 600.0  # of failures that may be about the data (HTTP 500), until a record is a dead letter
     reminder: float = 3600.0  # between two log lines about an exporter that stays blocked
     storage_pause: float = 5.0  # before the queue's file is tried again

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal, get_args
 
 import pytest
@@ -53,7 +52,8 @@ class Delivery(RuleBasedStateMachine):
         self.answers: set[str] = set()  # the words of all refusals alone since one of them failed
         self.settled = 0  # dead letters since something was taken, only because that stands behind them
         self.used_up_at = 0  # the length of the history when there were ten
-        self.needed = 3  # faults that count: more if a record that had some was taken after all
+        self.counted: dict[int, int] = {}  # each record's faults that count
+        self.counted_last: dict[int, int] = {}  # the place of the last of them in the history, if it was alone
         self.waited_at = 0  # the length of the history at the last wait, or before the first failure
         self.begin_anew()
 
@@ -138,7 +138,7 @@ class Delivery(RuleBasedStateMachine):
         part = self.decisions.next(batch, self, self.now)
         if not part:
             assert self.waits(head), "a head that may be sent is sent"
-            expected = ["retrying"] if self.may_pass(head) or self.is_unclear(head) else ["refused", "blocked"]
+            expected = ["retrying"] if self.is_faulty(head) else ["refused", "blocked"]
             assert self.decisions.failure_of_head(head).state in expected
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
             if self.has_to_wait:
@@ -151,6 +151,8 @@ class Delivery(RuleBasedStateMachine):
         if not self.waits(head):
             assert part.seqs[0] == head
             self.probe = {*batch.seqs}
+        elif len(part) == 1 and self.is_due(part.seqs[0]):
+            self.probe |= probe
         elif part.seqs[0] != head:
             assert part.seqs[0] in probe or self.now - self.probed_at >= SETTINGS.between_probes
             self.probed_at = self.now
@@ -165,7 +167,6 @@ class Delivery(RuleBasedStateMachine):
         self.failed.difference_update(done.seqs)
         if not self.failed:
             self.answers.clear()
-            self.needed = 3
 
     def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
         intact = [seq for seq in self.waiting if seq <= up_to and self.quality[seq] != "damaged"]
@@ -191,7 +192,7 @@ class Delivery(RuleBasedStateMachine):
         return self.records(batch)
 
     def waits(self, seq: int) -> bool:
-        return seq in self.refusals and (self.may_pass(seq) or self.is_unclear(seq) or not self.is_data(seq))
+        return seq in self.refusals and not (self.refusals_of(seq) and self.is_data(seq))
 
     def answer(self, seqs: tuple[int, ...]) -> Outcome:
         qualities = {self.quality[seq] for seq in seqs}
@@ -246,14 +247,13 @@ class Delivery(RuleBasedStateMachine):
                 self.history.append(Sent(seqs, "failed", self.now))
                 assert failure == Failure("retrying", self.with_refusal(outcome.reason, head))
             case RetryLater(reason):
-                if len(seqs) == 1:
-                    self.refuse(seqs, reason, "fault")
-                else:
-                    self.history.append(Sent(seqs, "fault", self.now))
-                waits = self.may_pass(head) and not self.works()
+                is_passed = self.counted.get(seqs[0], 0) > 1 or self.was_taken_since_it_counted(seqs[0])
+                self.counted.update((seq, max(self.counted.get(seq, 0), 1)) for seq in seqs)
+                self.refuse(seqs, reason, "fault")
+                waits = self.is_faulty(head) and not self.works() and not is_passed
                 assert failure == (Failure("retrying", reason) if waits else None)
             case Rejected():
-                self.refuse(seqs, outcome.reason)
+                self.refuse(seqs, outcome.reason, "refused")
                 assert failure is None
         self.has_to_wait = failure is not None
 
@@ -261,107 +261,88 @@ class Delivery(RuleBasedStateMachine):
         self.history.append(Sent(seqs, "taken", self.now))
         self.taken += seqs
         self.settled = 0
-        needed = [3 * (self.counted(seq) + 1) for seq in seqs if self.faults(seq)]
-        self.needed = min(max([self.needed, *needed]), 60)
+        if any(self.counted.get(seq, 0) > 1 for seq in seqs):
+            self.counted = dict.fromkeys(self.counted, 1)
         if self.refusals.keys() & {*seqs}:
             self.begin_anew()
 
-    def refuse(self, seqs: tuple[int, ...], reason: str, kind: Literal["refused", "fault"] = "refused") -> None:
-        is_new = len(seqs) == 1 and reason not in self.answers
-        waited = self.waits(seqs[0]) and self.refusals[seqs[0]] != reason
+    def refuse(self, seqs: tuple[int, ...], reason: str, kind: Literal["refused", "fault"]) -> None:
+        waited = len(seqs) == 1 and self.waits(seqs[0])
+        is_due = self.is_due(seqs[0])
         self.history.append(Sent(seqs, kind, self.now))
         if len(seqs) > 1:
             return
-        if is_new and waited:
+        (seq,) = seqs
+        if reason not in self.answers and waited:
             self.begin_anew()
         self.answers.add(reason)
-        self.tried.update(seqs)
-        self.refusals[seqs[0]] = reason
+        self.tried.add(seq)
+        self.refusals[seq] = reason
+        self.counted[seq] = self.counted.get(seq, 0) + is_due
+        if is_due or (kind == "fault" and seq not in self.counted_last):
+            self.counted_last[seq] = len(self.history) - 1
         decided = self.decisions.decided(self.records(seqs))
-        assert (decided is not None) != self.waits(seqs[0]), "a dead letter exactly if another record was taken"
+        assert (decided is not None) == (not self.waits(seq) or self.counted[seq] > 3), "only what is at fault"
         if decided is not None:
             (dead_letter,) = decided.dead_letters
-            assert (dead_letter.kind, dead_letter.content) == ("record", b"%d" % seqs[0])
+            assert (dead_letter.kind, dead_letter.content) == ("record", b"%d" % seq)
             self.dead_letters += seqs
-            self.settled += not self.was_taken_since(seqs[0])
+            self.settled += not self.waits(seq) and not self.was_taken_since(seq)
             if self.settled == 10:
                 self.used_up_at = len(self.history)
 
+    def is_due(self, seq: int) -> bool:
+        """Whether the next fault of this record alone counts."""
+        last = self.counted_last.get(seq)
+        if last is None or not self.was_taken_since_it_counted(seq):
+            return False
+        return self.now - (self.history[last].at or 0.0) >= SETTINGS.refused_after / 3
+
+    def was_taken_since_it_counted(self, seq: int) -> bool:
+        since = self.counted_last.get(seq)
+        return since is not None and any(sent.kind == "taken" for sent in self.history[since:])
+
     def is_data(self, seq: int) -> bool:
         """The rule, from the history: whether a refusal of this record alone is its own fault."""
-        had_faults = any(sent.kind == "fault" and seq in sent.seqs for sent in self.history)
-        behind = not had_faults and any(
+        behind = not self.counted.get(seq) and any(
             index >= self.used_up_at and max(seqs) > seq for index, seqs in self.taken_lately()
         )
         return behind or self.was_taken_since(seq)
 
-    def was_taken_since(self, seq: int, up_to: int | None = None) -> bool:
-        """Whether another record was taken since this one was refused last with others, or else first alone.
+    def was_taken_since(self, seq: int) -> bool:
+        """Whether another record was taken since this one was refused last with others, or else first alone."""
+        refusals = self.refusals_of(seq)
+        together = [index for index in refusals if len(self.history[index].seqs) > 1]
+        return any(index > (together or refusals)[-1 if together else 0] for index, _ in self.taken_lately())
 
-        It begins anew with the first fault, and with a refusal that follows a fault.
-
-        Args:
-            seq: The record.
-            up_to: The length of the history that counts; None for all.
-        """
-        history = self.history[:up_to]
-        refusals = [index for index, sent in enumerate(history) if self.is_refusal(sent) and seq in sent.seqs]
-        alone = [index for index in refusals if len(history[index].seqs) == 1]
-        changed = [
-            index
-            for before, index in pairwise(refusals)
-            if (history[before].kind, history[index].kind) == ("fault", "refused")
-        ]
-        refused_at = max([*({*refusals} - {*alone}), *self.faults(seq)[:1], *changed], default=refusals[0])
-        return any(index > refused_at for index, _ in self.taken_lately(up_to))
+    def refusals_of(self, seq: int) -> list[int]:
+        """The places of this record's refusals in the history, since its last fault."""
+        places = [index for index, sent in enumerate(self.history) if self.is_refusal(sent) and seq in sent.seqs]
+        faults = [index for index in places if self.history[index].kind == "fault"]
+        return [index for index in places if index > max(faults, default=-1)]
 
     def is_refusal(self, sent: Sent) -> bool:
         return sent.kind in ("refused", "fault")
 
-    def taken_lately(self, up_to: int | None = None) -> list[tuple[int, tuple[int, ...]]]:
+    def taken_lately(self) -> list[tuple[int, tuple[int, ...]]]:
         """What was taken since the exporter failed otherwise, with its place in the history."""
-        since = range(self.last_failed(up_to) + 1, len(self.history[:up_to]))
+        since = range(self.last_failed() + 1, len(self.history))
         return [(index, self.history[index].seqs) for index in since if self.history[index].kind == "taken"]
 
     def works(self) -> bool:
-        return any(index >= self.waited_at for index, _ in self.taken_lately())
+        return any(sent.kind == "taken" for sent in self.history[self.waited_at :])
 
-    def may_pass(self, seq: int) -> bool:
-        """Whether the last answer to this record alone is a fault, and its faults do not last long enough."""
-        if seq not in self.refusals or not self.is_fault(seq):
-            return False
-        return self.lasts(self.faults(seq)[0]) < SETTINGS.refused_after
-
-    def is_unclear(self, seq: int) -> bool:
-        """Whether something was taken since this record's first fault, and too few faults followed it."""
-        return self.is_fault(seq) and self.was_taken_since(seq) and self.counted(seq) < self.needed
-
-    def counted(self, seq: int) -> int:
-        """The faults of this record alone that followed what was taken since its first one."""
-        return sum(self.was_taken_since(seq, index) for index in self.faults(seq)[1:])
-
-    def is_fault(self, seq: int) -> bool:
-        """Whether the last answer to this record alone is a fault."""
-        alone = [sent.kind for sent in self.history if self.is_refusal(sent) and sent.seqs == (seq,)]
-        return alone[-1:] == ["fault"]
-
-    def faults(self, seq: int) -> list[int]:
-        """The places of this record's faults alone in the history."""
-        return [index for index, sent in enumerate(self.history) if sent.kind == "fault" and sent.seqs == (seq,)]
-
-    def lasts(self, first: int) -> float:
-        """Seconds since a send in which the exporter did not fail otherwise, up to the last send."""
-        sends = [sent for sent in self.history[first:] if sent.at is not None]
-        pairs = [pair for pair in pairwise(sends) if all(sent.kind != "failed" for sent in pair)]
-        return sum(min((after.at or 0.0) - (before.at or 0.0), 60.0) for before, after in pairs)
+    def is_faulty(self, seq: int) -> bool:
+        """Whether this record had a fault alone, and was not refused since."""
+        return seq in self.counted_last and not self.refusals_of(seq)
 
     def with_refusal(self, reason: str, head: int) -> str:
         refusal = self.refusals.get(head)
         return f"{reason}; before, a record was refused: {refusal}" if refusal else reason
 
-    def last_failed(self, up_to: int | None = None) -> int:
+    def last_failed(self) -> int:
         """The index of the last failure of another kind, after which the backend may be a different one; or -1."""
-        backwards = range(len(self.history[:up_to]) - 1, -1, -1)
+        backwards = range(len(self.history) - 1, -1, -1)
         return next((index for index in backwards if self.history[index].kind == "failed"), -1)
 
     def teardown(self) -> None:
@@ -397,26 +378,22 @@ BROKEN = RetryLater("HTTP 500", may_be_data=True)
 
 
 @pytest.mark.parametrize("other", [RetryLater("connection refused"), Blocked("HTTP 401"), None])
-def test_two_isolated_faults_make_no_dead_letter_of_a_good_record(other: Outcome | None) -> None:
-    """Of the time between two sends a minute counts at most, and none if one of them failed otherwise."""
-    made = Simulation(lambda seqs: Delivered())
-    made.arrived = head = records([1])
-
-    def send(now: float, outcome: Outcome) -> Failure | None:
-        made.decisions.try_again()
-        assert made.decisions.next(head, made, now).seqs == (1,), "there is no other to send instead"
-        return made.decisions.record_outcome(head, outcome, now)
-
-    send(0.0, BROKEN)
-    for now in (5.0, 700.0):
-        if other:
-            send(now, other)
-    assert send(730.0, BROKEN) == Failure("retrying", "HTTP 500")
-    for now in range(760, 1260, 30):
-        assert send(now, BROKEN) == Failure("retrying", "HTTP 500")
-    send(1300.0, BROKEN)
-    assert send(1360.0, BROKEN) is None, "ten minutes count as a refusal"
-    assert made.decisions.failure_of_head(1).state == "refused"
+def test_an_outage_counts_once_however_long_it_lasts(other: Outcome | None) -> None:
+    """After each of two outages the backend takes one record, and the head still fails."""
+    made = Simulation(lambda seqs: BROKEN)
+    for seq in (2, 3):
+        made.run(7200.0, *range(len(made.arrived) + 1, seq + 1))
+        assert made.decisions.failure_of_head(1).state == "retrying"
+        made.answer = lambda seqs, seq=seq: other if other and seq in seqs else BROKEN  # type: ignore[misc]
+        made.run(60.0)
+        made.answer = lambda seqs, seq=seq: Delivered() if seqs == (seq,) else BROKEN  # type: ignore[misc]
+        made.run(60.0)
+        assert seq in made.taken
+        made.answer = lambda seqs: BROKEN
+    made.run(7200.0, 4)
+    made.answer = lambda seqs: Delivered()
+    made.run(600.0)
+    assert (made.dead_letters, sorted(made.taken)) == ([], [1, 2, 3, 4])
 
 
 def test_what_was_taken_between_a_fault_and_the_first_refusal_is_no_evidence() -> None:

@@ -226,7 +226,9 @@ def test_nothing_of_a_record_that_became_a_dead_letter_is_left_in_the_state(tmp_
     with rig(tmp_path, http.exporter(), settings(refused_after=0.0)) as made:
         made.put("bad", "good")
         made.start()
-        wait_until(lambda: http.taken == ["good"])
+        for number, name in enumerate(["good", *named(2)], 1):
+            wait_until(lambda number=number: len(http.taken) == number)  # type: ignore[misc]
+            made.put(name + " later")
         made.drained()
         wait_until(lambda: made.sender.state == "idle")
         assert made.dead_letter_names() == ["bad"]

@@ -1,7 +1,6 @@
 """Probes behind a refused head: how soon good records are found, at what cost, and what a backend's faults change."""
 
 import itertools
-import random
 from collections.abc import Callable
 from itertools import product
 
@@ -167,48 +166,6 @@ def test_a_backend_that_breaks_inside_a_batch_buries_at_most_one_good_record(poi
         assert {*made.taken} == {*range(1, 34)} - {poison} - buried
 
 
-def faulty(is_bad: Callable[[int], bool]) -> Callable[[tuple[int, ...]], Outcome]:
-    return lambda seqs: RetryLater("HTTP 500: oops", may_be_data=True) if any(map(is_bad, seqs)) else Delivered()
-
-
-@pytest.mark.parametrize("count", [1, 60, 200])
-def test_old_records_behind_a_collector_that_answers_500_hold_up_no_other(count: int) -> None:
-    """Ten minutes for all of them at once, and the others are delivered meanwhile."""
-    made = Simulation(faulty(lambda seq: seq <= count))
-    made.run(60.0, *range(1, count + 1))
-    for seq in range(count + 1, count + 6):
-        made.run(60.0, seq)
-        assert made.taken[-1] == seq
-    assert not made.dead_letters
-    made.run(300.0).run(2000.0, count + 6)
-    assert made.dead_letters == [*range(1, count + 1)]
-    assert sorted(made.taken) == [*range(count + 1, count + 7)], "each once"
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3])
-def test_other_failures_between_the_faults_of_a_record_start_nothing_again(share: float) -> None:
-    chance = random.Random(share)
-
-    def answer(seqs: tuple[int, ...]) -> Outcome:
-        return RetryLater("HTTP 503") if chance.random() < share else faulty(lambda seq: seq == 1)(seqs)
-
-    made = Simulation(answer)
-    made.run(60.0, *range(1, 11))
-    for seq in range(11, 61):
-        made.run(60.0, seq)
-    assert made.dead_letters == [1]
-    assert sorted(made.taken) == [*range(2, 61)]
-
-
-def test_a_backend_that_answers_500_to_all_gets_one_request_after_each_wait() -> None:
-    """As if it answered 503. A wait takes 5 s here."""
-    made = Simulation(faulty(lambda seq: True)).run(500.0, *range(1, 201))
-    assert len(made.sends) <= 500 / 5 + 10
-    made.answer = faulty(lambda seq: False)
-    made.run(20.0)
-    assert sorted(made.taken) == [*range(1, 201)]
-
-
 @pytest.mark.parametrize("wordings", [2, 1000])
 def test_words_that_differ_each_time_start_no_search_again(wordings: int) -> None:
     def answer(seqs: tuple[int, ...]) -> Outcome:
@@ -256,71 +213,6 @@ def test_a_failure_says_why_the_head_was_refused_before_and_a_refusal_only_what_
     assert failure
     assert (failure.state, failure.reason) == ("blocked", "HTTP 401; before, a record was refused: HTTP 400: no")
     assert made.decisions.failure_of_head(1).reason == "HTTP 400: no", "not of the last answer"
-
-
-@pytest.mark.parametrize("limit", [8, 1000])
-def test_500_to_all_after_a_part_of_a_batch_was_taken_buries_no_good_record(limit: int) -> None:
-    def answer(seqs: tuple[int, ...]) -> Outcome:
-        if len(made.sends) >= 7 and made.now < 3000.0:
-            return RetryLater("HTTP 500: broke", may_be_data=True)
-        return Rejected("no") if 20 in seqs or len(seqs) > limit else Delivered()
-
-    made = Simulation(answer)
-    made.run(3600.0, *range(1, 65)).run(600.0, 65)
-    assert made.dead_letters == [20]
-    assert sorted(made.taken) == [seq for seq in range(1, 66) if seq != 20]
-
-
-def test_500_to_all_for_longer_than_ten_minutes_buries_no_good_record() -> None:
-    """What was taken before its first such answer says nothing about a record, even if it stands behind it."""
-    made = Simulation(refusing(lambda seq: seq == 1))
-    made.run(2.0, 1)
-    made.answer = lambda seqs: Delivered() if seqs == (40,) else faulty(lambda seq: True)(seqs)
-    made.run(1500.0, *range(2, 41))
-    assert made.taken == [40]
-    made.answer = refusing(lambda seq: seq == 1)
-    made.run(600.0, 41)
-    assert made.dead_letters == [1]
-    assert sorted(made.taken) == [*range(2, 42)]
-
-
-@pytest.mark.parametrize(("share", "most"), [(0.7, 0), (0.8, 2), (0.9, 10)])
-def test_500_at_random_buries_hardly_a_good_record(share: float, most: int) -> None:
-    """An overloaded backend may answer so to nearly all, for an hour. What is taken late shows that."""
-    chance = random.Random(0)
-
-    def answer(seqs: tuple[int, ...]) -> Outcome:
-        return faulty(lambda seq: seq == 3 or (made.now < 3000.0 and chance.random() < share))(seqs)
-
-    made = Simulation(answer)
-    for seq in range(1, 360):
-        made.run(10.0, seq)
-    good = {*range(1, 360)} - {3}
-    assert 3 in made.dead_letters
-    assert len(good.intersection(made.dead_letters)) <= most
-    assert good <= {*made.taken, *made.dead_letters}
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3])
-def test_500_at_random_after_500_to_all_buries_no_good_record(share: float) -> None:
-    """The ten minutes of many records are over when the backend comes back, and one more 500 can be chance."""
-    for seed in range(8):
-        made, chance = Simulation(faulty(lambda seq: True)), random.Random(seed)
-        for seq in range(1, 75):
-            made.run(20.0, seq)
-        made.answer = lambda seqs, chance=chance: faulty(lambda seq: chance.random() < share)(seqs[:1])  # type: ignore[misc]
-        for seq in range(75, 100):
-            made.run(20.0, seq)
-        made.run(600.0)
-        assert (made.dead_letters, sorted(made.taken)) == ([], [*range(1, 100)]), seed
-
-
-def test_a_record_that_gets_500_alone_is_settled_soon_after_the_next_one_is_taken() -> None:
-    made = Simulation(faulty(lambda seq: seq == 1)).run(3600.0, 1)
-    assert made.decisions.failure_of_head(1).state == "refused"
-    made.run(60.0, 2)
-    assert (made.dead_letters, made.taken) == ([1], [2])
-    assert made.sends[-4:] == [(2,), (1,), (1,), (1,)]
 
 
 def in_turn(every: int, away: Outcome, bad: Outcome, first: int) -> Callable[[tuple[int, ...]], Outcome]:
