@@ -50,12 +50,11 @@ class QueueSender:
 
     Attributes:
         name: The exporter's id.
-        state: What it does now. `idle` if nothing waits, even while the backend is away; `blocked` also if the exporter
-            can't be started.
+        state: What it does now. `idle` if nothing waits; `blocked` also if the exporter can't be started.
         attempts: The failed attempts to send the head.
         last_error: The backend's last failure; empty while all is well.
         hint: What somebody has to do about it, if the exporter says so.
-        outage: The time in which the backend takes nothing; None while it takes something.
+        outage: The time in which the head was sent and is not taken; None while it was not. Others may be taken.
         is_started: Whether the exporter is started.
         has_abandoned: Whether the shutdown has abandoned a call of the exporter, since it hangs.
     """
@@ -72,6 +71,7 @@ class QueueSender:
         self._cursor = cursor
         self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
+        self._is_away = False  # the backend takes nothing, as far as is known
         self._thread: threading.Thread | None = None
         self._calls = ExporterCalls()
         self._throttle = LogThrottle(_logger)
@@ -171,7 +171,7 @@ class QueueSender:
         self._end_wait()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(max(finish, 0.0 if self.outage else drain))
+            thread.join(max(finish, 0.0 if self._is_away else drain))
         self._closed = True
         latest = time.monotonic() + HANGING_SEND
         closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._cursor.name}", daemon=True)
@@ -210,7 +210,7 @@ class QueueSender:
 
     def _goes_on(self) -> bool:
         """Whether to do another step; while stopping, only to drain towards a backend that answers."""
-        return not self._stopping or (not self._closed and not self.outage and time.monotonic() < self._drain_until)
+        return not self._stopping or (not self._closed and not self._is_away and time.monotonic() < self._drain_until)
 
     def _step(self) -> bool:
         """Do what is next; False at the end."""
@@ -349,6 +349,7 @@ class QueueSender:
             self._backoff.reset()  # it is there: what fails now and then does not make the waits longer and longer
         if taken:
             self._blocked.reset()
+            self._is_away = False
         if failure is not None:
             self._failed(*failure)
         elif taken and not self._decisions.is_held_back(head):
@@ -358,14 +359,19 @@ class QueueSender:
 
     def _wait_refused(self, head: int) -> None:
         """Wait until the head, the record with this seq, is tried again, a probe can be sent, or somebody resumes."""
-        now = time.monotonic()
+        now, pause = time.monotonic(), self._decisions.probe_pause(time.monotonic())
+        if self._stopping:
+            time.sleep(max(pause, 0.0))
+            self._drain_until = self._drain_until if pause > 0 else now  # each record was tried
+            return
+        failure = self._decisions.failure_of_head(head)
         if now >= self._refused_until:
-            self._failed(*self._decisions.failure_of_head(head))
-            self._refused_until, self._pause = now + self._pause, 0.0
-        elif (failure := self._decisions.failure_of_head(head)).state != self.state:
+            self._failed(*failure)
+            self._refused_until, self._pause, self._is_away = now + self._pause, 0.0, failure.state == "blocked"
+        elif failure.state != self.state:
             self._say(failure.state, failure.reason, failure.hint)
         self._cursor.flush()
-        rest, pause = self._refused_until - now, self._decisions.probe_pause(now)
+        rest = self._refused_until - now
         if pause > 0:
             resumed = self._sleep(min(pause, rest))
         else:
@@ -387,11 +393,8 @@ class QueueSender:
 
     def _skip_some(self, batch: Records, skip: "_Skip") -> None:
         """Skip the head, and what is to be skipped of the batch with it."""
-        decided = self._decisions.decided(batch)
-        if decided is None:
-            batch = batch.until_damage()
-            decided = self._decisions.skip(batch[: bisect_right(batch.seqs, skip.up_to)])
-        self._tick_off_unsent(decided)
+        skipped = (intact := batch.until_damage())[: bisect_right(intact.seqs, skip.up_to)]
+        self._tick_off_unsent(self._decisions.decided(batch) or self._decisions.skip(skipped))
 
     def _tick_off_unsent(self, decided: Decided) -> None:
         """Tick off records that are not sent."""
@@ -449,7 +452,7 @@ class QueueSender:
         self.attempts += 1
         backoff = self._backoff if state == "retrying" else self._blocked
         self._pause = backoff.next(random.random(), asked)  # noqa: S311 - it only spreads attempts
-        self._refused_until = 0.0
+        self._refused_until, self._is_away = 0.0, True
         self._say(state, reason, hint).attempts += 1
 
     def _say(self, state: FailedState, reason: str, hint: str) -> Outage:
@@ -468,7 +471,7 @@ class QueueSender:
         return resumed
 
     def _end_outage(self, message: str) -> None:
-        outage, self.outage = self.outage, None
+        outage, self.outage, self._is_away = self.outage, None, False
         if outage:
             outage.log_end(message, waiting=self._cursor.waiting)
         self.last_error = ""

@@ -93,6 +93,21 @@ def test_shutdown_drains_in_its_time_and_the_next_start_delivers_the_rest(tmp_pa
     assert again.dead_letters() == []
 
 
+@pytest.mark.parametrize("kind", ["broken", "rejected"])
+def test_shutdown_sends_what_waits_behind_a_record_that_is_not_taken(tmp_path: Path, http: Backend, kind: Kind) -> None:
+    http.rule = lambda names: kind if "bad" in names else "delivered"
+    with rig(tmp_path, http.exporter(), settings(max_records=10, between_probes=0.05)) as made:
+        made.put("bad")
+        made.start()
+        wait_until(lambda: made.sender.state in ("retrying", "refused"))
+        if kind == "broken":
+            made.put("first")
+            wait_until(lambda: made.sender.last_error.startswith("a record fails while others are delivered"))
+        made.put(*named(100))
+        made.sender.shutdown(drain=30)
+        assert {*named(100)} <= {*http.taken}
+
+
 @pytest.mark.parametrize("drain", [0, 0.05])
 def test_shutdown_stops_between_two_sends_of_a_batch(tmp_path: Path, drain: float) -> None:
     """The send under way counts, so that no record is sent again after the next start."""
