@@ -205,7 +205,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             try:
                 Thread(target=run, name=f"{self._name} request", daemon=True).start()
             except RuntimeError as error:
-                return self._without_thread(error)
+                return self._without_thread(request, error)
             in_time = request.wait(deadline - time.monotonic())
             if not in_time:
                 request.abandon()
@@ -266,8 +266,9 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             self._request = _Request(connection, self._target(), body, self._headers, self._tunnel)
             return self._request
 
-    def _without_thread(self, error: RuntimeError) -> Outcome:
+    def _without_thread(self, request: _Request, error: RuntimeError) -> Outcome:
         """The outcome while the system has no thread for the request: the limit of a user, or of a container."""
+        request.connection.close()
         self._end(None)
         return RetryLater(f"no thread can be started for the request: {error}")
 

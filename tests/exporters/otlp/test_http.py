@@ -418,6 +418,7 @@ def test_a_request_for_which_no_thread_starts_is_tried_later(sink: HttpSink, mon
         start(thread)
 
     with exporting(sink.url) as exporter:
+        assert exporter.send(encoded(), 1, LONG) == Delivered()  # the next request has its connection
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
             outcome = exporter.send(encoded(), 1, LONG)
