@@ -38,12 +38,20 @@ def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
 
 
 def version(*, is_draft: bool) -> str:
-    """The version in statsig_otel/__init__.py, if the changelog has it (but for a draft) and nothing is uncommitted."""
+    """The version in statsig_otel/__init__.py, if nothing is uncommitted.
+
+    But for a draft, the changelog and the queues that later versions have to open must have it too.
+    """
     (found,) = re.findall(r'(?m)^__version__ = "(.+)"$', (ROOT / "statsig_otel" / "__init__.py").read_text())
     if not is_draft and not re.search(
         rf"(?m)^## \[{re.escape(found)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text()
     ):
         sys.exit(f'CHANGELOG.md has no heading "## [{found}] - DATE": write it, or change __version__')
+    if not is_draft and not (ROOT / "tests" / "data" / "queues" / found).is_dir():
+        sys.exit(
+            f"tests/data/queues has no queue of version {found}, which every later version has to open: "
+            "python -m tests.exporters.queue.write_directory writes it"
+        )
     if changed := run("git", "status", "--porcelain"):
         sys.exit(f"Commit these files first, since a release is made of a commit:\n{changed}")
     return str(found)

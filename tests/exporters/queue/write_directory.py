@@ -1,0 +1,69 @@
+"""Writes the queue directory of this version, which later versions have to open: tests/data/queues/VERSION.
+
+    python -m tests.exporters.queue.write_directory
+
+The records and dead letters are those of an earlier version's directory; this version's code stores them anew.
+test_earlier_version.py says what the directory contains.
+"""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from statsig_otel import __version__
+from statsig_otel.exporters.consumer import Batch, Change, Invalid
+from statsig_otel.exporters.queue.records import Stored
+from tests.exporters.queue.helpers import PATIENCE, ROOT, consume, dead_letters_in, read_all, running
+from tests.exporters.queue.test_earlier_version import DIRECTORIES, RECEIVERS, WRITTEN_AT
+
+_EXPORTERS = ("otlp", "archive")
+
+
+def write(earlier: Path, directory: Path) -> None:
+    """Store what an earlier version has in a new directory."""
+    with TemporaryDirectory(prefix="statsig-otel-") as name:
+        copy = Path(shutil.copytree(earlier, Path(name) / "queue"))
+        letters = dead_letters_in(copy / "queue.db")
+        with running(copy, receivers=RECEIVERS, exporters=_EXPORTERS) as queue:
+            *split, consent, banner, search, currency = read_all(queue.cursor("archive"))
+    item, body, record, batch, damaged = letters
+    now = WRITTEN_AT
+    with running(directory, receivers=RECEIVERS, exporters=_EXPORTERS, clock=lambda: float(now)) as queue:
+        otlp, archive = map(queue.cursor, _EXPORTERS)
+        # Two that were refused, and are dead letters now.
+        refused = tuple(Change(f"{number:032x}", (b"refused",)) for number in range(2))
+        consume(queue, Batch("statsig", refused)).result(PATIENCE)
+        for receiver, changes in (
+            ("statsig", (_change(*split),)),
+            ("statsig/eu", (_change(consent),)),
+            ("statsig", (_change(banner), _change(search))),
+            ("statsig/eu", (_change(currency),)),
+        ):
+            consume(queue, Batch(receiver, changes)).result(PATIENCE)
+        now += 1
+        for letter in (item, body):
+            kept = Invalid(letter.content, letter.reason, whole_body=letter.kind == "body")
+            consume(queue, Batch(letter.owner, (), (kept,))).result(PATIENCE)
+        otlp.finish(otlp.read(2, 1 << 20), [record])
+        archive.finish(archive.read(2, 1 << 20), [batch, damaged])
+        otlp.finish(otlp.read(1, 1 << 20))
+    for file in directory.iterdir():
+        if file.name not in ("queue.db", "state.json"):
+            file.unlink()
+
+
+def _change(*records: Stored) -> Change:
+    return Change(records[0].uid.hex(), tuple(record.payload for record in records))
+
+
+def main() -> None:
+    """Write the directory of this version; an older one of the same version is replaced."""
+    directory = ROOT / "tests" / "data" / "queues" / __version__
+    earlier = [one for one in DIRECTORIES if one != directory][-1]
+    shutil.rmtree(directory, ignore_errors=True)
+    write(earlier, directory)
+    print(f"{directory.relative_to(ROOT)} has what {earlier.name} has, written by version {__version__}")
+
+
+if __name__ == "__main__":
+    main()
