@@ -22,6 +22,7 @@ from tests.peers.otlp_servers import GrpcSink
 from tests.waiting import wait_until
 
 FILES = ROOT / "examples" / "docker"
+FILE_NAMES = ("compose.yaml", "sidecar.yaml")
 TOOLS = ROOT / "build" / "deploy" / "bin"
 
 pytestmark = pytest.mark.slow
@@ -46,12 +47,14 @@ def test_hadolint_finds_nothing() -> None:
 
 
 @checked
-def test_the_compose_file_fits_its_schema() -> None:
-    words = [str(TOOLS / "check-jsonschema"), "--builtin-schema=vendor.compose-spec", str(FILES / "compose.yaml")]
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_the_compose_files_fit_their_schema(name: str) -> None:
+    words = [str(TOOLS / "check-jsonschema"), "--builtin-schema=vendor.compose-spec", str(FILES / name)]
     found = subprocess.run(words, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="LOUD: only root can give files to the user of the image")
 def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> None:
     """All but the last: there is no Docker here."""
     *secrets, last = commands("In a container")[1].splitlines()
@@ -62,10 +65,24 @@ def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> No
     compose = YAML(typ="safe").load((FILES / "compose.yaml").read_text())["services"]["statsig-otel"]
     mounts = dict(volume.split(":")[:2] for volume in compose["volumes"])
     assert mounts["./secrets"] == "/run/secrets"
+    assert (folder / "secrets").stat().st_uid == 10001
     for name in re.findall(r"/run/secrets/([a-z-]+)", (FILES / "statsig-otel.yaml").read_text()):
-        assert (folder / "secrets" / name).exists()
+        found = (folder / "secrets" / name).stat()
+        assert (found.st_uid, found.st_mode & 0o777) == (10001, 0o400)
+    assert (folder / "secrets" / "signing-secret").read_text().startswith("webhook-")
     for source in mounts:
         assert source in {"./secrets", "queue"} or (FILES / source).exists()
+
+
+def test_the_sidecar_s_file_changes_what_compose_yaml_has() -> None:
+    """Docker merges both: maps by key, and volumes by the place where they are mounted."""
+    both, sidecar = (YAML(typ="safe").load((FILES / name).read_text())["services"] for name in FILE_NAMES)
+    assert sidecar.keys() == both.keys()
+    assert sidecar["collector"]["environment"].keys() - both["collector"]["environment"].keys() == {"BACKEND_ENDPOINT"}
+    (mounted,), (before,) = sidecar["collector"]["volumes"], both["collector"]["volumes"]
+    assert mounted.split(":")[1:] == before.split(":")[1:]
+    assert (FILES / mounted.split(":")[0]).exists()
+    assert "${env:COLLECTOR_ENDPOINT" in (FILES / "statsig-otel.yaml").read_text()
 
 
 @contextmanager

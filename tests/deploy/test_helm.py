@@ -55,8 +55,8 @@ def render(*options: str) -> dict[str, Any]:
     return kinds
 
 
-def test_there_are_values_for_both_modes() -> None:
-    assert [path.stem for path in VALUES] == ["disk", "kafka"]
+def test_there_are_values_for_both_modes_and_for_a_sidecar() -> None:
+    assert [path.stem for path in VALUES] == ["disk", "kafka", "sidecar"]
 
 
 @each_values
@@ -95,7 +95,7 @@ def test_the_commands_of_the_page() -> None:
 
 
 def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> None:
-    disk, kafka = (render("--values", str(values)) for values in VALUES)
+    disk, kafka = (render("--values", str(values)) for values in VALUES[:2])
     assert disk.keys() - kafka.keys() == {"StatefulSet"}
     assert kafka.keys() - disk.keys() == {"Deployment", "PodDisruptionBudget", "ServiceMonitor"}
     assert disk["StatefulSet"]["spec"]["replicas"] == 1
@@ -118,8 +118,33 @@ def pod_of(kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def container_of(kinds: dict[str, Any]) -> dict[str, Any]:
-    (container,) = pod_of(kinds)["containers"]
-    return dict(container)
+    container: dict[str, Any] = pod_of(kinds)["containers"][0]
+    assert container["name"] == "statsig-otel"
+    return container
+
+
+def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() -> None:
+    """tests/e2e/test_collectors.py runs a Collector with this configuration."""
+    kinds = render("--values", str(VALUES[2]))
+    service, collector = pod_of(kinds)["containers"]
+    yaml = YAML(typ="safe")
+    config = yaml.load(kinds["ConfigMap"]["data"]["collector.yaml"])
+    assert config == yaml.load((ROOT / "examples" / "collector" / "sidecar.yaml").read_text())
+    listening = [one["endpoint"] for one in config["receivers"]["otlp"]["protocols"].values()]
+    assert all(re.fullmatch(r"\$\{env:\w+:-localhost:\d+\}", one) for one in listening)
+    sent_to = yaml.load(kinds["ConfigMap"]["data"]["statsig-otel.yaml"])["exporters"]["otlp_grpc"]["endpoint"]
+    assert listening[0].endswith(f":-{sent_to}}}")
+    assert collector["securityContext"] == service["securityContext"]
+    assert collector["args"][-1] == "/etc/collector/collector.yaml"
+    assert [(mount["name"], mount["mountPath"]) for mount in collector["volumeMounts"]] == [
+        ("config", "/etc/collector")
+    ]
+    with_other_values = render("--values", str(VALUES[2]), "--set", "collector.config.extensions.x=null")
+    annotations = [
+        one["StatefulSet"]["spec"]["template"]["metadata"]["annotations"] for one in (kinds, with_other_values)
+    ]
+    assert annotations[0] != annotations[1]
+    assert "collector.yaml" not in render("--values", str(VALUES[0]))["ConfigMap"]["data"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +157,8 @@ def container_of(kinds: dict[str, Any]) -> dict[str, Any]:
         ("exporters=null", "exporters"),
         ("volume.size=1", "size"),
         ("mode=kafka", "exporters"),
+        ("collector.image=otelcol", "config"),
+        ("mode=kafka,exporters.otlp_grpc=null,exporters.kafka.brokers={b:1},collector.image=otelcol", "collector"),
         ("misspelt=1", "misspelt"),
     ],
 )

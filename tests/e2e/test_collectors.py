@@ -28,8 +28,9 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.e2e import otelcol
 from tests.e2e.processes import SECRET, Collector, Ports, Protocol, find_rotel, post, rotel, signed, write_config
 from tests.e2e.service_process import ServiceProcess
-from tests.peers.otlp_servers import GrpcSink, HttpSink, Received
+from tests.peers.otlp_servers import GrpcSink, HttpAnswer, HttpSink, Received, free_port
 from tests.plugin.http_client import Response
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "collector"
@@ -375,6 +376,32 @@ def test_the_configuration_of_the_example_is_what_it_says() -> None:
     assert not exporter.uses_tls
     pipeline = configuration.pipelines["logs"]
     assert (pipeline.receivers, pipeline.exporters) == (("statsig",), ("otlp_grpc",))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(otelcol.TEST_TIMEOUT)
+def test_a_sidecar_keeps_nothing_so_that_nothing_is_lost_with_it(otelcol_binary: Path, tmp_path: Path) -> None:
+    """While the backend is away the record is in the service's queue, and the Collector is killed. Then it arrives."""
+    at = {"OTLP_GRPC_ENDPOINT": f"127.0.0.1:{free_port()}", "OTLP_HTTP_ENDPOINT": "127.0.0.1:0"}
+    with HttpSink() as backend:
+        backend.answer = HttpAnswer(status=503)
+        variables = {**at, "BACKEND_ENDPOINT": backend.url}
+        endpoints = {
+            "WEBHOOK_ENDPOINT": "127.0.0.1:0",
+            "COLLECTOR_ENDPOINT": at["OTLP_GRPC_ENDPOINT"],
+            "QUEUE_DIRECTORY": str(tmp_path / "queue"),
+        }
+        with ServiceProcess(EXAMPLE / "statsig-otel.yaml", env={**SECRET_ENV, **endpoints}) as service:
+            with otelcol.start(otelcol_binary, EXAMPLE / "sidecar.yaml", **variables) as collector:
+                body = body_of(EVERY_FIELD)
+                assert post(service.url, body, signed(body)).status == 200
+                wait_until(lambda: backend.requests, "an attempt that the backend refuses", within=60)
+                collector.process.kill()
+            attempts = len(backend.requests)
+            backend.answer = HttpAnswer()
+            with otelcol.start(otelcol_binary, EXAMPLE / "sidecar.yaml", **variables):
+                wait_until(lambda: len(backend.requests) > attempts, "the record", within=90)
+        assert UID_OF_EVERY_FIELD.encode() in backend.requests[-1].payload
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ metadata:
     {{- include "statsig-otel.labels" . | nindent 4 }}
   annotations:
     # A changed configuration starts new pods. A changed secret does not need that.
-    checksum/config: {{ include "statsig-otel.config" . | sha256sum }}
+    checksum/config: {{ print (include "statsig-otel.config" .) (toYaml .Values.collector) | sha256sum }}
 spec:
   automountServiceAccountToken: false
   serviceAccountName: {{ include "statsig-otel.name" . }}
@@ -96,6 +96,23 @@ spec:
         {{- if eq .Values.mode "disk" }}
         - {name: queue, mountPath: /var/lib/statsig-otel}
         {{- end }}
+    {{- if .Values.collector.image }}
+    # It may end before the service: what the service can't deliver then is in its queue.
+    - name: collector
+      image: {{ .Values.collector.image | quote }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      args: [--config, /etc/collector/collector.yaml]
+      {{- with .Values.collector.envFrom }}
+      envFrom: {{ toYaml . | nindent 8 }}
+      {{- end }}
+      resources: {{ toYaml .Values.collector.resources | nindent 8 }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+      volumeMounts:
+        - {name: config, mountPath: /etc/collector, readOnly: true}
+    {{- end }}
   volumes:
     - name: config
       configMap: {name: {{ include "statsig-otel.name" . }}}
