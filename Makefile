@@ -148,7 +148,7 @@ format: $(VENV)/.dev
 # memory and replicas build an OpenTelemetry Collector with Go, once. If that is not possible, their reports say so.
 BENCHMARKS ?= http_servers against_collector against_hand_written core_cost durable_answers drain backlog_start latency memory \
 	startup growth mapping_cost hot_spots budget ladder dependencies attacks request_cost \
-	remembered replicas
+	remembered capacity replicas
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done

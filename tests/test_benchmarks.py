@@ -38,6 +38,7 @@ TINY = {
     "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent", "records"],
     "budget": ["--seconds", "0.2"],
     "backlog_start": ["--records", "1000"],
+    "capacity": ["--seconds", "0.2", "--records", "1000"],
     "core_cost": ["--seconds", "0.1"],
     "dependencies": ["--records", "2000", "--seconds", "0.05"],
     "drain": ["--records", "2000"],

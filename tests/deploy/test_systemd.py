@@ -58,7 +58,8 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
 
 def test_each_command_of_the_page_is_run_by_a_test() -> None:
     counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
-    assert counts == {"With systemd": 4, "Backup": 2, "Upgrade": 1, "In a container": 2, "In Kubernetes": 1}
+    of_systemd = {"With systemd": 5, "Backup": 2, "Upgrade": 1, "Rolling back": 2}
+    assert counts == {**of_systemd, "In a container": 2, "In Kubernetes": 1}
 
 
 LOAD = """
@@ -105,19 +106,23 @@ def property_of(machine: Machine, name: str) -> str:
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     """Each of its commands, in their order, and what they are for."""
-    install, set_up, first_secret, reload = commands("With systemd")
+    install, set_up, first_secret, reload, look = commands("With systemd")
     backup, restore = commands("Backup")
     (upgrade,) = commands("Upgrade")
+    switch_back, copy_back = commands("Rolling back")
+    # Only an installation needs a network, which the running machine does not have.
+    made, upgrade = at_pip(named(upgrade, "new"))
     folder = tmp_path / "machine"
     folder.mkdir()
     with skipped_if_unavailable(), Machine(folder) as machine:
-        machine.install(install)
+        machine.install(named(install, "first") + made)
         with machine.boot():
             machine.run(set_up)
             check_without_a_secret(machine)
             machine.run(answered(first_secret, SECRET))
             assert send(machine) == 0
             assert waiting(machine) == 1
+            check_look(machine, look)
             check_reload(machine, reload)
             check_restrictions(machine)
             check_rotation(machine)
@@ -125,6 +130,20 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
             check_watchdog(machine)
             check_backup(machine, backup, restore)
             check_upgrade(machine, upgrade)
+            check_rolling_back(machine, switch_back, copy_back)
+
+
+def named(commands: str, name: str) -> str:
+    """Commands that give a version's folder this name, instead of the time of day."""
+    assert commands.count("$(date +%F-%H%M)") == 1
+    return commands.replace("$(date +%F-%H%M)", name)
+
+
+def at_pip(commands: str) -> tuple[str, str]:
+    """Commands up to the installation of the package, and the others. Both begin with the folder's name."""
+    first, *rest = commands.splitlines()
+    (at,) = [number for number, line in enumerate(rest) if "pip install" in line]
+    return "\n".join([first, *rest[: at + 1]]), "\n".join([first, *rest[at + 1 :]])
 
 
 def answered(commands: str, secret: str) -> str:
@@ -235,10 +254,49 @@ def check_backup(machine: Machine, backup: str, restore: str) -> None:
     assert waiting(machine) == before + 1
 
 
-def check_upgrade(machine: Machine, upgrade: str) -> None:
-    """The installation of the package needs a network: it has happened before."""
+def check_look(machine: Machine, look: str) -> None:
+    """No collector is there, which is all that the doctor finds."""
+    doctor, sample, queue = look.splitlines()
+    told = machine.run(doctor, check=False).stdout
+    failed = re.findall(r"^(\S+(?: \S+)*) +failed ", told, re.MULTILINE)
+    assert failed == ["exporters::otlp_grpc"], told
+    assert re.search(r"^queue state +ok +in use by process \d+$", told, re.MULTILINE)
     before = waiting(machine)
-    (pip,) = [line for line in upgrade.splitlines() if "pip install --upgrade ." in line]
-    machine.run(upgrade.replace(pip, ""))
+    answer = machine.run(sample).stdout
+    assert answer.startswith("200 OK\n")
+    assert json.loads(answer.partition("\n")[2])["accepted"] == 1
+    assert re.search(rf"^otlp_grpc +\w+ +{before + 1} ", machine.run(queue).stdout, re.MULTILINE)
+
+
+def running_version(machine: Machine) -> str:
+    """The folder of the running program."""
+    return machine.run(f"tr '\\0' ' ' < /proc/{property_of(machine, 'MainPID')}/cmdline").stdout.split("/bin/")[0]
+
+
+def check_upgrade(machine: Machine, upgrade: str) -> None:
+    before = waiting(machine)
+    assert running_version(machine) == "/opt/statsig-otel-first"
+    machine.run(upgrade)
+    assert running_version(machine) == "/opt/statsig-otel-new"
     assert waiting(machine) == before
     assert send(machine) == 0
+
+
+def check_rolling_back(machine: Machine, switch_back: str, copy_back: str) -> None:
+    """First with a queue as before; then with one of a later schema, which the older version refuses to touch."""
+    before, database = waiting(machine), "/var/lib/statsig-otel/queue.db"
+    machine.run(switch_back)
+    assert running_version(machine) == "/opt/statsig-otel-first"
+    assert waiting(machine) == before
+    machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
+    script = f"import sqlite3; sqlite3.connect({database!r}).execute('PRAGMA user_version = 99')"
+    machine.run(f'{PYTHON}/bin/python3 -c "{script}"')
+    checksum = machine.run(f"sha256sum {database}").stdout
+    machine.run("systemctl start --no-block statsig-otel.socket statsig-otel.service")
+    said = "has schema version 99, and this version of statsig-otel knows at most"
+    wait_until(lambda: said in machine.journal(), said, within=60)
+    machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
+    assert machine.run(f"sha256sum {database}").stdout == checksum
+    machine.run(copy_back)
+    assert send(machine) == 0
+    assert waiting(machine) == before  # of these, one came after the copy was made, and one has just come
