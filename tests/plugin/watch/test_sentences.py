@@ -52,7 +52,7 @@ def test_each_sentence_that_the_docs_explain_is_said() -> None:
         replace(facts(), receivers=[well[0], replace(accepted, name="b"), replace(RECEIVER, name="c")]),
         replace(facts(), set_aside=["queue.db.salvaged-1"], dead_letters=2),
         replace(facts(), exporters=[SENDING, replace(SENDING, name="x", state="blocked")]),
-        *(facts(RECEIVING, replace(SENDING, state=state)) for state in ("retrying", NOT_CONFIGURED)),
+        *(facts(RECEIVING, replace(SENDING, state=state)) for state in ("retrying", "refused", NOT_CONFIGURED)),
     ]
     found = {
         max((one for one in EXPLAINED if one.fullmatch(said)), key=lambda one: len(one.pattern), default=said)
