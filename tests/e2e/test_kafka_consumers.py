@@ -260,7 +260,7 @@ def test_nothing_is_read_while_a_group_shares_out_its_partitions_so_that_a_kill_
 
 
 def test_a_collector_with_a_name_of_its_own_comes_back_to_its_partitions(kafka: ApacheKafka, tmp_path: Path) -> None:
-    """The group does not share them out anew."""
+    """The group does not share them out anew. Of two with the same name only one can read."""
     config = edited(
         tmp_path,
         "    initial_offset",
@@ -280,6 +280,10 @@ def test_a_collector_with_a_name_of_its_own_comes_back_to_its_partitions(kafka: 
         both[0].start()
         backend.takes(*(f"u{partition}" for partition in range(6)))
         assert both[1].output.count("joining group") == joined
+        same = topic.another(NAME="one")
+        stack.callback(same.kill)
+        same.start()
+        wait_until(lambda: "FENCED_INSTANCE_ID" in both[0].output, "only one of them reads", within=PATIENCE)
 
 
 def test_with_a_queue_of_the_collector_in_memory_a_kill_loses_records(kafka: ApacheKafka, tmp_path: Path) -> None:
