@@ -88,7 +88,12 @@ _REQUESTS = st.builds(
         since=st.just(NOW - 100_000),
         receivers=st.lists(_RECEIVERS, max_size=3, unique_by=lambda one: one.name),
         exporters=st.lists(
-            st.builds(ExporterFacts, name=st.just("x"), state=st.sampled_from([*EXPORTER_STATES, NOT_CONFIGURED]))
+            st.builds(
+                ExporterFacts,
+                name=st.just("x"),
+                state=st.sampled_from([*EXPORTER_STATES, NOT_CONFIGURED]),
+                waiting=st.sampled_from([None, 0, 2]),  # None without a queue
+            )
         ),
         requests=st.lists(_REQUESTS, max_size=4),
         dead_letters=st.integers(0, 1),
