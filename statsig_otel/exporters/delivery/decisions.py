@@ -228,11 +228,11 @@ class Decisions:
         """
         reason, taken_by = self._of(head).reason, self._evidence.taken_by
         if self._is_faulty(head):
-            is_passed = self._faults.is_passed(head, self._of(head), taken_by)
-            return Failure("retrying", f"{_ONE_FAILS}: {reason}" if is_passed else reason)
+            others_taken = self._faults.others_taken(head, self._of(head), taken_by)
+            return Failure("retrying", f"{_ONE_FAILS}: {reason}" if others_taken else reason)
         others = ((seq, failed) for seq, failed in self._failed.items() if seq > head and self.is_held_back(seq))
         if any(
-            failed.refused_by > taken_by if failed.refused_by else not self._faults.is_passed(seq, failed, taken_by)
+            failed.refused_by > taken_by if failed.refused_by else not self._faults.others_taken(seq, failed, taken_by)
             for seq, failed in others
         ):
             every = f"nothing is taken: each record that was sent is refused: {reason}"
@@ -411,7 +411,7 @@ class Decisions:
         for each in failed:
             each.faults, each.refused_by = max(each.faults, 1), 0
         seq, taken_by = part.seqs[0], self._evidence.taken_by
-        works = self._works() or self._faults.is_passed(seq, failed[0], taken_by)
+        works = self._works() or self._faults.others_taken(seq, failed[0], taken_by)
         if not self._narrow(part):
             if self._give_up(part, outcome, now):
                 return None

@@ -9,7 +9,7 @@ _MOST_SETTLED: Final = 10
 """The most records that one behind them settles, if nothing else is taken: the backend may have broken meanwhile."""
 
 _AT_FAULT: Final = 4
-"""So many faults that count make a record a dead letter. Fewer can be chance, or the begin and the end of an outage."""
+"""So many faults that count make a record a dead letter. Fewer can be chance, or an outage that begins and ends."""
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class Faults:
         seq = next(iter(self._last), None)
         return seq if seq is not None and self._counts(seq, taken_by, now) else None
 
-    def is_passed(self, seq: int, failed: Failed, taken_by: int) -> bool:
+    def others_taken(self, seq: int, failed: Failed, taken_by: int) -> bool:
         """Whether another record was taken since a record's fault that counted: the backend does not fail for all."""
         return failed.faults > 1 or (seq in self._last and self._last[seq].by < taken_by)
 
