@@ -31,7 +31,7 @@ def write(earlier: Path, directory: Path) -> None:
     with running(directory, receivers=RECEIVERS, exporters=_EXPORTERS, clock=lambda: float(now)) as queue:
         otlp, archive = map(queue.cursor, _EXPORTERS)
         # Two that were refused, and are dead letters now.
-        refused = tuple(Change(f"{number:032x}", (b"refused",)) for number in range(2))
+        refused = tuple(Change(uid, (b"refused",)) for uid in ("d" * 32, "e" * 32))
         consume(queue, Batch("statsig", refused)).result(PATIENCE)
         for receiver, changes in (
             ("statsig", (_change(*split),)),
