@@ -102,7 +102,7 @@ def property_of(machine: Machine, name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     """Each of its commands, in their order, and what they are for."""
