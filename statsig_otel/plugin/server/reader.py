@@ -40,6 +40,8 @@ Field: TypeAlias = tuple[bytes, bytes]
 
 # request-line = method SP request-target SP HTTP-version (RFC 9112, 3). One empty line before it is ignored (2.2).
 _REQUEST_LINE: Final = re.compile(rb"(?:\r\n)?([A-Z_-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
+# What precedes the path or the query of an absolute URL (RFC 3986, 3.2).
+_ORIGIN: Final = re.compile(rb"[^:/?]+://[^/?]*")
 # What no head contains: control characters, and half a line end.
 _NOT_IN_A_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
@@ -326,8 +328,9 @@ def _head(method: str, target: bytes, version: str, fields: list[Field]) -> Head
         raise _wrong_head("the only Transfer-Encoding is chunked, in HTTP/1.1 and without a Content-Length")
     if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):
         raise _wrong_head("the Content-Length is not one number")
-    if not target.startswith(b"/") and b"://" in target:  # an absolute URL (3.2.2)
-        target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
+    if not target.startswith(b"/") and (origin := _ORIGIN.match(target)):  # an absolute URL (3.2.2)
+        path = target[origin.end() :]
+        target = path if path.startswith(b"/") else b"/" + path
     return Head(
         method=method,
         target=target,

@@ -108,6 +108,23 @@ def test_a_head_says_what_the_connection_needs_to_know() -> None:
     assert head.expects_continue
 
 
+@looped(
+    ("url", "target"),
+    [
+        (b"http://test/a?b=/c", b"/a?b=/c"),
+        (b"http://test?/a", b"/?/a"),
+        (b"http://test", b"/"),
+        (b"https://user@[::1]:80/a://b", b"/a://b"),
+        (b"/a?http://test/b", b"/a?http://test/b"),
+    ],
+)
+def test_the_path_of_an_absolute_url_begins_behind_its_host(url: bytes, target: bytes) -> None:
+    reader = RequestReader()
+    reader.feed(b"GET " + url + b" HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert reader.head is not None
+    assert reader.head.target == target
+
+
 def _refusal(data: bytes) -> BadRequestError:
     with pytest.raises(BadRequestError) as caught:
         read([data])
