@@ -1,19 +1,22 @@
-"""A supervisor that the service talks to by sd_notify(3): a real datagram socket, with or without a file."""
+"""A supervisor: its signals, and what sd_notify(3) tells it over a real datagram socket, with or without a file."""
 
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.forks import start
 from tests.e2e.processes import write_config
 from tests.e2e.reloading import reload
-from tests.e2e.service_process import ServiceProcess
+from tests.e2e.service_process import ServiceProcess, environment
 from tests.e2e.statsig_client import ENV
+from tests.peers.otlp_servers import free_port
+from tests.waiting import wait_until
 
 ALIVE = "WATCHDOG=1"
 
@@ -31,6 +34,12 @@ def told(notified: socket.socket) -> dict[str, str]:
     while (message := notified.recv(4096).decode()) == ALIVE:
         pass
     return dict(line.split("=", 1) for line in message.split("\n"))
+
+
+def is_open(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 @pytest.fixture(params=["file", "abstract"])
@@ -100,3 +109,21 @@ def test_a_supervisor_that_is_not_there_is_a_warning(tmp_path: Path) -> None:
     said = [line for line in service.log if "The supervisor can't be told" in line]
     assert len(said) == 2
     assert said[0].endswith("can't be told READY=1 at NOTIFY_SOCKET=@statsig-otel-nobody: Connection refused")
+
+
+def test_sigterm_right_after_the_port_is_open_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    """It comes while the service is still busy with its start."""
+    errors = tmp_path / "errors"
+    port = free_port()
+    with errors.open("w") as log:
+        service = start(
+            ["run", "--listen", f"127.0.0.1:{port}"],
+            environment(ENV),
+            None,
+            output=log.fileno(),
+            errors=log.fileno(),
+        )
+        wait_until(lambda: is_open(port))
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0, errors.read_text()
+    assert "Stopped" in errors.read_text()

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -107,6 +107,9 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
 
         service = service_of(assembly, Reloader(assembly, document, read, notifier.reloading))
         stop_telling = _start_telling(configuration, document)
+        # From here on webhooks can be in flight, which SIGTERM would cut by default. `_run` handles it afterwards.
+        early: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
         try:
             _start(service, configuration, document, directory)
         except BaseException:
@@ -118,7 +121,7 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
     try:
-        asyncio.run(_run(service, assembly, notifier, document))
+        asyncio.run(_run(service, assembly, notifier, document, early))
     finally:
         service.shutdown()
         stop_telling()
@@ -258,8 +261,18 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-async def _run(service: Service, assembly: Assembly, notifier: Notifier, document: Document) -> None:
-    """Reload and stop the service on signals. The service itself runs in threads of its own."""
+async def _run(
+    service: Service, assembly: Assembly, notifier: Notifier, document: Document, early: Sequence[int]
+) -> None:
+    """Reload and stop the service on signals. The service itself runs in threads of its own.
+
+    Args:
+        service: The service.
+        assembly: Its parts.
+        notifier: The supervisor's.
+        document: The configuration.
+        early: The signals to stop that came since the service began to start.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     reload_requested = asyncio.Event()
@@ -278,6 +291,8 @@ async def _run(service: Service, assembly: Assembly, notifier: Notifier, documen
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, reload_requested.set)
+    for early_number in early:
+        stop(signal.Signals(early_number))
     _logger.info("statsig-otel %s listens", __version__)
     for name, url in service.urls.items():
         click.echo(f"Webhook URL: {url}")
