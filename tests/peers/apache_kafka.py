@@ -139,7 +139,7 @@ class Broker(Restartable):
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:ANONYMOUS",
             "log.dirs": self._folder / "data",
-            "auto.create.topics.enable": "false",
+            "auto.create.topics.enable": "true",  # Kafka's default
             "offsets.topic.replication.factor": size,
             "offsets.topic.num.partitions": 3,
             "transaction.state.log.replication.factor": size,
@@ -283,7 +283,9 @@ class ApacheKafka:
         return bool(found.state == ConsumerGroupState.STABLE) and len(found.members) == members
 
     def _admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": ",".join(self.addresses()), "log_level": 0})
+        return AdminClient({
+            "bootstrap.servers": ",".join(self.addresses()), "log_level": 0, "allow.auto.create.topics": False,
+        })  # fmt: skip
 
     def _wait(self, within: float = 180.0) -> None:
         """Wait until all brokers have joined."""

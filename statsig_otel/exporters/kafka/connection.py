@@ -53,6 +53,8 @@ def connection(
     found: dict[str, Any] = {
         "bootstrap.servers": ",".join(settings.brokers),
         "client.id": settings.client_id,
+        # Otherwise brokers may create a missing topic, with a single replica, which nobody reads.
+        "allow.auto.create.topics": False,
         "client.dns.lookup": "resolve_canonical_bootstrap_servers_only" if canonical else "use_all_dns_ips",
         "socket.keepalive.enable": True,
         "security.protocol": security,

@@ -76,14 +76,14 @@ class KafkaProducerSettings(Settings):
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        "allow_auto_topic_creation": "leave it out: the brokers decide (auto.create.topics.enable)",
+        "allow_auto_topic_creation": "create it yourself: a topic made by brokers has a single replica",
         "compression_params": "leave it out: each compression has its usual level",
         "linger": "leave it out: what waits is sent at once",
         "max_broker_write_bytes": "leave it out: the library chooses the size of a request",
         "required_acks": "leave it out: a change counts as delivered once all in-sync replicas have it",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "allow_auto_topic_creation": (True,),
+        "allow_auto_topic_creation": (False,),
         "compression_params": ({},),
         "linger": (Duration,),
         "required_acks": ("all", -1),

@@ -213,6 +213,18 @@ def test_a_topic_that_can_not_be_used_blocks(cluster: KafkaCluster, code: int, r
 
 
 @pytest.mark.slow
+def test_a_missing_topic_blocks_and_is_not_created(cluster: KafkaCluster) -> None:
+    """Although these brokers create one for whoever asks."""
+    made = exporter(cluster.brokers, timeout="1s", logs={"topic": "missing"})
+    made.start()
+    for _ in range(2):
+        outcome = send(made, ["first"])
+        assert isinstance(outcome, Blocked)
+        assert "create the topic, or correct logs::topic" in outcome.reason
+    made.shutdown()
+
+
+@pytest.mark.slow
 def test_a_user_who_may_not_write_idempotently_blocks(cluster: KafkaCluster) -> None:
     cluster.fail(*[KafkaError.CLUSTER_AUTHORIZATION_FAILED] * 3, request=INIT_PRODUCER_ID)
     made = exporter(cluster.brokers)

@@ -118,9 +118,24 @@ def test_the_wrong_listener_is_named(kafka: ApacheKafka, tmp_path: Path) -> None
     assert "certificate is not trusted: name its CA in tls::ca_file" in reason_of(untrusted, Blocked)
 
 
-def test_a_topic_that_is_not_there_blocks(kafka: ApacheKafka) -> None:
-    outcome = send(kafka.addresses(), "a", timeout=15, logs={"topic": "nothing"})
-    assert "create the topic, or correct logs::topic" in reason_of(outcome, Blocked)
+def test_a_topic_that_is_not_there_blocks_and_is_not_created(kafka: ApacheKafka) -> None:
+    """Although these brokers create one for whoever asks. Nor is one that is deleted created again."""
+    hint = "create the topic, or correct logs::topic"
+    made = exporter(kafka.addresses(), timeout="3s", logs={"topic": "missing"})
+    asked = KafkaSettings.model_validate({"brokers": kafka.addresses(), "logs": {"topic": "missing"}})
+    made.start()
+    for existed in (False, True):
+        if existed:
+            kafka.create_topic("missing")
+            wait_until(lambda: made.send(record("a"), 1, 15.0) == Delivered(), "the topic is there")
+            kafka.delete_topic("missing")
+            wait_until(lambda: made.send(record("a"), 1, 15.0) != Delivered(), "brokers know that it is deleted")
+        for _ in range(2):
+            assert hint in reason_of(made.send(record("a"), 1, 15.0), Blocked)
+            with pytest.raises(OSError, match=hint):
+                check_brokers(asked, 30)
+        assert "missing" not in kafka.run("kafka-topics.sh --bootstrap-server - --list").split()
+    made.shutdown()
 
 
 @pytest.mark.parametrize("limit", ["of the exporter", "of the topic"])

@@ -45,6 +45,15 @@ def test_a_single_replica_is_a_warning() -> None:
         assert found.detail.endswith("and has only one replica: if its broker loses data, the data is lost")
 
 
+def test_a_missing_topic_is_a_failure_and_is_not_created() -> None:
+    """Although these brokers create one for whoever asks."""
+    with KafkaCluster() as cluster:
+        for _ in range(2):
+            found = look(cluster.brokers, logs={"topic": "missing"})
+            assert found.status == "failed"
+            assert "create the topic, or correct logs::topic" in found.detail
+
+
 @pytest.mark.slow
 def test_brokers_that_do_not_answer_are_a_failure() -> None:
     found = look([f"127.0.0.1:{free_port()}"])
