@@ -456,10 +456,18 @@ def typed(tmp_path: Path) -> list[Path]:
     folders.append(tmp_path / "plain_strings")
     folders[-1].mkdir()
     (folders[-1] / "settings.py").write_text(
-        "from statsig_otel.exporters import OtlpHttpSettings\n"
-        "from statsig_otel.plugin import StatsigReceiverSettings\n"
-        'StatsigReceiverSettings(signing_secrets=["webhook-..."], user="hash", hash_key="key")\n'
-        'OtlpHttpSettings(endpoint="https://h", headers={"api-key": "key"})\n'
+        "from pathlib import Path\n"
+        "from statsig_otel.exporters import ClientTlsSettings, KafkaSettings, OtlpGrpcSettings, OtlpHttpSettings\n"
+        "from statsig_otel.plugin import (BatchSettings, ChangeMatchSettings, FilterSettings, SendingQueueSettings,\n"
+        "    ServerTlsSettings, StatsigReceiverSettings)\n"
+        'StatsigReceiverSettings(signing_secrets=["webhook-..."], user="hash", hash_key="key",\n'
+        '    tls=ServerTlsSettings(cert_file=Path("cert.pem"), key_file=Path("key.pem")),\n'
+        '    filter=FilterSettings(include=ChangeMatchSettings(types=["gate"]),\n'
+        '        exclude=[ChangeMatchSettings(tags=["a"])]))\n'
+        'OtlpHttpSettings(endpoint="https://h", headers={"api-key": "key"}, tls=ClientTlsSettings(ca_pem="pem"))\n'
+        'OtlpGrpcSettings(endpoint="h:1", tls=ClientTlsSettings(insecure=True))\n'
+        'KafkaSettings(brokers=["h:1"], tls=ClientTlsSettings(ca_file="ca.pem"))\n'
+        "SendingQueueSettings(batch=BatchSettings(max_size=100))\n"
         'OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": {"key_pem": "key"}})\n'
     )
     for example in ("agent", "exporter", "grafana", "serverless"):

@@ -122,18 +122,19 @@ MAY_LOAD = {
     "exporters": {
         "": "Arrival Batch Blocked Change Consumer Delivered Exporter Invalid Outcome PartiallyRejected "
         "QueueError Receipt RefusedError Rejected RetryLater",
-        MODEL: "DirectoryInUseError ExporterType KafkaSettings OtlpGrpcSettings OtlpHttpSettings",
+        MODEL: "ClientTlsSettings DirectoryInUseError ExporterType KafkaSettings OtlpGrpcSettings OtlpHttpSettings",
         "opentelemetry.proto": "log_records",
         "opentelemetry._logs opentelemetry.proto": "LoggerProviderConsumer",
         RECORD_MODEL: "DebugSettings FileSettings",
     },
     "plugin": {
         "": "ChangeEvent DEFAULT_PATH",
+        MODEL: "ChangeMatchSettings FilterSettings ServerTlsSettings",
         "msgspec": "MalformedBodyError ParsedBody UnauthorizedError Verifier parse parse_url_verification sign verify",
         "opentelemetry.proto": "LogRecordEncoder RecordFields RecordHook",
         "msgspec opentelemetry.proto": "Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
-        f"{RECORD_MODEL} opentelemetry.metrics": "RetryOnFailureSettings SendingQueueSettings",
+        f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         f"{RECORD_MODEL} msgspec opentelemetry.metrics": "StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         f"{FALCON} pydantic ruamel click httptools": "Destination RestartNeededError Service",

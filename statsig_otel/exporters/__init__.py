@@ -2,7 +2,8 @@
 
 The public names, each loaded when it is first used:
 
-- Everyday: the settings of each exporter; `QueueError` and `DirectoryInUseError`, which a service raises.
+- Everyday: the settings of each exporter, with `ClientTlsSettings`; `QueueError` and `DirectoryInUseError`, which a
+  service raises.
 - Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Arrival`, `Receipt` and `RefusedError`;
   `Exporter` with its outcomes and `log_records`, and `ExporterType` for an exporter that a configuration file can name.
   `LoggerProviderConsumer` is a consumer.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
     from statsig_otel.exporters.local.file import FileSettings as FileSettings
     from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
+    from statsig_otel.exporters.network.tls import ClientTlsSettings as ClientTlsSettings
     from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings as OtlpGrpcSettings
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.queue.errors import DirectoryInUseError as DirectoryInUseError
@@ -51,6 +53,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "local.debug": "DebugSettings",
             "local.file": "FileSettings",
             "local.logger_provider": "LoggerProviderConsumer",
+            "network.tls": "ClientTlsSettings",
             "otlp.settings": "OtlpGrpcSettings OtlpHttpSettings",
             "decoding": "log_records",
             "queue.errors": "DirectoryInUseError QueueError",

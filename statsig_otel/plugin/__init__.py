@@ -2,8 +2,8 @@
 
 The public names, each loaded when it is first used:
 
-- Everyday: `Service` with `Destination` and `RestartNeededError`, and the settings of a receiver, of a queue and of its
-  retries. Settings within settings are mappings, as in a configuration file.
+- Everyday: `Service` with `Destination` and `RestartNeededError`; the settings of a receiver with those of its TLS and
+  filter, of a queue with its batches, and of retries.
 - Mounting: `StatsigReceiver` and `create_app` for ASGI, `StatsigWsgiReceiver` and `create_wsgi_app` for WSGI; `Intake`
   with `Request`, `Answer`, `AnsweredError` and `Limits` for any other framework.
 - Extending: `RecordHook` with `RecordFields`, which changes records; `verify`, `sign`, `parse` and `Mapper` with what
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
     from statsig_otel.plugin.record.record import RecordFields as RecordFields
     from statsig_otel.plugin.record.record import RecordHook as RecordHook
+    from statsig_otel.plugin.server.tls import ServerTlsSettings as ServerTlsSettings
     from statsig_otel.plugin.service.builder import Destination as Destination
     from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.service import Service as Service
+    from statsig_otel.plugin.settings.exporters import BatchSettings as BatchSettings
     from statsig_otel.plugin.settings.exporters import RetryOnFailureSettings as RetryOnFailureSettings
     from statsig_otel.plugin.settings.exporters import SendingQueueSettings as SendingQueueSettings
+    from statsig_otel.plugin.settings.filter import ChangeMatchSettings as ChangeMatchSettings
+    from statsig_otel.plugin.settings.filter import FilterSettings as FilterSettings
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
     from statsig_otel.plugin.webhook import DEFAULT_PATH as DEFAULT_PATH
     from statsig_otel.plugin.webhook.body import ParsedBody as ParsedBody
@@ -57,10 +61,12 @@ else:  # type checkers would accept any name of a module with __getattr__
             "record.change_event": "ChangeEvent",
             "record.mapper": "Mapper",
             "record.record": "LogRecordEncoder RecordFields RecordHook",
+            "server.tls": "ServerTlsSettings",
             "service.builder": "Destination",
             "service.restart": "RestartNeededError",
             "service.service": "Service",
-            "settings.exporters": "RetryOnFailureSettings SendingQueueSettings",
+            "settings.exporters": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
+            "settings.filter": "ChangeMatchSettings FilterSettings",
             "settings.receiver": "StatsigReceiverSettings",
             "webhook": "DEFAULT_PATH",
             "webhook.errors": "MalformedBodyError UnauthorizedError",

@@ -14,7 +14,7 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration, Timeout
-from statsig_otel.config.values import Secret
+from statsig_otel.config.values import ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
 from statsig_otel.exporters.network.tls import NOTHING, ClientTlsSettings
@@ -268,7 +268,9 @@ class KafkaSettings(Settings):
     logs: KafkaLogsSettings = Field(default_factory=KafkaLogsSettings)
     producer: KafkaProducerSettings = Field(default_factory=KafkaProducerSettings)
     auth: KafkaAuthSettings = Field(default_factory=KafkaAuthSettings)
-    tls: KafkaTlsSettings = Field(default_factory=lambda: KafkaTlsSettings(insecure=True))
+    tls: Annotated[ClientTlsSettings, ReadAs(KafkaTlsSettings)] = Field(
+        default_factory=lambda: KafkaTlsSettings(insecure=True)
+    )
     resolve_canonical_bootstrap_servers_only: bool = False
 
     @field_validator("brokers", mode="before")

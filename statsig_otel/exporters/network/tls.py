@@ -111,6 +111,11 @@ class ClientTlsSettings(Settings):
         server_name_override: The host name that the server's certificate must contain, instead of the endpoint's host.
         insecure_skip_verify: True for TLS without verifying the server's certificate.
         min_version: The lowest TLS version to accept.
+
+    Example:
+        >>> from statsig_otel.exporters import ClientTlsSettings, OtlpHttpSettings
+        >>> OtlpHttpSettings(endpoint="https://backend", tls=ClientTlsSettings(min_version="1.3")).tls.insecure
+        False
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
@@ -143,6 +148,14 @@ class ClientTlsSettings(Settings):
     server_name_override: str = ""
     insecure_skip_verify: bool = False
     min_version: TlsVersion = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _restrict(cls, values: object) -> object:
+        """A subclass, which restricts some values, is read from an instance of this class or of another one."""
+        if isinstance(values, ClientTlsSettings):
+            return {name: getattr(values, name) for name in values.model_fields_set}
+        return values
 
     @field_validator("server_name_override")
     @classmethod

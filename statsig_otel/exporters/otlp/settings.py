@@ -214,7 +214,7 @@ class OtlpGrpcSettings(_OtlpSettings):
 
     endpoint: str
     timeout: Timeout = 5.0
-    tls: GrpcTlsSettings = Field(default_factory=GrpcTlsSettings)
+    tls: Annotated[ClientTlsSettings, ReadAs(GrpcTlsSettings)] = Field(default_factory=GrpcTlsSettings)
     keepalive: KeepaliveSettings | None = None
     authority: str = ""
 

@@ -43,7 +43,13 @@ class ServerTlsError(ValueError):
 
 
 class ServerTlsSettings(Settings):
-    """`tls` of a server, with the Collector's names (configtls)."""
+    """`tls` of a server, with the Collector's names (configtls).
+
+    Example:
+        >>> from statsig_otel.plugin import ServerTlsSettings
+        >>> ServerTlsSettings.model_validate({"cert_file": "chain.pem", "key_file": "key.pem"}).min_version
+        '1.2'
+    """
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",

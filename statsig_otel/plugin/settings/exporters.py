@@ -38,7 +38,13 @@ def _refuse_unit(value: object) -> object:
 
 
 class BatchSettings(Settings):
-    """`sending_queue::batch`."""
+    """`sending_queue::batch`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings, SendingQueueSettings
+        >>> SendingQueueSettings(batch=BatchSettings(max_size=100)).batch.sizer
+        'items'
+    """
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "partition": "leave it out: an exporter has one queue, and keeps the order",

@@ -23,7 +23,13 @@ _Patterns = list[Annotated[str, AfterValidator(_check_pattern)]]
 
 
 class ChangeMatchSettings(Settings):
-    """A block: patterns by field. Each field has to match, by one of its patterns."""
+    """A block: patterns by field. Each field has to match, by one of its patterns.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeMatchSettings
+        >>> ChangeMatchSettings(types=["gate"], environments=["prod*"]).types
+        ['gate']
+    """
 
     types: _Patterns | None = Field(
         default=None,
@@ -76,7 +82,13 @@ Blocks = ChangeMatchSettings | Annotated[list[ChangeMatchSettings], Field(min_le
 
 
 class FilterSettings(Settings):
-    """Which changes are exported."""
+    """Which changes are exported.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeMatchSettings, FilterSettings, StatsigReceiverSettings
+        >>> without_tests = FilterSettings(exclude=ChangeMatchSettings(names=["test_*"]))
+        >>> mapper = StatsigReceiverSettings(signing_secrets=["webhook-..."], filter=without_tests).mapper()
+    """
 
     include: Blocks = Field(
         default=None, description="Only these changes are exported. A mapping, or a list of them; one has to match."

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
 from statsig_otel.config.opaque import Opaque
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from tests.looped import looped
@@ -326,7 +327,21 @@ def test_wrong_tls_settings_get_a_hint(tls: dict[str, Any], hint: str) -> None:
 )
 def test_what_grpcio_cannot_do_is_an_error(tls: dict[str, Any], hint: str) -> None:
     assert refusal(OtlpGrpcSettings, **GRPC, tls=tls).startswith(hint)
+    assert refusal(OtlpGrpcSettings, **GRPC, tls=ClientTlsSettings(**tls)).startswith(
+        f"tls: {hint.rpartition(': ')[2]}"
+    )
     OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": tls})
+
+
+def test_tls_of_any_class_is_kept_whole() -> None:
+    """A `${` that was escaped once, and a secret, too."""
+    given = ClientTlsSettings(ca_pem="pem", cert_file="$${x}", key_pem="key")
+    for model in (OtlpGrpcSettings, OtlpHttpSettings, KafkaSettings):
+        endpoint = {"endpoint": "https://h:1"} if model is not KafkaSettings else {}
+        kept = model.model_validate({**endpoint, "tls": given}).tls
+        assert isinstance(kept, ClientTlsSettings)
+        assert dict(kept) == dict(given)
+        assert kept.model_fields_set == given.model_fields_set
 
 
 @pytest.mark.parametrize("endpoint", ["h:1", "http://h:1"])
