@@ -152,7 +152,7 @@ UNCHECKED: Final = {
     r"exporters\.(DirectoryInUseError|QueueError)": "raised here",
     r"exporters\..*TlsSettings\.context": "for the exporters here",
     r"plugin\.Destination": "checked by Service, with its place",
-    r"plugin\.(Answer|AnsweredError|ParsedBody|RecordFields|Request|.*BodyError|UnauthorizedError)": "made here",
+    r"plugin\.(Answer|AnsweredError|Mapped|ParsedBody|RecordFields|Request|.*BodyError|UnauthorizedError)": "made here",
     r"plugin\.ChangeEvent": "its fields: test_change_event.py",
     r"plugin\.(LogRecordEncoder\..*|Verifier\.begin)": "steps of Mapper and Intake, once for each change",
     r"plugin\.Intake\.(count|reserve|verified|wait_until_idle|warn)": "for the receivers here",

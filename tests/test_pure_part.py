@@ -132,7 +132,7 @@ MAY_LOAD = {
         MODEL: "ChangeMatchSettings FilterSettings ServerTlsSettings",
         "msgspec": "MalformedBodyError ParsedBody UnauthorizedError Verifier parse parse_url_verification sign verify",
         "opentelemetry.proto": "LogRecordEncoder RecordFields RecordHook",
-        "msgspec opentelemetry.proto": "Mapper",
+        "msgspec opentelemetry.proto": "Mapped Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
         f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         f"{RECORD_MODEL} msgspec opentelemetry.metrics": "StatsigReceiverSettings",

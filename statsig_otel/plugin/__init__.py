@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver as StatsigWsgiReceiver
     from statsig_otel.plugin.receiver.wsgi import create_wsgi_app as create_wsgi_app
     from statsig_otel.plugin.record.change_event import ChangeEvent as ChangeEvent
+    from statsig_otel.plugin.record.mapper import Mapped as Mapped
     from statsig_otel.plugin.record.mapper import Mapper as Mapper
     from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
     from statsig_otel.plugin.record.record import RecordFields as RecordFields
@@ -59,7 +60,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "receiver.intake": "Answer AnsweredError Intake Request",
             "receiver.wsgi": "StatsigWsgiReceiver create_wsgi_app",
             "record.change_event": "ChangeEvent",
-            "record.mapper": "Mapper",
+            "record.mapper": "Mapped Mapper",
             "record.record": "LogRecordEncoder RecordFields RecordHook",
             "server.tls": "ServerTlsSettings",
             "service.builder": "Destination",

@@ -28,6 +28,13 @@ class Mapped:
         in_seconds: The number of changes whose time was sent in seconds.
         arrivals: What to remember of each config change that could be read, also of those that the filter drops; empty
             unless the mapper `remembers`.
+
+    Example:
+        >>> from statsig_otel.plugin import Mapped, Mapper, ParsedBody
+        >>> def records_of(mapped: Mapped) -> list[bytes]:
+        ...     return [record for change in mapped.changes for record in change.records]
+        >>> records_of(Mapper().map(ParsedBody(0, ()), observed_ns=1739400185198000000))
+        []
     """
 
     changes: tuple[Change, ...]
@@ -45,6 +52,7 @@ class Mapper:
         encoder: Makes the records; by default the default records.
         change_filter: Decides which changes pass; by default all.
         services: Finds the services that a change concerns; without it each change has one record.
+            `StatsigReceiverSettings.mapper` makes a mapper with a filter and services.
         remembers: Whether to make `arrivals`, which a queue remembers to compare them with the audit log.
 
     Raises:
