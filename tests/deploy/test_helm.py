@@ -104,6 +104,9 @@ def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> No
     mounts = {mount["name"]: mount["mountPath"] for mount in container_of(disk)["volumeMounts"]}
     assert mounts[claim["metadata"]["name"]] == "/var/lib/statsig-otel"
     assert "queue" not in json.dumps(container_of(kafka)["volumeMounts"])
+    config = YAML(typ="safe").load(kafka["ConfigMap"]["data"]["statsig-otel.yaml"])
+    assert config["exporters"]["kafka"]["sending_queue"] == {"enabled": False}
+    assert config["exporters"]["kafka"]["timeout"] == "15s", "as docs/scaling.md says"
     for kinds in (disk, kafka):
         pod = pod_of(kinds)
         assert pod["automountServiceAccountToken"] is False

@@ -32,7 +32,7 @@ READ_AGAIN: Final = "records read again by a consumer"
 _AGAIN: Final = 0.05
 """The share of webhooks that are sent again although they were answered with 200."""
 
-_http: Final = urllib3.PoolManager(retries=False, timeout=40, maxsize=8)
+_http: Final = urllib3.PoolManager(retries=False, timeout=80, maxsize=8)
 
 RecordBytes = tuple[bytes, bytes, bytes]
 """The resource, the scope and the record of a log record, as protobuf."""

@@ -1,22 +1,30 @@
 """Replicas without a disk, on Kafka: what each of them answers, and what is in the topic then."""
 
 import json
+import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import urllib3
 
 from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook.signature import sign
+from tests.e2e.kafka_chain import balancer, tries, url
+from tests.e2e.kafka_kills import Sender
+from tests.e2e.otelcol import UnavailableError
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, SECRET, Client, change, http, load, post, uids
 from tests.exporters.kafka.records import uids_of
-from tests.peers.kafka_cluster import KafkaCluster
+from tests.peers.kafka_cluster import KafkaCluster, read_all
 from tests.peers.otlp_servers import HttpSink
 from tests.waiting import wait_until
 
@@ -138,3 +146,45 @@ def test_nothing_acknowledged_is_lost_if_replicas_are_killed_and_brokers_are_awa
     acknowledged = set[str]().union(*(client.acknowledged for client in clients))
     assert len(acknowledged) > 6
     assert acknowledged <= in_topic(cluster, len(acknowledged)).keys()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", ["hangs", "has lost the brokers"])
+def test_nginx_passes_on_what_one_replica_does_not_take(tmp_path: Path, cluster: KafkaCluster, fault: str) -> None:
+    """With the file of the example. Each webhook is answered with 200, those at that replica after a while.
+
+    One whose client does not wait so long arrives, too.
+    """
+    hasty = [change(200 + number) for number in range(3)]
+    with ExitStack() as stack:
+        own = stack.enter_context(KafkaCluster())
+        made = [
+            stack.enter_context(replica(tmp_path / f"{number}", own if number == 0 else cluster)) for number in range(3)
+        ]
+        try:
+            nginx = balancer(tmp_path / "nginx", [urlsplit(one.url).port or 0 for one in made])
+        except UnavailableError as error:
+            pytest.skip(f"!! {error}")
+        stack.callback(nginx.stop)
+        nginx.start()
+        senders = [Sender(seed, url(nginx)) for seed in range(9)]
+        assert all(one.post([change(one.seed)]) for one in senders)
+        if fault == "hangs":
+            os.kill(made[0].process.pid, signal.SIGSTOP)
+            stack.callback(os.kill, made[0].process.pid, signal.SIGCONT)
+        else:
+            own.stop()
+        for one in hasty:
+            body = json.dumps({"data": [one]}).encode()
+            headers = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000)
+            with suppress(urllib3.exceptions.TimeoutError):
+                http.request("POST", url(nginx), body=body, headers=headers, timeout=1)
+        with ThreadPoolExecutor(len(senders)) as executor:
+            assert all(executor.map(lambda one: one.post([change(100 + one.seed)]), senders))
+        passed = tries(tmp_path / "nginx" / "access.log")
+        assert max(passed.values()) >= 2, "it was tried"
+        sent = {uid(change(100 + one.seed)) for one in senders} | {uid(one) for one in hasty}
+        wait_until(
+            lambda: sent <= set(uids_of(one.value() for one in read_all(cluster.brokers, "otlp_logs"))),
+            "all in the topic", within=60,
+        )  # fmt: skip
