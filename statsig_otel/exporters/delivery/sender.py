@@ -11,7 +11,6 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from statsig_otel._log_throttle import LogThrottle
@@ -25,6 +24,7 @@ from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.retry import Backoff
 from statsig_otel.exporters.delivery.settings import DeliverySettings
+from statsig_otel.exporters.delivery.skip import Skip
 from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, Rejected
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.errors import NotRunningError, StorageError
@@ -81,7 +81,7 @@ class QueueSender:
         self._resumed = threading.Event()
         self._is_repaired = False  # somebody expects that since the last send
         self._renewed = False  # the exporter has other secrets since then
-        self._skip: _Skip | None = None
+        self._skip: Skip | None = None
         self._decisions = Decisions(cursor.name, self._settings)
         self._generation = 0  # of the database that the decisions are about
         self._backoff = Backoff(self._settings.retry)
@@ -152,7 +152,7 @@ class QueueSender:
         """
         if not self._cursor.waiting:
             return False
-        self._skip = _Skip(behind, up_to)
+        self._skip = Skip(behind, up_to)
         self._end_wait()
         return True
 
@@ -245,7 +245,8 @@ class QueueSender:
             # Before a skip, whose dead letter could be replayed.
             self._tick_off_unsent(Decided(batch[:1], [self._decisions.damaged(batch[:1])]))
         elif batch and self._skip is not None and self._skip.behind == self._cursor.position:
-            self._skip_some(batch, self._skip)
+            skipped = self._skip.part_of(batch)
+            self._tick_off_unsent(self._decisions.decided(batch) or self._decisions.skip(skipped))
         elif not self.is_started:
             self._start_exporter()
         elif batch:
@@ -391,20 +392,13 @@ class QueueSender:
             if self.outage:
                 self.outage.log_next()
 
-    def _skip_some(self, batch: Records, skip: "_Skip") -> None:
-        """Skip the head, and what is to be skipped of the batch with it."""
-        skipped = (intact := batch.until_damage())[: bisect_right(intact.seqs, skip.up_to)]
-        self._tick_off_unsent(self._decisions.decided(batch) or self._decisions.skip(skipped))
-
     def _tick_off_unsent(self, decided: Decided) -> None:
         """Tick off records that are not sent."""
         behind = self._cursor.position
         if self._tick_off(*decided):
             self._log_dead_letters(decided.dead_letters)
-            if self._skip is not None and self._skip.behind == behind:
-                self._skip.behind = self._cursor.position
-                if self._skip.behind >= self._skip.up_to:
-                    self._skip = None
+            if self._skip is not None and self._skip.ticked_off(behind, self._cursor.position):
+                self._skip = None
 
     def _tick_off(self, records: Records, dead_letters: Sequence[DeadLetter]) -> bool:
         """Tick off records, with the dead letters among them; False if the file was set aside, and they come again.
@@ -490,11 +484,3 @@ class QueueSender:
         if self._storage_fails:
             self._storage_fails, self.last_error, self.state = False, "", "sending"
             _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)
-
-
-@dataclass(slots=True)
-class _Skip:
-    """A `queue skip` of the records behind one seq, up to another. It is void once the first of them is delivered."""
-
-    behind: int
-    up_to: int
