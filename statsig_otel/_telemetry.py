@@ -29,6 +29,9 @@ _BYTES: Final = tuple(float(1 << power) for power in range(9, 26, 2))  # 512 B t
 FailedState: TypeAlias = Literal["retrying", "refused", "blocked"]
 """The state of an exporter that delivers nothing: `refused` while no evidence says whether the data is at fault."""
 
+ExporterState: TypeAlias = Literal["idle", "sending", "stopped"] | FailedState
+"""What an exporter does now."""
+
 FAILED_STATES: Final[tuple[FailedState, ...]] = get_args(FailedState)
 EXPORTER_STATES: Final = ("idle", "sending", *FAILED_STATES)
 """The states of an exporter that runs, the best one first."""
@@ -150,8 +153,8 @@ class ObservedExporter(Protocol):
         """Its id."""
 
     @property
-    def state(self) -> str:
-        """One of `EXPORTER_STATES`, or another word while it does not run."""
+    def state(self) -> ExporterState:
+        """What it does now."""
 
 
 class ObservedServer(Protocol):

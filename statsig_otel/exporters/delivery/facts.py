@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from statsig_otel._journal import Journal, journal
-from statsig_otel._telemetry import FAILED_STATES, exporter_sent
+from statsig_otel._telemetry import FAILED_STATES, ExporterState, exporter_sent
 from statsig_otel.exporters.delivery.sender import QueueSender
 
 
@@ -15,11 +16,11 @@ class ExporterFacts:
     Attributes:
         name: Its id.
         destination: Where it sends to, such as a host; empty if that is not known.
-        state: One of `_telemetry.EXPORTER_STATES`, `stopped`, or `_telemetry.NOT_CONFIGURED`.
+        state: What it does now.
         waiting: The records that wait for it; None if it has no queue, and a webhook waits for it.
         oldest: Seconds since the webhook of the oldest of them arrived; None if none waits.
         attempts: The failed attempts to send the head.
-        last_error: What its backend said last; empty while all is well.
+        last_error: Its last failure, such as what the backend said; empty while all is well.
         hint: What somebody has to do about it; empty if the exporter does not say.
         delivered: The records that its backend has taken.
         delivered_last_minute: Those of the last minute.
@@ -27,7 +28,7 @@ class ExporterFacts:
 
     name: str
     destination: str = ""
-    state: str = "idle"
+    state: ExporterState | Literal["not configured"] = "idle"
     waiting: int | None = 0
     oldest: float | None = None
     attempts: int = 0
@@ -37,7 +38,7 @@ class ExporterFacts:
     delivered_last_minute: int = 0
 
 
-def sender_facts(sender: QueueSender, *, waiting: int = 0, oldest: float | None = None) -> ExporterFacts:
+def sender_facts(sender: QueueSender, *, waiting: int, oldest: float | None) -> ExporterFacts:
     """The state of a queued exporter, by its sender.
 
     Args:

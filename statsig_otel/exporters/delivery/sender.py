@@ -11,10 +11,10 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel._telemetry import FailedState, exporters
+from statsig_otel._telemetry import ExporterState, FailedState, exporters
 from statsig_otel._times import HANGING_SEND
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.delivery.answers import is_taken
@@ -42,7 +42,7 @@ _GATHERING: Final = 0.5
 _LONGEST_GATHERING: Final = 0.05
 """The longest such wait, in seconds."""
 
-State = Literal["idle", "sending", "retrying", "refused", "blocked", "stopped"]
+_DISK: Final = "look at the disk of the queue's directory, and at the log"
 
 
 class QueueSender:
@@ -52,16 +52,16 @@ class QueueSender:
         name: The exporter's id.
         state: What it does now. `idle` if nothing waits; `blocked` also if the exporter can't be started.
         attempts: The failed attempts to send the head.
-        last_error: The backend's last failure; empty while all is well.
-        hint: What somebody has to do about it, if the exporter says so.
-        outage: The time in which the head was sent and is not taken; None while it was not. Others may be taken.
+        last_error: The last failure, of the backend or of the queue's file; empty while all is well.
+        hint: What somebody has to do about it; empty if the exporter does not say.
+        outage: The current outage: the head was sent and not taken, though others may be. None without one.
         is_started: Whether the exporter is started.
         has_abandoned: Whether the shutdown has abandoned a call of the exporter, since it hangs.
     """
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
         self.name: Final = cursor.name
-        self.state: State = "stopped"
+        self.state: ExporterState = "stopped"
         self.attempts: int = 0
         self.last_error: str = ""
         self.hint: str = ""
@@ -468,13 +468,13 @@ class QueueSender:
         outage, self.outage, self._is_away = self.outage, None, False
         if outage:
             outage.log_end(message, waiting=self._cursor.waiting)
-        self.last_error = ""
+        self.last_error = self.hint = ""
         self._backoff.reset()
         self._blocked.reset()
         self._resumed.clear()  # it was for this outage
 
     def _storage_failed(self, error: Exception) -> None:
-        self.state, self.last_error = "retrying", f"the queue's file: {error}"
+        self.state, self.last_error, self.hint = "retrying", f"the queue's file: {error}", _DISK
         if not self._storage_fails:
             self._storage_fails = True
             _logger.error("%s: the queue can't be read or ticked off; delivery waits: %s", self._cursor.name, error)
@@ -482,5 +482,6 @@ class QueueSender:
 
     def _storage_works(self) -> None:
         if self._storage_fails:
-            self._storage_fails, self.last_error, self.state = False, "", "sending"
+            self._storage_fails, self.state = False, "sending"
+            self.last_error = self.hint = ""
             _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)

@@ -14,7 +14,6 @@ import msgspec
 from statsig_otel._telemetry import FAILED_STATES
 from statsig_otel.config.errors import hint_for
 from statsig_otel.exporters.delivery.decisions import SKIPPED
-from statsig_otel.exporters.delivery.facts import sender_facts
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue import dead_letters, queries, schema, store
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -77,8 +76,8 @@ class RunningExporters:
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         """The state of each sender, and the secret that each receiver used last. All else is in the queue's file."""
         exporters = {
-            one.name: {"state": one.state, "attempts": one.attempts, "last_error": one.last_error}
-            for one in map(sender_facts, self.senders.values())
+            name: {"state": sender.state, "attempts": sender.attempts, "last_error": sender.last_error}
+            for name, sender in self.senders.items()
         }
         receivers = {
             name: {"secrets": intake.verifier.secret_count, "last_secret": intake.last_secret}

@@ -357,21 +357,24 @@ def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
         advice = f"Configure it again to send them; `statsig-otel queue remove {exporter.name}` gives them up."
         return Trouble(f"{exporter.name} is not configured any more{_waiting(exporter)}", advice, now)
     if _is_behind(exporter):
-        advice = "They are being sent. If they do not get fewer, the backend takes less than what comes."
+        advice = (
+            "They are being sent. If their number does not fall, the backend takes records more slowly than they "
+            "arrive."
+        )
         title = f"{exporter.name} is behind{_waiting(exporter)}, the oldest for {about(exporter.oldest or 0)}"
         return Trouble(title, advice, now, can_wait=True)
     if exporter.state not in FAILED_STATES:
         return None
     again = (
-        "The next webhook is a try."
+        "The next webhook tries again."
         if exporter.waiting is None
         else f"{_AGAIN} What waits is kept: {counted(exporter.waiting, 'record')}."
     )
-    hint = exporter.hint or "repair what is said there"
+    hint = f"{exporter.hint[0].upper()}{exporter.hint[1:]}." if exporter.hint else ""
     advice = {
-        "retrying": "The backend does not answer, or asks to wait.",
+        "retrying": hint or "The backend does not answer, fails, or asks to wait.",
         "refused": "The backend refuses the records. Look at what it says, and at its limits.",
-        "blocked": f"{hint[0].upper()}{hint[1:]}. After an edit run `statsig-otel reload`.",
+        "blocked": f"{hint or 'Repair what is said there.'} After an edit run `statsig-otel reload`.",
     }[exporter.state]
     title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
     return Trouble(title, f"{advice} {again}", now, can_wait=exporter.state == "retrying")

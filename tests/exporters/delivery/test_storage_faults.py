@@ -91,9 +91,11 @@ def test_while_nothing_can_be_ticked_off_nothing_is_sent_again_and_nothing_is_lo
             time.sleep(0.4)
             assert made.queue.submit(queries.exporter_states).exception(10) is not None
             assert "the queue's file" in made.sender.last_error
+            assert made.sender.hint.startswith("look at the disk")
             assert len(http.calls) == 2, "one batch ahead of the disk, and no further"
         made.drained()
         wait_until(lambda: made.sender.state == "idle")
+        assert (made.sender.last_error, made.sender.hint) == ("", "")
         assert http.taken == named(4)
         assert made.dead_letters() == []
     said = lines(caplog)

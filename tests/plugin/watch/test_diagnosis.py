@@ -122,7 +122,7 @@ def test_what_to_check_comes_with_each_trouble() -> None:
     ]
     assert found[1].check.endswith("tries again by itself; Try now does it at once. What waits is kept: 2 records.")
     (without_queue,) = troubles(facts(RECEIVER, replace(blocked, waiting=None)))
-    assert without_queue.check.endswith("run `statsig-otel reload`. The next webhook is a try.")
+    assert without_queue.check.endswith("run `statsig-otel reload`. The next webhook tries again.")
     assert found[0].check.startswith(
         "timestamp_tolerance is 5 min: something holds webhooks back. Compare this machine's"
     )
@@ -375,6 +375,13 @@ def test_an_exporter_that_is_slow_is_behind_after_a_quarter_of_an_hour() -> None
     assert troubles(facts(RECEIVING, replace(slow, oldest=899))) == []
     (only,) = troubles(facts(RECEIVING, replace(slow, state="retrying")))
     assert only.title.startswith("otlp_grpc is retrying: ")
+    assert only.check.startswith("The backend does not answer, fails, or asks to wait. ")
+
+
+def test_the_hint_of_an_exporter_that_retries_is_told_instead_of_its_backend() -> None:
+    full = replace(SENDING, state="retrying", last_error="the queue's file: full", hint="look at the disk")
+    (only,) = troubles(facts(RECEIVING, full))
+    assert only.check.startswith("Look at the disk. The service tries again by itself")
 
 
 def test_a_receiver_without_a_secret_is_listed_once() -> None:
