@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from tests.deploy.machine import ROOT, skipped_if_unavailable
 from tests.deploy.page import commands
 from tests.deploy.proxies import PATH, free_port
 from tests.e2e.processes import Process
-from tests.e2e.statsig_client import SECRET, change, post
+from tests.e2e.statsig_client import SECRET, change, http, post
 from tests.peers.otlp_servers import GrpcSink
 from tests.waiting import wait_until
 
@@ -35,6 +37,7 @@ class Ports(NamedTuple):
 
     webhook: int
     health: int
+    metrics: int
     backend: int
 
 
@@ -54,10 +57,26 @@ def test_the_compose_files_fit_their_schema(name: str) -> None:
     assert found.returncode == 0, found.stdout
 
 
+def test_neither_git_nor_a_build_takes_the_secrets() -> None:
+    """The build gets only what the Dockerfile copies."""
+    secret = "examples/docker/secrets/signing-secret"
+    assert subprocess.run(["git", "check-ignore", "--quiet", secret], cwd=ROOT, check=False).returncode == 0
+    ignored, *rest = [
+        line for line in (FILES / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert ignored == "*"
+    assert rest.pop() == "**/__pycache__"
+    copied = re.findall(r"^COPY (?!--)(.*) \S+$", (FILES / "Dockerfile").read_text(), re.MULTILINE)
+    assert {line.removeprefix("!") for line in rest} == {name for line in copied for name in line.split()}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="LOUD: only root can give files to the user of the image")
 def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> None:
     """All but the last: there is no Docker here."""
     *secrets, last = commands("In a container")[1].splitlines()
+    write = commands("In a container")[2]
+    question = 'systemd-ask-password "Signing secret:"'
+    assert write.startswith(question)
     assert last.startswith("docker compose --file examples/docker/compose.yaml up ")
     folder = tmp_path / "examples" / "docker"
     folder.mkdir(parents=True)
@@ -70,6 +89,10 @@ def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> No
         found = (folder / "secrets" / name).stat()
         assert (found.st_uid, found.st_mode & 0o777) == (10001, 0o400)
     assert (folder / "secrets" / "signing-secret").read_text().startswith("webhook-")
+    subprocess.run(["sh", "-ec", write.replace(question, "echo webhook-real")], cwd=tmp_path, check=True)
+    assert (folder / "secrets" / "signing-secret").read_text() == "webhook-real\n"
+    found = (folder / "secrets" / "signing-secret").stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (10001, 0o400)
     for source in mounts:
         assert source in {"./secrets", "queue"} or (FILES / source).exists()
 
@@ -93,6 +116,7 @@ def container(made: Podman, folder: Path, ports: Ports) -> Iterator[Process]:
         ("0.0.0.0:8080", f"127.0.0.1:{ports.webhook}"),
         ("collector:4317", f"127.0.0.1:{ports.backend}"),
         ("health_check: #", f"health_check: {{endpoint: localhost:{ports.health}}} #"),
+        ("port: 8889", f"port: {ports.metrics}"),
     ):
         assert shown in config
         config = config.replace(shown, here)
@@ -116,20 +140,42 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "signing-secret").write_text(SECRET)
     (tmp_path / "secrets" / "next-signing-secret").touch()
-    ports = Ports(free_port(), free_port(), free_port())
+    ports = Ports(free_port(), free_port(), free_port(), free_port())
     url = f"http://127.0.0.1:{ports.webhook}{PATH}"
-    build, _ = commands("In a container")
+    build, _, _, others = commands("In a container")
     with skipped_if_unavailable(), podman() as made:
         made.build(build)
         with container(made, tmp_path, ports) as process:
             assert post(url, change(1)).status == 200
-            check_process(made, ports.health)
+            check_process(made, ports)
+            check_commands(made, others, tmp_path)
             assert process.stop() == 0
         with GrpcSink(port=ports.backend) as backend, container(made, tmp_path, ports):
             wait_until(lambda: backend.records, "the record that waited in the volume")
 
 
-def check_process(made: Podman, health: int) -> None:
+def check_commands(made: Podman, others: str, folder: Path) -> None:
+    """The commands that the page gives to `docker compose exec` and `cp`. There is no backend, so one record waits."""
+    compose = "docker compose --file examples/docker/compose.yaml"
+    for line in others.splitlines():
+        assert line.startswith(f"{compose} ")
+    inside = [shlex.split(line.removeprefix(compose)) for line in others.splitlines()]
+    words = [[word.replace("statsig-otel:/", "service:/") for word in one] for one in inside]
+    queue, doctor, backup, copy, remove = (
+        ["cp", one[1], str(folder)] if one[0] == "cp" else ["exec", "service", *one[2:]] for one in words
+    )
+    assert re.search(r"^otlp_grpc +\w+ +1 ", made(*queue), re.MULTILINE)
+    told = subprocess.run(made.words(*doctor), capture_output=True, text=True, check=False).stdout
+    assert re.findall(r"^(\S+(?: \S+)*) +failed ", told, re.MULTILINE) == ["exporters::otlp_grpc"], told
+    made(*backup)
+    made(*copy)
+    made(*remove)
+    assert sqlite3.connect(folder / "backup.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    again = subprocess.run(made.words(*remove), capture_output=True, check=False)
+    assert again.returncode != 0
+
+
+def check_process(made: Podman, ports: Ports) -> None:
     """Who it is, and what its health check says: the image's own, at the port of this test."""
     pid = made("inspect", "--format={{.State.Pid}}", "service").strip()
     status = Path(f"/proc/{pid}/status").read_text()
@@ -138,7 +184,8 @@ def check_process(made: Podman, health: int) -> None:
     kind, *check = json.loads(made("inspect", "--type=image", IMAGE))[0]["Healthcheck"]["Test"]
     assert kind == "CMD"
     assert "localhost:13133" in check[-1]
-    for port, code in ((health, 0), (free_port(), 1)):
+    assert b"statsig_otel_" in http.request("GET", f"http://127.0.0.1:{ports.metrics}/metrics").data
+    for port, code in ((ports.health, 0), (free_port(), 1)):
         words = [word.replace("13133", str(port)) for word in check]
         ran = subprocess.run(made.run(f"--entrypoint={words[0]}", IMAGE, *words[1:]), capture_output=True, check=False)
         assert ran.returncode == code

@@ -21,6 +21,7 @@ SERVICE = UNITS / "statsig-otel.service"
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
 CLI = "/opt/statsig-otel/bin/statsig-otel"
+METRICS = "http://localhost:8889/metrics"
 URL = "http://127.0.0.1:8080/api/v1/data/events/receiver/statsig"
 
 analyzed = pytest.mark.skipif(
@@ -58,8 +59,8 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
 
 def test_each_command_of_the_page_is_run_by_a_test() -> None:
     counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
-    of_systemd = {"With systemd": 5, "Backup": 2, "Upgrade": 1, "Rolling back": 2}
-    assert counts == {**of_systemd, "In a container": 2, "In Kubernetes": 1}
+    of_systemd = {"With systemd": 6, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
+    assert counts == {**of_systemd, "In a container": 4, "In Kubernetes": 1}
 
 
 LOAD = """
@@ -106,12 +107,13 @@ def property_of(machine: Machine, name: str) -> str:
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     """Each of its commands, in their order, and what they are for."""
-    install, set_up, first_secret, reload, look = commands("With systemd")
+    install, set_up, first_secret, rotation, reload, look = commands("With systemd")
     backup, restore = commands("Backup")
-    (upgrade,) = commands("Upgrade")
-    switch_back, copy_back = commands("Rolling back")
+    end, bring = commands("Moving to another machine")
+    prepare, switch = commands("Upgrade")
+    put_back, switch_back, copy_back = commands("Rolling back")
     # Only an installation needs a network, which the running machine does not have.
-    made, upgrade = at_pip(named(upgrade, "new"))
+    made, validate = at_pip(named(prepare, "new"))
     folder = tmp_path / "machine"
     folder.mkdir()
     with skipped_if_unavailable(), Machine(folder) as machine:
@@ -125,11 +127,13 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
             check_look(machine, look)
             check_reload(machine, reload)
             check_restrictions(machine)
-            check_rotation(machine)
+            check_rotation(machine, rotation)
             check_restarts_under_load(machine)
             check_watchdog(machine)
             check_backup(machine, backup, restore)
-            check_upgrade(machine, upgrade)
+            check_moving(machine, end, bring)
+            check_upgrade(machine, validate, switch)
+            check_put_back(machine, put_back)
             check_rolling_back(machine, switch_back, copy_back)
 
 
@@ -197,9 +201,14 @@ def check_restrictions(machine: Machine) -> None:
     assert modes <= {"-rw-------", "srw-------"}, listed
 
 
-def check_rotation(machine: Machine) -> None:
+def check_rotation(machine: Machine, rotation: str) -> None:
+    """A reload is not enough, as the page says."""
     assert send(machine, secret=NEXT_SECRET) != 0
-    machine.run(f"echo {NEXT_SECRET} > /etc/statsig-otel/next-signing-secret; systemctl restart statsig-otel")
+    write, restart = answered(rotation, NEXT_SECRET).splitlines()
+    machine.run(write)
+    machine.run("systemctl reload statsig-otel")
+    assert send(machine, secret=NEXT_SECRET) != 0
+    machine.run(restart)
     assert send(machine, secret=NEXT_SECRET) == 0
     assert send(machine) == 0
 
@@ -266,6 +275,27 @@ def check_look(machine: Machine, look: str) -> None:
     assert answer.startswith("200 OK\n")
     assert json.loads(answer.partition("\n")[2])["accepted"] == 1
     assert re.search(rf"^otlp_grpc +\w+ +{before + 1} ", machine.run(queue).stdout, re.MULTILINE)
+    ask = f"{PYTHON}/bin/python3 -c 'import urllib.request as u; print(u.urlopen(\"{METRICS}\").read().decode())'"
+    assert "statsig_otel_receiver_requests_total" in machine.run(ask).stdout
+
+
+def check_moving(machine: Machine, end: str, bring: str) -> None:
+    """The old machine is a directory here, and its files belong to a user whom the new machine does not have."""
+    before = waiting(machine)
+    machine.run(end)
+    for unit in ("statsig-otel.socket", "statsig-otel.service"):
+        assert machine.run(f"systemctl is-active {unit}", check=False).stdout == "inactive\n"
+        assert machine.run(f"systemctl is-enabled {unit}", check=False).stdout == "disabled\n"
+    machine.run("mkdir /var/old; mv /var/lib/statsig-otel /var/old; chown -R 54321:54321 /var/old/statsig-otel")
+    machine.run("systemctl enable --now statsig-otel.socket statsig-otel.service")
+    assert waiting(machine) == 0
+    far = "ssh OLD-MACHINE tar --directory /var/lib"
+    assert far in bring
+    machine.run(bring.replace(far, "tar --directory /var/old"))
+    assert waiting(machine) == before
+    assert send(machine) == 0
+    owners = machine.run("stat -c %U /var/lib/statsig-otel /var/lib/statsig-otel/*").stdout.split()
+    assert set(owners) == {"statsig-otel"}
 
 
 def running_version(machine: Machine) -> str:
@@ -273,13 +303,22 @@ def running_version(machine: Machine) -> str:
     return machine.run(f"tr '\\0' ' ' < /proc/{property_of(machine, 'MainPID')}/cmdline").stdout.split("/bin/")[0]
 
 
-def check_upgrade(machine: Machine, upgrade: str) -> None:
+def check_upgrade(machine: Machine, validate: str, switch: str) -> None:
     before = waiting(machine)
     assert running_version(machine) == "/opt/statsig-otel-first"
-    machine.run(upgrade)
+    assert machine.run(validate).stdout.startswith("The configuration is valid.\n")
+    machine.run(f"{validate.splitlines()[0]}\n{switch}")
     assert running_version(machine) == "/opt/statsig-otel-new"
     assert waiting(machine) == before
     assert send(machine) == 0
+
+
+def check_put_back(machine: Machine, put_back: str) -> None:
+    files = "/etc/statsig-otel/statsig-otel.yaml /etc/systemd/system/statsig-otel.s*"
+    before = machine.run(f"cat {files}").stdout
+    machine.run(f"for file in {files}; do echo '# new' >> $file; done")
+    machine.run(put_back)
+    assert machine.run(f"cat {files}").stdout == before
 
 
 def check_rolling_back(machine: Machine, switch_back: str, copy_back: str) -> None:
