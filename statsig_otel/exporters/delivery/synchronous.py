@@ -176,6 +176,8 @@ class _SynchronousBatch:
         failures = {f"{name} {WORDS[type(why)].replace('_', ' ')}": why.reason for name, why in self._failures.items()}
         message = "; ".join(f"{subject}: {why}" for subject, why in failures.items())
         asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
+        if any(isinstance(why, Rejected | PartiallyRejected) for why in self._failures.values()):
+            asked.append(LONGEST_ASKED)  # as below: somebody has to change something first
         reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
         refusal = RefusedError(message, reason=reason, subject=next(iter(failures)))
         refusal.retry_after = math.ceil(min(max([refusal.retry_after, *asked]), LONGEST_ASKED))

@@ -442,6 +442,8 @@ class Request:
         check_type("error", error, RefusedError)
         with self._intake.counts.lock:
             self._intake.counts.refused += self._record_count()
+            if error.reason == "not_kept":
+                self._intake.counts.invalid += len(self._mapped.invalid)
         return refusal(
             HTTPStatus.SERVICE_UNAVAILABLE,
             error.reason,

@@ -235,7 +235,7 @@ def _changes(shown: Shown) -> str:
     found = [one for one in shown.entries["changes"] if _matches(one, shown.text, shown.type)]
     head = (_TIME, "Flag", "Action", "Who", "Environments", "Description", "Services", "")
     if not found and not shown.text and not shown.type:
-        return '<p class="quiet never">No config change has arrived since the start.</p>'
+        return '<p class="quiet never">No config change has been accepted since the start.</p>'
     rows = (_change(one, shown.facts.now) for one in found[:_MOST_CHANGES])
     rest = len(found) - _MOST_CHANGES
     more = f'<p class="quiet more">And {rest} older ones: Filter looks through them, too.</p>' if rest > 0 else ""

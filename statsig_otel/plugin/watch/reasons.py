@@ -27,7 +27,10 @@ _LOST: Final = (
     "Statsig may not send such a webhook again: `statsig-otel reconcile` shows which changes never came. Without it, "
     "compare with the changes in Statsig's console."
 )
-_KEPT: Final = "Its signature is right. It is kept as a dead letter: see below."
+_KEPT: Final = (
+    "Its signature is right. With a queue it is kept as a dead letter: see below. Without one only the log has its "
+    "beginning."
+)
 _UNKEPT: Final = (
     "If it is too large, raise max_record_bytes. If it can't be read, please report it: the log has its beginning. An "
     "exporter with a queue keeps such a change as a dead letter."

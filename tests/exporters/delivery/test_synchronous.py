@@ -139,8 +139,8 @@ def test_several_records_of_a_change_count_as_one_item_and_go_as_all_records() -
         (RetryLater("down"), "bad retry later: down", 10),
         (RetryLater("down", 42.1), "bad retry later: down", 43),
         (RetryLater("down", 1e9), "bad retry later: down", 3600),
-        (Rejected("data"), "bad rejected: data", 10),
-        (PartiallyRejected(1, "data"), "bad partially rejected: data", 10),
+        (Rejected("data"), "bad rejected: data", 3600),
+        (PartiallyRejected(1, "data"), "bad partially rejected: data", 3600),
         (Blocked("key"), "bad blocked: key", 10),
     ],
 )

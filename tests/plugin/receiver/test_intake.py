@@ -302,6 +302,19 @@ def test_invalid_changes_are_a_warning_with_the_first_reason(caplog: pytest.LogC
     assert reason == "metadata: must be an object, is missing or null"
 
 
+def test_an_item_that_nothing_keeps_is_counted_though_its_webhook_is_refused() -> None:
+    """Each time it comes. Of another refusal no item counts: the same webhook may be accepted later."""
+    receiver, body = intake(), json.dumps({"data": [json.loads(CHANGE), {"eventName": "statsig::config_change"}]})
+    before = receiver.counts.invalid, receiver.counts.refused
+    for reason in ("not_kept", "exporter_failed", "not_kept"):
+        request = begin(receiver, body.encode())
+        request.feed(body.encode())
+        assert isinstance(request.finish(complete=True), Batch)
+        request.refused(RefusedError("nothing keeps it", reason=reason))
+        request.close()
+    assert (receiver.counts.invalid - before[0], receiver.counts.refused - before[1]) == (2, 3)
+
+
 def test_a_refusal_is_logged_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
     receiver = intake(max_request_body_size=10)
     for headers in ([(b"content-encoding", b"gzip")], [(b"content-length", b"11")], [(b"content-length", b"x")]):
