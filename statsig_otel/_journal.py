@@ -46,7 +46,7 @@ _NO_ITEMS: Final[Mapping[str, object]] = {}
 _OK: Final = 200
 """The HTTP status of all requests that are not refused."""
 
-FAULT: Final = 500
+SERVER_ERROR: Final = 500
 """The least HTTP status that says that the fault is this service's, and not the client's."""
 
 _BEFORE_THE_SIGNATURE: Final = "in_flight_bytes"
@@ -92,7 +92,7 @@ class RequestEntry:
 
         Bodies for which there was no memory do not count: whoever floods a service has no signature.
         """
-        return bool(self.receiver) and self.status >= FAULT and self.reason != _BEFORE_THE_SIGNATURE
+        return bool(self.receiver) and self.status >= SERVER_ERROR and self.reason != _BEFORE_THE_SIGNATURE
 
 
 class ChangeEntry(NamedTuple):

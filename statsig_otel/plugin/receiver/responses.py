@@ -66,9 +66,8 @@ class Paths:
         known = [meant] if meant else sorted(set(self._paths.values()))
         hint = f"the receiver's path is {' or '.join(prefix + one for one in known)}"
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
-        detail = f"a request came to {shown}; {hint}"
         reason = "not_found" if method == "POST" else "method"
-        journal.add_request("", HTTPStatus.NOT_FOUND, reason, detail, port=port, path=shown)
+        journal.add_request("", HTTPStatus.NOT_FOUND, reason, hint, port=port, path=shown)
         return _NOWHERE
 
 

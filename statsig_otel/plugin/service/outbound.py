@@ -396,6 +396,11 @@ class Outbound:
             )
 
 
+def exporter_changed(name: str) -> str:
+    """The sentence about an exporter whose configuration has changed."""
+    return f"exporters::{name}: has changed"
+
+
 def _changes(
     before: Configuration, after: Configuration, *, renewed: Collection[str], started: Collection[str]
 ) -> Iterator[str]:
@@ -407,7 +412,7 @@ def _changes(
         if name not in before.exporters:
             yield f"exporters::{name}: is new"
         elif keys != before.exporters[name]:
-            yield f"exporters::{name}: has changed"
+            yield exporter_changed(name)
         elif name in started:
             yield f"exporters::{name}: is started"
         elif name in renewed:

@@ -20,7 +20,7 @@ from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.resources import check_files
 from statsig_otel.plugin.server.tls import digest
 from statsig_otel.plugin.service.assembly import Assembly
-from statsig_otel.plugin.service.outbound import Applied
+from statsig_otel.plugin.service.outbound import Applied, exporter_changed
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.audit_log import check_key
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
@@ -244,7 +244,7 @@ class Reloader:
         exporters = {**before.exporters, name: check(document, COMPONENTS).exporters[name]}
         applied = self._assembly.reconfigure(replace(before, exporters=exporters))
         self._document = document
-        others = [change for change in applied.changes if change != f"exporters::{name}: has changed"]
+        others = [change for change in applied.changes if change != exporter_changed(name)]
         changes = [f"exporters::{name}: the files of its {_kinds(changed)} have changed", *others]
         return Applied(changes, applied.failures)
 

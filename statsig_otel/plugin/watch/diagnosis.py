@@ -214,7 +214,7 @@ def _elsewhere(facts: Facts, entry: RequestEntry) -> ReceiverFacts | None:
 
 
 def _cause(facts: Facts, entry: RequestEntry) -> str:
-    return why(entry.reason, entry.detail) if _elsewhere(facts, entry) is None else "wrong port"
+    return why(entry.reason, entry.detail, entry.path) if _elsewhere(facts, entry) is None else "wrong port"
 
 
 def _refused(entry: RequestEntry, place: str, when: str = "") -> str:

@@ -327,7 +327,7 @@ def _said(entry: Mapping[str, Any]) -> str:
         parts = [f"{what}: {counted(items[key], noun)}." for key, (what, noun) in kinds.items() if items.get(key)]
         return " ".join(parts) or "There was nothing in it."
     path = f"a request came to {entry['path']}" if entry["reason"] == "method" and entry["path"] else ""
-    said = ": ".join(filter(None, ("Refused", why(entry["reason"], entry["detail"]), path)))
+    said = ": ".join(filter(None, ("Refused", why(entry["reason"], entry["detail"], entry["path"]), path)))
     said = _text(_cut(f"{said}."))
     advice = _text(check(entry["reason"], entry["detail"], entry["status"]))
     return f"<details><summary>{said}</summary>{advice}</details>" if advice else said

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from statsig_otel._journal import FAULT
+from statsig_otel._journal import SERVER_ERROR
 
 COMPARE: Final = (
     "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
@@ -73,6 +73,7 @@ WORDS_OF: Final[Mapping[str, tuple[str, str]]] = {
     "not_json": ("the body is not JSON", _KEPT),
     "not_utf8": ("the body is not UTF-8", _KEPT),
     "unknown_shape": ("the body is not a webhook of a known form", _KEPT),
+    "unexpected": ("an unexpected error of this service", "The log has its traceback: please report it."),
     "shutting_down": ("the service was stopping", "Let a stop take long enough, or let another instance take over."),
 }
 """By the reason of a refusal, why a request was refused, and what to check."""
@@ -86,8 +87,8 @@ _DETAILED: Final = frozenset(
 )
 """The reasons whose detail says more, such as a number or a path."""
 
-_TOLD_FIRST: Final = {"not_found": "; ", "timestamp_outside_tolerance": ", and "}
-"""The reasons whose detail begins with what a headline needs, such as the path, and what ends that."""
+_TOLD_FIRST: Final = {"timestamp_outside_tolerance": ", and "}
+"""The reasons whose detail begins with what a headline needs, and what ends that. No string from outside is in it."""
 
 _LASTING: Final = frozenset({"queue_full", "disk_full", "storage_failed"})
 """The reasons of 5xx that are conditions of the service. While one lasts it is listed by itself, with what to do."""
@@ -96,11 +97,19 @@ _NAMED: Final = frozenset({"exporter_failed", "timestamp_outside_tolerance"})
 """Those whose detail begins with an id or a setting, which keeps its small letters."""
 
 
-def why(reason: str, detail: str = "") -> str:
-    """Why a request was refused, as a clause: `wrong path: a request came to /hook`."""
+def why(reason: str, detail: str = "", path: str = "") -> str:
+    """Why a request was refused, as a clause: `wrong path: a request came to /hook`.
+
+    Args:
+        reason: The reason of the answer.
+        detail: What happened.
+        path: The path of the request, if it led to no receiver.
+    """
     if reason not in WORDS_OF:
         return detail or reason
     words, first = WORDS_OF[reason][0], _first(reason, detail)
+    if reason == "not_found" and path:
+        first = f"a request came to {path}"
     return f"{words}: {first}" if first else words
 
 
@@ -122,8 +131,8 @@ def check(reason: str, detail: str = "", status: int = 0) -> str:
     if first := _first(reason, detail):
         detail = detail[len(first) + len(_TOLD_FIRST[reason]) :]
     if detail and reason in _DETAILED:
-        is_past = status >= FAULT and reason in _LASTING
+        is_past = status >= SERVER_ERROR and reason in _LASTING
         first = f"At that time {detail[0]}" if is_past else detail[0] if reason in _NAMED else detail[0].upper()
         shown = f"{first}{detail[1:]}{'' if detail[-1] in '.?!' else '.'}"
         advice = "" if is_past else advice
-    return " ".join(filter(None, (shown, advice, _LOST if status >= FAULT else "")))
+    return " ".join(filter(None, (shown, advice, _LOST if status >= SERVER_ERROR else "")))

@@ -270,7 +270,7 @@ def test_a_webhook_that_was_not_accepted_is_not_called_empty() -> None:
 
 def test_a_refusal_by_the_server_is_that_of_the_receivers_on_its_port() -> None:
     def found(*receivers: ReceiverFacts, port: int) -> tuple[str, list[str]]:
-        entry = refused("not_found", "a request came to /x", receiver="", status=404, port=port)
+        entry = refused("not_found", receiver="", status=404, port=port)
         several = replace(facts(RECEIVER, SENDING, entry), receivers=receivers)
         return sentence(several), [one.title for one in troubles(several)]
 
@@ -310,13 +310,14 @@ def test_where_only_this_machine_reaches_the_port_the_sender_is_a_proxy_on_it() 
 
 def test_requests_of_scanners_are_not_counted_with_those_for_a_wrong_path_and_are_named() -> None:
     def found(*others: RequestEntry) -> tuple[str, str]:
-        entry = refused("not_found", "a request came to /x; the path is /hook", receiver="", status=404, port=1)
+        entry = refused("not_found", "the path is /hook", receiver="", status=404, port=1, path="/x; y")
         (only,) = troubles(facts(RECEIVER, SENDING, entry, *others))
         return only.title, only.check
 
     scanner = refused("method", receiver="", status=404, port=1)
     title, said = found(scanner)
-    assert title == "3 requests were refused: wrong path: a request came to /x"
+    assert title == "3 requests were refused: wrong path: a request came to /x; y"
+    assert said.startswith("The path is /hook. Correct")
     assert said.endswith(" Not counted here: 3 requests with another method, as scanners send them.")
     for others in ((), (replace(scanner, port=2),), (refused("no_secret", receiver="other"),)):
         assert "Not counted" not in found(*others)[1]
@@ -325,7 +326,7 @@ def test_requests_of_scanners_are_not_counted_with_those_for_a_wrong_path_and_ar
 def test_the_right_path_on_the_port_of_another_receiver_is_called_a_wrong_port() -> None:
     a, b = (replace(RECEIVER, name=name, path=f"/{name}", port=port) for name, port in (("a", 1), ("b", 2)))
     crossed = [
-        refused("not_found", f"a request came to {path}; try another", receiver="", status=404, port=port, path=path)
+        refused("not_found", "try another", receiver="", status=404, port=port, path=path)
         for path, port in (("/b", 1), ("/a", 2), ("/c", 2))
     ]
     found = troubles(replace(facts(RECEIVER, SENDING, *crossed), receivers=[a, b]))

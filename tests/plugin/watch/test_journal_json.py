@@ -72,7 +72,7 @@ def test_the_command_tells_what_happened(tmp_path: Path) -> None:
     assert newest["accepted"]["items"] == {"accepted": 1, "ignored": 1}
     assert newest["signature_wrong"]["detail"].startswith("the client has a secret that is not in signing_secrets")
     assert newest["not_found"]["path"] == "/elsewhere"
-    assert newest["not_found"]["detail"] == f"a request came to /elsewhere; the receiver's path is {DEFAULT_PATH}"
+    assert newest["not_found"]["detail"] == f"the receiver's path is {DEFAULT_PATH}"
     assert newest["tls"]["detail"].startswith("a client speaks TLS to this port")
     assert newest["tls"]["port"] == address[1]
     change = answer["changes"][0]

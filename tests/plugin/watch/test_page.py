@@ -231,7 +231,7 @@ def test_what_goes_wrong_in_the_same_way_again_and_again_is_one_row() -> None:
     made = page.sections(replace(found, entries={**found.entries, "requests": requests, "attempts": attempts}))
     rows = re.findall("<tr data-key.*?</tr>", made["requests"])
     assert len(rows) == 5
-    requests[1].update(detail="a request came to /.env; the receiver's path is /hook", path="/.env")
+    requests[1].update(detail="the receiver's path is /hook", path="/.env")
     other = page.sections(replace(found, entries={**found.entries, "requests": requests}))["requests"]
     assert other.count("<tr data-key") == 6, "another path may be that of a stranger"
     assert "<summary>Refused: wrong path: a request came to /.env.</summary>" in other

@@ -11,7 +11,7 @@ def test_each_reason_of_ours_has_a_sentence() -> None:
     # Those say all in their detail, which is shown then.
     assert unexplained == {
         *("connect", "content_length", "framing", "gave_way", "header_fields", "header_size", "in_flight_bytes"),
-        *("not_running", "slow_consumer", "target_size", "unexpected"),
+        *("not_running", "slow_consumer", "target_size"),
     }
     assert why("slow_consumer", "the consumer has not answered") == "the consumer has not answered"
     assert (why("odd"), check("odd")) == ("odd", "")
@@ -27,8 +27,8 @@ def test_a_headline_names_the_path_and_by_how_much_a_time_is_wrong_and_what_to_c
     said = check("timestamp_outside_tolerance", future)
     assert said.startswith("timestamp_tolerance is 5 min: this machine's clock is slow. Compare this machine's clock")
     assert "holds webhooks back" not in said, "a delay can't make a time of the future"
-    path = "a request came to /x; the receiver's path is /hook"
-    assert why("not_found", path) == "wrong path: a request came to /x"
+    path = "the receiver's path is /hook"
+    assert why("not_found", path, "/a; b") == "wrong path: a request came to /a; b"
     assert check("not_found", path).startswith("The receiver's path is /hook. Correct")
     assert (why("not_found"), why("timestamp_outside_tolerance")) == ("wrong path", "wrong time")
     assert why("method", "only POST is answered with 200; a browser sends GET") == "the method is not POST"
