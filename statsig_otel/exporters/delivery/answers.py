@@ -11,7 +11,7 @@ _MOST_WORDINGS: Final = 10
 
 
 _MOST_TEXTS: Final = 1000
-"""Of so many failed records the backend's words are kept; of any further ones only the kind of the answer."""
+"""The number of failed records whose full reason is kept; of the rest only the kind is."""
 
 _LONGEST_KIND: Final = 200
 """The most characters that are kept of a kind."""
@@ -43,7 +43,7 @@ def kind_of(reason: str) -> str:
 
 
 def kept(reason: str, failed: int) -> str:
-    """What is kept of a reason, if so many records failed: it may differ for each of them."""
+    """The part of a reason that is kept while `failed` records have failed: it may differ for each of them."""
     text = str(reason) if failed <= _MOST_TEXTS else kind_of(reason)[:_LONGEST_KIND]
     return sys.intern(text)  # often one string for all
 

@@ -133,8 +133,8 @@ class OpenFiles:
         self._known.clear()
         self._cut.clear()
         self._is_sound = self._has_tail = False
-        schema.pragma(connection, "page_count")  # the first look at a database that was in another mode makes the log
-        self._look(connection, after_writing=True)
+        schema.pragma(connection, "page_count")  # the first access to a database that was in another mode makes the log
+        self._compare(connection, after_writing=True)
         if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             self._check_open()
             self._is_sound = self._known["-wal"] is not _NO_FILE and not write_ahead_log.has_gap(self._database, 0)
@@ -156,7 +156,7 @@ class OpenFiles:
 
     def written(self, connection: sqlite3.Connection) -> None:
         """The connection has written. What is wrong with the files is found by the next `keep`."""
-        self._look(connection, after_writing=True)
+        self._compare(connection, after_writing=True)
 
     def folded(self, connection: sqlite3.Connection) -> None:
         """The connection has brought all of the log into the database, and emptied it."""
@@ -164,7 +164,7 @@ class OpenFiles:
             now = Path(self._paths["-wal"]).stat()
             if not now.st_size and os.path.samestat(now, self._known["-wal"]):
                 self._known["-wal"] = now
-        self._look(connection, after_writing=True)
+        self._compare(connection, after_writing=True)
         with contextlib.suppress(sqlite3.Error, KeyError):
             if self._known[""].st_size < _bytes_of_pages(connection):
                 self._cut.add("")
@@ -175,7 +175,7 @@ class OpenFiles:
 
     def are_whole(self, connection: sqlite3.Connection) -> bool:
         """After writing: whether the database and its log are still the files of these names, and not shorter."""
-        changes = self._look(connection, after_writing=True)
+        changes = self._compare(connection, after_writing=True)
         return changes.gone | changes.shorter <= {"-shm"} and not self._cut
 
     def keep(self, connection: sqlite3.Connection | None, *, after_writing: bool) -> bool:
@@ -183,7 +183,7 @@ class OpenFiles:
 
         Args:
             connection: The connection of the writer, if one is open.
-            after_writing: This process has written since the last look, so the files may be shorter than they were.
+            after_writing: This process has written since the last check, so the files may be shorter than they were.
 
         Raises:
             DamagedError: What was just written may be lost, and the file is set aside. Another one has to be begun.
@@ -222,11 +222,11 @@ class OpenFiles:
         return has_to_reopen or was_used
 
     def _changes(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
-        """What a look finds; a second one if a file is gone, since others may have been deleted just before it."""
-        changes = self._look(connection, after_writing=after_writing)
-        return self._look(connection, after_writing=after_writing) if changes.gone else changes
+        """What a check finds; a second one if a file is gone, since others may have been deleted just before it."""
+        changes = self._compare(connection, after_writing=after_writing)
+        return self._compare(connection, after_writing=after_writing) if changes.gone else changes
 
-    def _look(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
+    def _compare(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
         gone, shorter = set(), set()
         for suffix, path in self._paths.items():
             known = self._known.get(suffix)
@@ -348,7 +348,7 @@ class OpenFiles:
         _logger.warning("The content of %s is kept: it is in %s now", self._paths["-wal"], self._database.name)
 
     def _close(self, connection: sqlite3.Connection) -> None:
-        """Close a connection, whose database may have been deleted since the last look, such as by `rm -r`."""
+        """Close a connection, whose database may have been deleted since the last check, such as by `rm -r`."""
         self.hold()
         if not (self._is_open("", self._database) or self._is_open("", self._second[""])):
             self._say_gone("")

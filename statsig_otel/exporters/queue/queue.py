@@ -410,7 +410,7 @@ class DurableQueue:
         self._disk_checked_at, self._unchecked = now, (free - self._min_free) // _SHARE_UNCHECKED
 
     def _too_little(self, free: int) -> str | None:
-        """Why nothing is stored with so much space; None if there is enough."""
+        """Why nothing can be stored with `free` bytes left; None if there is enough."""
         if free >= self._min_free:
             return None
         return f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"

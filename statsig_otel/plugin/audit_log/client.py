@@ -33,7 +33,7 @@ may have many MiB of old and new values."""
 _WIDER: Final = timedelta(days=2)
 _BEFORE: Final = 3600
 _FAR_BEFORE: Final = 3 * 86_400
-"""Seconds before the period. Behind a page that is older by so much nothing of the period follows: by an hour if all
+"""Seconds before the period. Behind a page that is that much older nothing of the period follows: by an hour if all
 entries so far came in order, and otherwise by three days, since then the server ignores the dates too."""
 
 _MOST_ALIKE: Final = 3
@@ -45,7 +45,7 @@ _WINDOWS: Final = ((10.0, 40), (900.0, 400))
 _WAITS: Final = (10.0, 20.0, 40.0, 80.0)
 """Seconds before another attempt, if the server asks for none. The first one is that of the shorter limit."""
 
-_LONGEST_ASKED: Final = 900.0
+_LONGEST_PATIENCE: Final = 900.0
 _CHUNK: Final = 64 << 10
 _MOST_BYTES: Final = 64 << 20
 _OK: Final = range(200, 300)
@@ -191,7 +191,7 @@ class AuditLogClient:
             asked, wait = found.after or 0.0, next(waits, None)
             if wait is None:
                 raise AuditLogError(f"{found.reason}. It was tried {len(_WAITS) + 1} times: try again later")
-            if asked > _LONGEST_ASKED:
+            if asked > _LONGEST_PATIENCE:
                 message = f"{found.reason}. The server asks to wait {asked:.0f} s: try again then"
                 raise AuditLogError(message, after=asked)
             self._failed(found.reason)

@@ -191,8 +191,8 @@ def resume(exporter: str) -> None:
 def skip(exporter: str, *, count: int | None, older_than: float | None) -> None:
     """Turn the first record that waits for EXPORTER into a dead letter, and continue with the next one.
 
-    A dead letter can be shown, and replayed later. A running service skips records only while the exporter is blocked
-    or retries. With both --count and --older-than a record has to meet both.
+    A dead letter can be shown, and replayed later. A running service skips records only while the exporter is
+    blocked, refused or retrying. With both --count and --older-than a record has to meet both.
     """
     with queue_access() as access, access.changing() as perform:
         answer = perform("queue skip", exporter=exporter, count=count, older_than=older_than)

@@ -24,7 +24,7 @@ from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
 
 _PAUSE: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two readings."""
 
 _ENTRIES: Final = 50
 """The entries of each kind that are asked for: no terminal shows more of them."""
@@ -116,7 +116,7 @@ def _watch(access: QueueAccess) -> None:
 
 
 def _is_enough() -> bool:
-    """Wait until the next look; whether somebody presses q meanwhile, or the keyboard is gone."""
+    """Wait until the next reading; whether somebody presses q meanwhile, or the keyboard is gone."""
     until = time.monotonic() + _PAUSE
     while (left := until - time.monotonic()) > 0:
         if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""Assembles the parts of one configuration, and opens, reconfigures and closes them: receivers, servers, the exporters.
+"""Assembles the parts of one configuration, and opens, reconfigures and closes them: receivers, servers and exporters.
 
 `Service` is the public face of an assembly.
 """

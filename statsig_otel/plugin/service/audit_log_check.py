@@ -117,7 +117,7 @@ class AuditLogCheck:
     def settings(self) -> AuditLogSettings:
         """How the log is read."""
         if self._settings.audit_log is None:
-            raise RuntimeError("there is no comparison without audit_log")
+            raise RuntimeError("this receiver has no audit_log")
         return self._settings.audit_log
 
     def use(self, settings: StatsigReceiverSettings) -> None:

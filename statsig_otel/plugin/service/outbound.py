@@ -46,7 +46,7 @@ _logger: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a reload, or a look at files, has applied, and what it could not. All sentences begin with the place."""
+    """What a reload, or a reading of files, has applied, and what it could not. All sentences begin with the place."""
 
     changes: list[str]
     failures: list[str]
@@ -130,7 +130,7 @@ class Outbound:
         return with_history(replace(one, destination=self._destinations.get(one.name, "")) for one in found)
 
     def _left(self, waiting: Collection[str]) -> list[str]:
-        """Those that are not configured any more, also not without a queue."""
+        """The exporters that are in the configuration neither with a queue nor without one."""
         queue = self._queue
         return [one for one in waiting if queue and one not in self._exporters and not queue.serves(one)]
 

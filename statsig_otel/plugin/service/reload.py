@@ -35,13 +35,13 @@ _CERTIFICATES: Final = "certificates"
 _RENEWED: Final = {
     "headers": "headers", "password": "password", **dict.fromkeys(("ca_pem", "cert_pem", "key_pem"), _CERTIFICATES),
 }  # fmt: skip
-"""The keys of exporters' strings whose files are looked at again and again, and what to call these strings."""
+"""The keys of exporters' strings whose files are watched, and what to call these strings."""
 
 _WATCHED: Final = frozenset({"signing_secrets", "api_key", *_RENEWED})
 """All keys of such strings."""
 
 _INTERVAL: Final = 1.0
-"""Seconds between two looks at the files of secrets and certificates."""
+"""Seconds between two readings of the files of secrets and certificates."""
 
 REFUSALS: Final = (ConfigError, RestartNeededError, QueueError)
 """The errors of a reload that has changed nothing."""
@@ -77,10 +77,10 @@ class Reloader:
         self._read = read
         self._during = during
         self._lock = threading.Lock()
-        self._unusable: list[str] = []  # what was said of the secrets' files at the last look
+        self._unusable: list[str] = []  # what was said of the secrets' files at the last reading
         self._emptied: set[Path] = set()  # secrets whose files were found empty once
-        self._pem = self._pem_seen = b""  # the PEM files that are used, and those of the last look
-        self._strings_seen: dict[str, dict[Path, str]] = {}  # changed strings of exporters at the last look
+        self._pem = self._pem_seen = b""  # the PEM files that are used, and those of the last reading
+        self._strings_seen: dict[str, dict[Path, str]] = {}  # changed strings of exporters at the last reading
         self._ended = threading.Event()
         assembly.before_resume = self.use_changed_secrets
         assembly.offer("reload", lambda _: asdict(self._answer()))
@@ -108,7 +108,7 @@ class Reloader:
         threading.Thread(target=self._watch, args=(self._ended,), name="watched files", daemon=True).start()
 
     def shutdown(self) -> None:
-        """Look at no more files. Returns at once; safe to call twice, and without `start`."""
+        """Watch no more files. Returns at once; safe to call twice, and without `start`."""
         self._ended.set()
 
     def reload(self) -> list[str]:
@@ -174,7 +174,7 @@ class Reloader:
                     _logger.warning("%s: %s", path, doubt)
 
     def use_changed_certificates(self) -> None:
-        """Use changed PEM files once they are the same at two looks: a certificate and its key are two files.
+        """Use changed PEM files once two readings find the same: a certificate and its key are two files.
 
         Files that can't be used change nothing.
         """
@@ -203,7 +203,7 @@ class Reloader:
                 if any(_WATCHED.intersection(path) for path in self._document.file_backed):
                     self.use_changed_secrets()
                 self.use_changed_certificates()
-            except Exception as error:  # too little memory, no thread, or a bug of ours: the next look may be better
+            except Exception as error:  # too little memory, no thread, or a bug of ours: the next reading may work
                 if repr(error) != said:
                     said = repr(error)
                     _logger.exception("Changed files of secrets or certificates can't be used now")
@@ -229,7 +229,7 @@ class Reloader:
         return Applied(changes, failures)
 
     def _use_strings(self, name: str, texts: Mapping[Path, str]) -> Applied:
-        """Use other values of an exporter's strings. PEM strings have to be the same at two looks, as PEM files have.
+        """Use other values of an exporter's strings. PEM strings have to be the same in two readings, like PEM files.
 
         Raises:
             ConfigError: A value is not valid. For the others see `Assembly.reconfigure`.
@@ -301,7 +301,7 @@ class Reloader:
             return before
         text = self._text(path, string)
         if not text and reveal(before) and path not in self._emptied:
-            self._emptied.add(path)  # perhaps it is just being written: the next look decides
+            self._emptied.add(path)  # perhaps it is just being written: the next reading decides
             return before
         self._emptied.discard(path)
         secret = Opaque(text)

@@ -53,8 +53,8 @@ _LOG: Final = (
 )
 _DAMAGE: Final = "A file of the queue was set aside: records may be missing"
 _ASIDE: Final = (
-    "{} is in the queue's directory. What can be read of it is delivered; the log says what was wrong, and "
-    "`statsig-otel reconcile` shows which changes never came. Then delete the file, or move it away."
+    "In the queue's directory: {}. What can be read there is delivered; the log says what was wrong, and "
+    "`statsig-otel reconcile` shows which changes never came. Then delete or move what is listed."
 )
 _DEAD_LETTERS: Final = (
     "They are kept, and are not delivered by themselves. Look at the reason of each one below, repair what it names, "
@@ -159,8 +159,8 @@ def _not_delivered(facts: Facts) -> Iterator[str]:
     """Which exporters wait for somebody."""
     for one in facts.exporters:
         if one.state in ("refused", "blocked"):
-            why = "whose backend refuses the records" if one.state == "refused" else "which is blocked"
-            yield f"Not delivering to {one.name}, {why}{_waiting(one)}."
+            because = "whose backend refuses the records" if one.state == "refused" else "which is blocked"
+            yield f"Not delivering to {one.name}, {because}{_waiting(one)}."
         if one.state == NOT_CONFIGURED:
             yield f"{one.name} is not configured any more{_waiting(one)}."
 

@@ -238,7 +238,7 @@ def _changes(shown: Shown) -> str:
         return '<p class="quiet never">No config change has been accepted since the start.</p>'
     rows = (_change(one, shown.facts.now) for one in found[:_MOST_CHANGES])
     rest = len(found) - _MOST_CHANGES
-    more = f'<p class="quiet more">And {rest} older ones: Filter looks through them, too.</p>' if rest > 0 else ""
+    more = f'<p class="quiet more">And {rest} older ones: Filter searches them, too.</p>' if rest > 0 else ""
     return _table(head, rows, "No change matches the filter.") + more
 
 

@@ -40,7 +40,7 @@ class ShownService(Protocol):
 
 
 class PageContent:
-    """Looks the page's content up, at most once in half a second.
+    """Collects the page's content, at most once in half a second.
 
     Attributes:
         service: The service.

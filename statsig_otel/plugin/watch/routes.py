@@ -41,7 +41,7 @@ from statsig_otel.plugin.watch.page_content import PageContent
 
 _MOST_STREAMS: Final = 16
 _BETWEEN_EVENTS: Final = 1.0
-"""Seconds between two looks at what has changed, while somebody reads."""
+"""Seconds between two checks whether something has changed, while somebody reads."""
 
 _PING: Final = 15.0
 """Seconds after which an event is sent although nothing has changed, so that a reader that left is noticed."""

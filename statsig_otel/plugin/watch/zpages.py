@@ -26,8 +26,8 @@ class Zpages:
     """
 
     def __init__(self, settings: ZpagesSettings, service: "ShownService") -> None:
-        from statsig_otel.plugin.watch.page_content import PageContent  # noqa: PLC0415 - likewise
-        from statsig_otel.plugin.watch.routes import create_app  # noqa: PLC0415 - few services have a page
+        from statsig_otel.plugin.watch.page_content import PageContent  # noqa: PLC0415 - few services have a page
+        from statsig_otel.plugin.watch.routes import create_app  # noqa: PLC0415 - likewise
 
         host, port = settings.address
         self._page = PageContent(service)

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 _AT_ONCE: Final = 500
 _BYTES_AT_ONCE: Final = 4 << 20
-"""One transaction carries over at most so much: webhooks wait for it."""
+"""The most bytes of one transaction: webhooks wait for it."""
 
 _MISSING: Final[Mapping[int | None, str]] = {
     None: "How many records are missing is unknown",
