@@ -139,22 +139,28 @@ def test_the_page_s_command_makes_a_topic_with_which_the_doctor_is_content(chain
     (command,) = re.findall(r"kafka-topics\.sh .*?(?=\n```)", SCALING, re.DOTALL)
     chain.kafka.run(command.replace("otlp_logs", "documented"))
     found = chain.kafka.run("kafka-topics.sh --bootstrap-server kafka-1:9092 --describe --topic documented")
-    for value in ("PartitionCount: 6", "ReplicationFactor: 3", "min.insync.replicas=2", "retention.ms=1209600000"):
+    for value in ("PartitionCount: 6", "ReplicationFactor: 3", *re.findall(r"--config (\S+)", command)):
         assert value in found
     settings = KafkaSettings(brokers=chain.kafka.addresses(), logs=KafkaLogsSettings(topic="documented"))
     wait_until(lambda: check_brokers(settings, 30)[1] is None, "its leaders", within=PATIENCE)
 
 
-def test_the_doctor_warns_of_a_topic_whose_leader_acknowledges_alone(chain: Chain) -> None:
-    chain.kafka.create_topic("alone", settings={"min.insync.replicas": "1"})
-    settings = KafkaSettings(brokers=chain.kafka.addresses(), logs=KafkaLogsSettings(topic="alone"))
+def test_the_doctor_warns_of_a_topic_that_can_lose_records(chain: Chain) -> None:
+    faults = {
+        "min.insync.replicas=1": "one broker acknowledges alone while the others are away",
+        "unclean.leader.election.enable=true": "a broker without the last records may lead a partition",
+        "cleanup.policy=compact,delete": "of a change's records for several services only one is kept",
+    }
+    for number, (config, effect) in enumerate(faults.items()):
+        key, _, value = config.partition("=")
+        settings = KafkaSettings(brokers=chain.kafka.addresses(), logs=KafkaLogsSettings(topic=f"faulty_{number}"))
+        chain.kafka.create_topic(settings.logs.topic, settings={"min.insync.replicas": "2", key: value})
 
-    def said() -> str:
-        fault = check_brokers(settings, 30)[1]
-        return "" if fault is None else fault.message
+        def said(settings: KafkaSettings = settings) -> str:
+            fault = check_brokers(settings, 30)[1]
+            return "" if fault is None else fault.message
 
-    alone = "has min.insync.replicas=1: one broker acknowledges alone while the others are away"
-    wait_until(lambda: said() == alone, "the doctor", within=120)
+        wait_until(lambda: said() == f"has {config}: {effect}", "the doctor", within=120)  # noqa: B023 - at once
 
 
 def test_nothing_is_lost_and_repetitions_share_a_uid_over_kills_of_everything(chain: Chain, backend: HttpSink) -> None:

@@ -1,6 +1,7 @@
 """How the library connects to the brokers, and a check whether they answer."""
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,7 +17,21 @@ from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
-_LEAST: Final = "min.insync.replicas"
+_CONFIGS: Final = (
+    (
+        "min.insync.replicas", "1", "one broker acknowledges alone while the others are away",
+        "set it to 2: what such a broker loses is lost",
+    ),
+    (
+        "unclean.leader.election.enable", "true", "a broker without the last records may lead a partition",
+        "set it to false: what such a broker lacks is lost",
+    ),
+    (
+        "cleanup.policy", ".*compact.*", "of a change's records for several services only one is kept",
+        "set it to delete",
+    ),
+)  # fmt: skip
+"""Keys of a topic, with a pattern of values by which it can lose records, what these do, and what to do."""
 
 _MOMENT: Final = 1.0
 """Seconds for a second question to brokers that have answered the first one."""
@@ -120,17 +135,18 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
     if any(len(one.isrs) < len(one.replicas) for one in partitions):
         message = "lacks replicas, since a broker is away or behind"
         return detail, Fault(message, "start it: with fewer than min.insync.replicas nothing is written")
-    if _least_in_sync(client, topic) == "1":
-        message = "has min.insync.replicas=1: one broker acknowledges alone while the others are away"
-        return detail, Fault(message, "set it to 2: what such a broker loses is lost")
+    configs = _configs(client, topic)
+    for key, pattern, effect, hint in _CONFIGS:
+        if re.fullmatch(pattern, value := configs.get(key, "")):
+            return detail, Fault(f"has {key}={value}: {effect}", hint)
     return detail, None
 
 
-def _least_in_sync(client: AdminClient, topic: str) -> str | None:
-    """The topic's `min.insync.replicas`; None if it isn't told, as to a user without DESCRIBE_CONFIGS on the topic."""
+def _configs(client: AdminClient, topic: str) -> dict[str, str]:
+    """The topic's configuration; empty if it isn't told, as to a user without DESCRIBE_CONFIGS on the topic."""
     asked = ConfigResource(ResourceType.TOPIC, topic)
     try:
-        found: str | None = client.describe_configs([asked], request_timeout=_MOMENT)[asked].result()[_LEAST].value
+        found = client.describe_configs([asked], request_timeout=_MOMENT)[asked].result()
     except KafkaException:
-        return None
-    return found
+        return {}
+    return {key: str(entry.value) for key, entry in found.items()}
