@@ -337,7 +337,7 @@ async def _report_alive(notifier: Notifier, assembly: Assembly, stopping: asynci
     pause = notifier.watchdog_interval / 2
     stopped = asyncio.create_task(stopping.wait())
     while True:
-        pong: asyncio.Future[Any] = asyncio.wrap_future(assembly.inbound.servers.ping())
+        pong: asyncio.Future[Any] = asyncio.wrap_future(assembly.inbound.server_thread.ping())
         await asyncio.wait({pong, stopped}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
         if pong.done() or stopping.is_set():
             notifier.alive()

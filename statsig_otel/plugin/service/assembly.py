@@ -19,6 +19,7 @@ from statsig_otel.exporters.queue.errors import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlError, ControlServer, Handler
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
+from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.inbound import Inbound, read_tls_again
 from statsig_otel.plugin.service.outbound import Applied, Outbound
@@ -90,7 +91,7 @@ class Assembly:
         self.inbound: Final = Inbound(
             configuration, self.consumer, resource=resource, listen=listen, url=url, inherited=inherited
         )
-        self._outbound = Outbound(configuration, self.directory, failed=self.inbound.servers.fail)
+        self._outbound = Outbound(configuration, self.directory, failed=self.inbound.server_thread.fail)
         self.inbound.use_patience(self._outbound.patience)
         self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
@@ -103,10 +104,11 @@ class Assembly:
         self._drain = _times.QUEUE_DRAIN
 
     def _make_servers(self) -> None:
-        """Make the servers for webhooks and for commands, for the current `Outbound`."""
-        self.inbound.make_servers(Health(self))
+        """Make the servers for webhooks, health checks, the live page and commands, for the current `Outbound`."""
+        health = Health(self)
+        self.inbound.make_servers(health)
         checks = self._configuration.extension(HealthCheckSettings)
-        self.health: HealthServer | None = None if checks is None else HealthServer(checks, Health(self))
+        self.health: HealthServer | None = None if checks is None else HealthServer(checks, health)
         zpages = self._configuration.extension(ZpagesSettings)
         self.zpages: Zpages | None = None if zpages is None else Zpages(zpages, self)
         socket = self._outbound.socket
@@ -177,7 +179,7 @@ class Assembly:
 
     def ping(self) -> "Future[None] | None":
         """Done soon if the servers' thread lives; None if no server runs."""
-        return self.inbound.servers.ping() if self.is_open and self.inbound.has_servers else None
+        return self.inbound.server_thread.ping() if self.is_open and self.inbound.has_servers else None
 
     def offer(self, command: str, handler: Handler) -> None:
         """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
@@ -200,7 +202,7 @@ class Assembly:
             RuntimeError: `begin_to_close` was called while this waited for the directory.
         """
         if self._failed:
-            self._outbound = Outbound(self._configuration, self.directory, failed=self.inbound.servers.fail)
+            self._outbound = Outbound(self._configuration, self.directory, failed=self.inbound.server_thread.fail)
             self._make_servers()
         telemetry = self._configuration.telemetry
         sizes = telemetry.journal if isinstance(telemetry, TelemetrySettings) else JournalSettings()
@@ -262,9 +264,9 @@ class Assembly:
                 self.zpages.start()
             self.inbound.bind()
             self._outbound.open(self.consumer)
-            self._outbound.compare_audit_logs(self.inbound.settings, self.consumer.consume)
+            self._outbound.compare_audit_logs(self.inbound.complete_settings, self.consumer.consume)
             if self.inbound.has_servers:
-                self.inbound.servers.start()
+                self.inbound.server_thread.start()
         except BaseException:
             self._stop_watching()
             self.inbound.unbind()
@@ -297,7 +299,7 @@ class Assembly:
             return max(begun + share.of(timeout) - time.monotonic(), 0.0)
 
         # First of all, so that a request of a client that has connected is taken and not refused.
-        self.inbound.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
+        self.inbound.server_thread.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
         self._outbound.close(left_of(_times.SYNCHRONOUS_GRACE))
         self.inbound.close(left_of(_times.BODY_GRACE))
         self.inbound.join(lambda: left_of(_times.REQUEST_DRAIN))
@@ -360,12 +362,12 @@ class Assembly:
         if needing:
             raise RestartNeededError(f"only a restart can apply this: {'; '.join(needing)}")
         use_receivers = self.inbound.prepare(configuration)
-        renewed, failures = self._read_tls_again()
+        renewed, failures = read_tls_again(self._tls_servers())
 
         def apply() -> None:
             self._configuration = configuration
             use_receivers()
-            self._outbound.use_audit_logs(self.inbound.settings)
+            self._outbound.use_audit_logs(self.inbound.complete_settings)
             for use_tls in renewed.values():
                 use_tls()
             self._renew_handlers()
@@ -376,11 +378,12 @@ class Assembly:
         changed = [f"receivers::{name}: has changed" for name in after if before[name] != after[name]]
         return Applied([*changed, *map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
 
-    def _read_tls_again(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
+    def _tls_servers(self) -> list[tuple[list[str], HttpServer]]:
+        """The servers, each with the places in the configuration that its TLS settings have."""
         servers = self.inbound.tls_servers()
         if self.zpages is not None:
             servers.append((["extensions::zpages"], self.zpages.server))
-        return read_tls_again(servers)
+        return servers
 
     def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> None:
         """Use other signing secrets from the next request on. Works before `open` too.
@@ -394,7 +397,7 @@ class Assembly:
             after = {name: changed(name, settings) for name, settings in before.items()}
             self._configuration = replace(self._configuration, receivers=dict(after))
             self.inbound.change_secrets(self._configuration)
-            self._outbound.use_audit_logs(self.inbound.settings)
+            self._outbound.use_audit_logs(self.inbound.complete_settings)
 
     def renew_certificates(self) -> Applied:
         """Use the content of PEM files that has changed, of servers and of exporters.
@@ -404,7 +407,7 @@ class Assembly:
         """
         with self._reconfiguring:
             self._check_open()
-            renewed, failures = self._read_tls_again()
+            renewed, failures = read_tls_again(self._tls_servers())
             for use_tls in renewed.values():
                 use_tls()
             applied = self._outbound.renew_certificates(self._configuration)

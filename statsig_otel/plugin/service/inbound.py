@@ -39,7 +39,7 @@ class Inbound:
         receivers: The receivers for ASGI, by id.
         wsgi_receivers: The receivers for WSGI, by id.
         intakes: What answers for each receiver, by id.
-        servers: The thread of the receivers' servers.
+        server_thread: The thread of the receivers' servers.
 
     Raises:
         ConfigError: Receivers that share an endpoint don't agree.
@@ -69,17 +69,20 @@ class Inbound:
                 )
                 _logger.warning(message, name, self._url, one.path)
         self._endpoints: list[Endpoint] = []
-        self.servers: Final = ServerThread([])
-        self.intakes: Final = {name: one.intake(name) for name, one in self.settings.items()}
+        self.server_thread: Final = ServerThread([])
+        self.intakes: Final = {name: one.intake(name) for name, one in self.complete_settings.items()}
         self.receivers: Final = {name: StatsigReceiver(intake, consumer) for name, intake in self.intakes.items()}
         self.wsgi_receivers: Final = {
             name: StatsigWsgiReceiver(intake, consumer) for name, intake in self.intakes.items()
         }
 
     @property
-    def settings(self) -> dict[str, StatsigReceiverSettings]:
+    def complete_settings(self) -> dict[str, StatsigReceiverSettings]:
         """The receivers' settings, by id, with all of their resource."""
-        return {name: with_resource(one, self._resource) for name, one in self._settings.items()}
+        return self._completed(self._settings)
+
+    def _completed(self, settings: Mapping[str, StatsigReceiverSettings]) -> dict[str, StatsigReceiverSettings]:
+        return {name: with_resource(one, self._resource) for name, one in settings.items()}
 
     def known(self, receiver: str) -> str:
         """The id of a receiver.
@@ -99,14 +102,14 @@ class Inbound:
         return {self._settings[name].path: one for name, one in receivers.items()}
 
     def make_servers(self, health: Health) -> None:
-        """Make the servers, which answer health checks too. Once more after those of before have failed to start.
+        """Make the servers, which answer health checks too. Call it again after a failed start.
 
         Raises:
             ValueError: The inherited sockets do not fit the receivers.
         """
         if self._listens:
             self._endpoints = endpoints_of(self._settings, self.receivers, self._inherited, health=health)
-        self.servers.servers = [endpoint.server for endpoint in self._endpoints]
+        self.server_thread.servers = [endpoint.server for endpoint in self._endpoints]
 
     @property
     def has_servers(self) -> bool:
@@ -116,7 +119,7 @@ class Inbound:
     @property
     def has_failed(self) -> bool:
         """Whether no more webhooks are accepted, since a server has ended, or what is behind it."""
-        ended = self.servers.ended
+        ended = self.server_thread.ended
         return ended.done() and (self.has_servers or ended.exception() is not None)
 
     @property
@@ -152,7 +155,7 @@ class Inbound:
             receiver.patience = self.wsgi_receivers[name].patience = patience(name)
 
     def bind(self) -> None:
-        """Listen. The servers answer after `servers.start`.
+        """Listen. The servers answer after `server_thread.start`.
 
         Raises:
             ListenError: An address can't be listened on.
@@ -187,7 +190,7 @@ class Inbound:
             if one.signing_secrets != before[name].signing_secrets
             or one.timestamp_tolerance != before[name].timestamp_tolerance
         }
-        mappers = {name: with_resource(settings, self._resource).mapper() for name, settings in after.items()}
+        mappers = {name: settings.mapper() for name, settings in self._completed(after).items()}
 
         def apply() -> None:
             self._settings = after
@@ -218,7 +221,7 @@ class Inbound:
 
     def join(self, left: Callable[[], float]) -> None:
         """Wait until all requests are answered. `left` gives the seconds that are left of `_times.REQUEST_DRAIN`."""
-        self.servers.shutdown(left())
+        self.server_thread.shutdown(left())
         for intake in self.intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(left())
 

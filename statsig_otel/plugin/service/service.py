@@ -194,19 +194,13 @@ class Service:
         )
         here = absolute(Path())
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ, directory=here))
-        service = cls._of(assembly, reloader, tracer_provider)
+        service = cls.__new__(cls)
+        service._use(assembly, reloader, tracer_provider)  # noqa: SLF001 - it is this class's
         for one in [] if listen else keys_of_servers(receiver_settings(configuration)):
             _logger.warning("%s", document.problem(one.path, one.message))
         return service
 
-    @classmethod
-    def _of(cls, assembly: Assembly, reloader: Reloader, tracer_provider: TracerProvider | None = None) -> Self:
-        """A service with these parts, whose configuration is read and checked already."""
-        service = cls.__new__(cls)
-        service._use(assembly, reloader, tracer_provider)  # noqa: SLF001 - it is this class's
-        return service
-
-    def _use(self, assembly: Assembly, reloader: Reloader, tracer_provider: TracerProvider | None) -> None:
+    def _use(self, assembly: Assembly, reloader: Reloader, tracer_provider: TracerProvider | None = None) -> None:
         self._assembly = assembly
         self._tracer_provider = tracer_provider
         self._reloader = reloader
@@ -304,7 +298,7 @@ class Service:
     @property
     def without_secret(self) -> list[str]:
         """The receivers in set-up mode: they answer URL verifications, and refuse everything else."""
-        return [name for name, one in self._assembly.inbound.settings.items() if not one.signing_secrets]
+        return [name for name, one in self._assembly.inbound.complete_settings.items() if not one.signing_secrets]
 
     @property
     def ended(self) -> "Future[None]":
@@ -312,7 +306,7 @@ class Service:
 
         It can't be cancelled.
         """
-        return self._assembly.inbound.servers.ended
+        return self._assembly.inbound.server_thread.ended
 
     def start(self) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
@@ -459,14 +453,16 @@ class Service:
                 raise ValueError(f"{argument} must be a number of seconds, 0 or more, not {seconds!r}")
         self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
-        servers = self._assembly.inbound.servers
+        servers = self._assembly.inbound.server_thread
         stopped.add_done_callback(lambda _: servers.end_unstarted())  # without a start nothing is closed
         return stopped
 
 
 def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     """A service with these parts, whose configuration is read and checked already."""
-    return Service._of(assembly, reloader)  # noqa: SLF001 - it is this module's
+    service = Service.__new__(Service)
+    service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
+    return service
 
 
 def _ways_out(*, listen: bool, waits: bool) -> str:

@@ -205,8 +205,8 @@ def test_a_loop_that_hangs_is_not_alive(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(health, "_PATIENCE", 0.1)
     go_on = threading.Event()
     with from_file(tmp_path) as service:
-        wait_until(lambda: service._assembly.inbound.servers._loop is not None)
-        address, loop = checks_of(service), service._assembly.inbound.servers._loop
+        wait_until(lambda: service._assembly.inbound.server_thread._loop is not None)
+        address, loop = checks_of(service), service._assembly.inbound.server_thread._loop
         assert loop is not None
         loop.call_soon_threadsafe(go_on.wait, 60)
         wait_until(lambda: get(address, "/livez").status == 503)
