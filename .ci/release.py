@@ -3,8 +3,9 @@
     python .ci/release.py --tools build/tools/bin [--draft] [--python PYTHON]
 
 It builds the sdist and the wheel twice, in two copies of the commit in different folders, and both have to be the same
-byte for byte. Then it checks what a package index would refuse, and installs the wheel and the sdist into empty
-environments of each Python, with the newest and the oldest dependencies, where it runs the demo.
+byte for byte. Then it checks what a package index would refuse, and installs the wheel into an empty
+environment of each Python, with the newest dependencies, on the oldest one also with the oldest, and the sdist once. In
+each it runs the demo.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +42,8 @@ def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
 def version(*, is_draft: bool) -> str:
     """The version in statsig_otel/__init__.py, if nothing is uncommitted.
 
-    But for a draft, the changelog and the queues that later versions have to open must have it too.
+    But for a draft, the changelog and the queues that later versions have to open must have it too, and the package has
+    to say where it comes from.
     """
     (found,) = re.findall(r'(?m)^__version__ = "(.+)"$', (ROOT / "statsig_otel" / "__init__.py").read_text())
     if not is_draft and not re.search(
@@ -51,6 +54,10 @@ def version(*, is_draft: bool) -> str:
         sys.exit(
             f"tests/data/queues has no queue of version {found}, which every later version has to open: "
             "python -m tests.exporters.queue.write_directory writes it"
+        )
+    if not is_draft and not tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls"):
+        sys.exit(
+            "pyproject.toml has no [project.urls], by which users find the source, the changelog and where to report"
         )
     if changed := run("git", "status", "--porcelain"):
         sys.exit(f"Commit these files first, since a release is made of a commit:\n{changed}")

@@ -170,3 +170,11 @@ def test_the_changelog_knows_the_version() -> None:
 
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in changelog or f"## [{__version__}]" in changelog
+
+
+def test_the_chart_has_the_version() -> None:
+    """Twice: its own, and that of the image that it runs by default."""
+    from statsig_otel import __version__
+
+    chart = (ROOT / "examples" / "kubernetes" / "Chart.yaml").read_text()
+    assert re.findall(r'(?m)^(?:version|appVersion): "?([^"\n]+)"?$', chart) == [__version__, __version__]

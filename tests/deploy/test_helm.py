@@ -17,6 +17,7 @@ import pytest
 import urllib3
 from ruamel.yaml import YAML
 
+from statsig_otel import __version__
 from tests.conftest import HAS_KAFKA
 from tests.deploy.machine import ROOT
 from tests.deploy.page import commands
@@ -81,17 +82,45 @@ def test_the_service_understands_the_configuration(values: Path, tmp_path: Path)
     assert "warn" not in checked.stderr.lower()
 
 
-def test_the_commands_of_the_page() -> None:
-    """Without a cluster: what `helm install` would send to it, and the keys of the Secret."""
-    secret, install = commands("In Kubernetes")[0].splitlines()
-    words = shlex.split(install)
-    assert words[:2] == ["helm", "install"]
-    done = subprocess.run([TOOLS / "helm", "template", VERSION, *words[2:]], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_commands_of_the_page(tmp_path: Path) -> None:
+    """Without a cluster: what Helm would send to it, the keys of the Secret, and the pod's name."""
+    begin, real_secret, later = commands("In Kubernetes")
+    made_up_secret, copy, install = begin.splitlines()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
+    installed = sent_by(install, tmp_path)
     config = render("--values", str(VALUES[0]))["ConfigMap"]["data"]["statsig-otel.yaml"]
-    keys = re.findall(r"--from-literal=([a-z-]+)=", secret)
-    assert keys == re.findall(r"/etc/statsig-otel/secrets/([a-z-]+)", config)
-    assert f"secretName: {secret.split()[4]}".encode() in done.stdout
+    for secret in (made_up_secret, real_secret):
+        keys = re.findall(r"--from-(?:literal|file)=([a-z-]+)=", secret)
+        assert keys == re.findall(r"/etc/statsig-otel/secrets/([a-z-]+)", config)
+        (name,) = re.findall(r"kubectl create secret generic (\S+) ", secret)
+        assert f"secretName: {name}" in installed
+    execute, upgrade = later.splitlines()
+    assert (
+        sent_by(upgrade, tmp_path) == installed.replace(f"statsig-otel:{__version__}", "statsig-otel:NEW") != installed
+    )
+    (workload,) = [one for one in YAML(typ="safe").load_all(installed) if one and one["kind"] == "StatefulSet"]
+    assert execute.split()[2] == f"{workload['metadata']['name']}-0"
+    assert execute.split()[4] == workload["spec"]["template"]["spec"]["containers"][0]["name"]
+
+
+def sent_by(command: str, folder: Path) -> str:
+    """What `helm install` or `helm upgrade` would send to a cluster."""
+    words = shlex.split(command)
+    assert words[0] == "helm"
+    assert words[1] in {"install", "upgrade"}
+    template = [str(TOOLS / "helm"), "template", VERSION, *words[2:]]
+    done = subprocess.run(template, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_service_monitor_has_the_labels_that_prometheus_selects() -> None:
+    plain, labelled = (
+        render("--values", str(VALUES[1]), *options)["ServiceMonitor"]["metadata"]["labels"]
+        for options in ([], ["--set", "serviceMonitor.labels.release=prometheus"])
+    )
+    assert labelled == {**plain, "release": "prometheus"}
 
 
 def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> None:

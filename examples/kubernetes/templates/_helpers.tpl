@@ -60,7 +60,7 @@ spec:
   {{- end }}
   containers:
     - name: statsig-otel
-      image: "{{ .Values.image.repository }}:{{ .Values.image.tag }}"
+      image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       args: [run, --config, /etc/statsig-otel/config/statsig-otel.yaml]
       {{- with .Values.envFrom }}
