@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from tests.e2e.processes import SECRET, Process, clean_environment, post, signed
 from tests.peers.otlp_servers import HttpSink, free_port
-from tests.plugin.services import body_of, names_in
+from tests.plugin.services import change_body, names_in
 from tests.waiting import wait_until
 
 AGENT = Path(__file__).parents[1] / "examples" / "agent" / "agent.py"
@@ -39,7 +39,7 @@ def agent(sink: HttpSink, directory: Path, listen: str = "127.0.0.1:0") -> Proce
 def test_the_agent_sends_metrics_and_a_change_to_one_endpoint(tmp_path: Path) -> None:
     with HttpSink() as sink, agent(sink, tmp_path) as process:
         url = process.wait_for(r"^Webhook URL: (\S+)$")[1]
-        body = body_of("layout_v2")
+        body = change_body("layout_v2")
         assert post(url, body, signed(body)).status == 200
         assert process.stop() == 0
         received = list(sink.requests)
@@ -84,5 +84,7 @@ def test_the_commands_of_the_readme_work_as_printed(tmp_path: Path) -> None:
 
 def test_the_readme_names_what_there_is() -> None:
     readme = AGENT.with_name("README.md").read_text()
-    for option in re.findall(r"`(--[a-z-]+)`", readme):
+    found = re.findall(r"`(--[a-z-]+)`", readme)
+    assert found
+    for option in found:
         assert f'"{option}"' in AGENT.read_text()

@@ -12,7 +12,7 @@ import pytest
 from tests.exporters.queue.helpers import running
 from tests.exporters.queue.recovery.damage import spoil
 from tests.fuzz.targets import TARGETS
-from tests.plugin.services import post, service
+from tests.plugin.services import post_change, service
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "docs" / "security.md").read_text()
@@ -39,7 +39,7 @@ def test_the_modes_of_the_files(tmp_path: Path, *, exists: bool) -> None:
                 pass
             spoil(directory)
         with service(directory, {"file": {"path": str(tmp_path / "changes.jsonl")}}) as one:
-            assert post(one, "gate_1").status == 200
+            assert post_change(one, "gate_1").status == 200
             found = modes(directory)
         after = modes(directory)
     finally:

@@ -24,7 +24,7 @@ from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, connect, exchange, request
-from tests.plugin.services import SECRET, Keeper, address_of, body_of, page_config, post, signed_request
+from tests.plugin.services import SECRET, Keeper, address_of, change_body, page_config, post_change, signed_request
 from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[1]
@@ -164,10 +164,10 @@ def test_requests_that_are_refused(scene: Callable[..., Any], tmp_path: Path) ->
             client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
             client.recv(1000)
         now.check("The URL is https, and the port is not")
-        body = body_of("a")
+        body = change_body("a")
         assert exchange(now.address, request(body, path=DEFAULT_PATH)).status == 401
         now.check("Webhooks come without a signature")
-        assert post(now.service, "a", secret="webhook-another").status == 401
+        assert post_change(now.service, "a", secret="webhook-another").status == 401
         now.check("Webhooks are signed with another secret")
         late = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000 + 420_000)
         assert exchange(now.address, request(body, path=DEFAULT_PATH, headers=late)).status == 401
@@ -178,9 +178,9 @@ def test_requests_that_are_refused(scene: Callable[..., Any], tmp_path: Path) ->
         now.check("A proxy compresses the body")
         assert exchange(now.address, signed_request(b" " * 5000)).status == 413
         now.check("The body is too large")
-        assert post(now.service, "a").status == 200
-        assert post(now.service, "b", secret="webhook-another").status == 401
-        assert post(now.service, "c").status == 200
+        assert post_change(now.service, "a").status == 200
+        assert post_change(now.service, "b", secret="webhook-another").status == 401
+        assert post_change(now.service, "c").status == 200
         now.check("Some webhooks are refused, and others are accepted")
 
 
@@ -201,7 +201,7 @@ def test_webhooks_without_a_new_change(scene: Callable[..., Any]) -> None:
 
 def test_a_receiver_without_a_secret(scene: Callable[..., Any]) -> None:
     with scene(receivers={"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": []}}) as now:
-        assert post(now.service, "a").status == 401
+        assert post_change(now.service, "a").status == 401
         now.check("There is no signing secret yet")
 
 
@@ -212,7 +212,7 @@ def test_backends_that_do_not_take_anything(scene: Callable[..., Any]) -> None:
         exporters: dict[str, Any] = {name: {"endpoint": sink.url} for name, sink in sinks.items()}
         exporters["otlp_http/full"] = {"endpoint": away.url, "sending_queue": {"queue_size": 2}}
         with scene(exporters) as now:
-            assert post(now.service, "a").status == 200
+            assert post_change(now.service, "a").status == 200
             for heading in ("The backend is away", "The backend refuses the key", "The backend refuses a record"):
                 now.check(heading)
 
@@ -220,22 +220,22 @@ def test_backends_that_do_not_take_anything(scene: Callable[..., Any]) -> None:
                 return HttpAnswer(status=400 if b"a updated" in received.payload else 200)
 
             bad.answer = takes_the_second
-            assert post(now.service, "b").status == 200
-            assert post(now.service, "c").status == 503
+            assert post_change(now.service, "b").status == 200
+            assert post_change(now.service, "c").status == 503
             now.check("The queue is full")
             now.check("There are dead letters")
 
 
 def test_a_disk_that_is_full(scene: Callable[..., Any]) -> None:
     with scene(min_free_bytes=1 << 60) as now:
-        assert post(now.service, "a").status == 503
+        assert post_change(now.service, "a").status == 503
         now.check("The disk is full")
 
 
 def test_a_damaged_queue(scene: Callable[..., Any], tmp_path: Path) -> None:
     with scene({"otlp_http": {"endpoint": "http://127.0.0.1:1"}}) as now:
         for name in ("a", "b", "c"):
-            assert post(now.service, name).status == 200
+            assert post_change(now.service, name).status == 200
     database = tmp_path / "queue" / "queue.db"
     content = database.read_bytes()
     database.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))

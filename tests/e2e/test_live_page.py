@@ -18,7 +18,7 @@ from statsig_otel.plugin import sign
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.http_client import Address, exchange, request
-from tests.plugin.services import SECRET, body_of, page_config
+from tests.plugin.services import SECRET, change_body, page_config
 from tests.waiting import wait_until
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "zpages.md"
@@ -47,12 +47,12 @@ class Client:
 
 
 SET_UPS: Final[dict[str, tuple[Callable[[Client], int], int]]] = {
-    "wrong secret": (lambda client: client.send(body_of("a"), secret="webhook-another-secret-0"), 401),
-    "wrong path": (lambda client: client.send(body_of("a"), path="/statsig"), 404),
+    "wrong secret": (lambda client: client.send(change_body("a"), secret="webhook-another-secret-0"), 401),
+    "wrong path": (lambda client: client.send(change_body("a"), path="/statsig"), 404),
     "TLS to a plain port": (lambda client: client.speak_tls(), 400),
-    "wrong clock": (lambda client: client.send(body_of("a"), late=420), 401),
+    "wrong clock": (lambda client: client.send(change_body("a"), late=420), 401),
     "exposures only": (lambda client: client.send(EXPOSURES), 200),
-    "backend refuses": (lambda client: client.send(body_of("a")), 200),
+    "backend refuses": (lambda client: client.send(change_body("a")), 200),
 }
 
 

@@ -84,13 +84,6 @@ def assert_refused(response: Response, status: int, case: object = None) -> None
     assert str(status) in str(response.json["title"]), case
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a receiver is made of."""

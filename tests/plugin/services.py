@@ -106,7 +106,7 @@ def service(directory: Path, exporters: Any, **options: Any) -> Service:
     )
 
 
-def body_of(name: str) -> bytes:
+def change_body(name: str) -> bytes:
     change = {
         "eventName": "statsig::config_change",
         "timestamp": 1739400185198,
@@ -117,7 +117,7 @@ def body_of(name: str) -> bytes:
 
 def webhook(name: str, path: str = DEFAULT_PATH, *, secret: str = SECRET) -> bytes:
     """The bytes of a signed request with one change."""
-    return signed_request(body_of(name), path, secret=secret)
+    return signed_request(change_body(name), path, secret=secret)
 
 
 def signed_request(body: bytes, path: str = DEFAULT_PATH, *, secret: str = SECRET) -> bytes:
@@ -132,5 +132,5 @@ def address_of(running: Service) -> Address:
     return parts.hostname, parts.port
 
 
-def post(running: Service, name: str, *, secret: str = SECRET) -> Response:
+def post_change(running: Service, name: str, *, secret: str = SECRET) -> Response:
     return exchange(address_of(running), webhook(name, secret=secret))

@@ -26,7 +26,7 @@ from statsig_otel.plugin import Service
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.cli.top import _screen
 from tests.plugin.fresh import fresh_process
-from tests.plugin.services import Keeper, post, service
+from tests.plugin.services import Keeper, post_change, service
 from tests.waiting import wait_until
 
 HOSTILE = "flag\x1b[2J\x1b]0;t\x07\u202e\u200b\n<b>"
@@ -52,9 +52,9 @@ def fresh() -> Iterator[None]:
 @contextmanager
 def served(directory: Path) -> Iterator[Service]:
     with service(directory, {"mine": Keeper(), "away": Away(), "refusing": Refusing()}) as running:
-        assert post(running, "a", secret="webhook-another").status == 401
+        assert post_change(running, "a", secret="webhook-another").status == 401
         for name in ("first", HOSTILE):
-            assert post(running, name).status == 200
+            assert post_change(running, name).status == 200
         wait_until(lambda: {"retrying", "blocked"} <= {one["state"] for one in seen(directory)["exporters"].values()})
         wait_until(lambda: at_rest(directory, "mine"))
         yield running
@@ -185,7 +185,7 @@ def test_a_terminal_shows_it_again_each_second(tmp_path: Path) -> None:
         try:
             terminal.read_until(terminal.shows("first updated"), "the first look")
             assert terminal.written.startswith("\x1b[?1049h\x1b[?25l")
-            assert post(running, "later").status == 200
+            assert post_change(running, "later").status == 200
             terminal.read_until(terminal.shows("later updated"), "a change that came meanwhile")
             running.shutdown()
             terminal.read_until(terminal.shows("No service runs on the queue in"), "the end of the service")

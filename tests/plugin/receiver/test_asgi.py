@@ -39,9 +39,9 @@ from tests.plugin.adapters import (
     body_of,
     post,
     signed,
-    wait_until,
 )
 from tests.plugin.http_client import Address, Response, ServerThread, connect, read_response, request
+from tests.waiting import wait_until
 
 ASGI = ADAPTERS[0]
 (BARE,) = (adapter for adapter in ADAPTERS if adapter.name == "falcon.asgi")

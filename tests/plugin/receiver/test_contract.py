@@ -28,10 +28,10 @@ from tests.plugin.adapters import (
     chunks,
     post,
     signed,
-    wait_until,
 )
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, Response, connect, exchange, read_response, request
+from tests.waiting import wait_until
 
 early = adapters(lambda adapter: adapter.early)
 whole = adapters(lambda adapter: adapter.whole)

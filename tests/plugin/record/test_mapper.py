@@ -228,13 +228,20 @@ def test_an_invalid_item_says_why_and_keeps_its_text(position: str, text: str, r
     assert (mapped.changes, mapped.ignored) == ((), 1)
 
 
-@looped("position", sorted(REQUIRED))
-@looped("shown", ['"%s"', '["%s"]', '{"%s":1}', '{"x":{"%s":NaN}}', '{"%s":1e999}', '"%s\\ud800"'])
+@looped(
+    ("position", "shown"),
+    [
+        (position, shown)
+        for position in sorted(REQUIRED)
+        for shown in ('"%s"', '["%s"]', '{"%s":1}', '{"x":{"%s":NaN}}', '{"%s":1e999}', '"%s\\ud800"')
+        if not (shown.startswith('"') and position in ("metadata.name", "metadata.type"))  # which is valid
+    ],
+)
 def test_a_reason_never_shows_what_was_sent(position: str, shown: str) -> None:
     """It goes to the log."""
-    for invalid in map_body(f"[{config_change_with(position, shown % 'SECRET')}]").invalid:
-        assert "SECRET" in invalid.text.decode()
-        assert "SECRET" not in invalid.reason
+    (invalid,) = map_body(f"[{config_change_with(position, shown % 'SECRET')}]").invalid
+    assert "SECRET" in invalid.text.decode()
+    assert "SECRET" not in invalid.reason
 
 
 def test_left_out_fields_are_told_once_each_time() -> None:

@@ -72,12 +72,12 @@ def manners(sink: str, directory: Path) -> None:
     os.environ = watched  # type: ignore[assignment] # noqa: B003 - what is tested
     os.getenv = watched.get  # type: ignore[assignment] # likewise
 
-    from tests.plugin.services import post
+    from tests.plugin.services import post_change
 
     with grpc_service(sink, directory) as running:
         during = state()
         threads = sorted(one.name for one in threading.enumerate() if not one.daemon)
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
     own = {name for name in logging.Logger.manager.loggerDict if name.startswith("statsig_otel")}
     loggers = [logging.getLogger(name) for name in own]
     said = {
@@ -102,13 +102,13 @@ def grpc_service(sink: str, directory: Path, **options: Any) -> "Service":
 def forks(sink: str, directory: Path) -> None:
     """A service made here and started in a child; and one started here, that a child inherits."""
     from statsig_otel.exporters import Batch, DirectoryInUseError
-    from tests.plugin.services import address_of, post
+    from tests.plugin.services import address_of, post_change
 
     made = grpc_service(sink, directory)
 
     def start_it() -> None:
         made.start()
-        say("child took", post(made, "in the child").status)
+        say("child took", post_change(made, "in the child").status)
         say("child drained", made.shutdown(), made.ended.done())
 
     in_child(start_it)
@@ -129,13 +129,13 @@ def forks(sink: str, directory: Path) -> None:
             say("second", error)
 
     in_child(use_it)
-    say("parent took", post(running, "in the parent").status)
+    say("parent took", post_change(running, "in the parent").status)
     with a_child_that_stays():
         address = address_of(running)
         say("parent drained", running.shutdown())
         again = grpc_service(sink, directory, receiver={"endpoint": "{}:{}".format(*address)})
         again.start()
-        say("the same port took", post(again, "again").status)
+        say("the same port took", post_change(again, "again").status)
         again.shutdown()
     say("parent", os.getpid())
 
@@ -167,13 +167,13 @@ def in_child(work: Callable[[], object]) -> None:
 
 def at_exit(sink: str, directory: Path) -> None:
     """Shut down in an exit handler, when no new thread pool can be used any more; and before, in a daemon thread."""
-    from tests.plugin.services import Keeper, post, service
+    from tests.plugin.services import Keeper, post_change, service
 
     keeper = Keeper(hold=True)
     running = service(directory, {"mine": keeper})
     running.start()
     for number in range(600):  # more than a batch
-        assert post(running, f"flag {number}").status == 200
+        assert post_change(running, f"flag {number}").status == 200
 
     def end() -> None:
         keeper.go_on.set()
@@ -182,7 +182,7 @@ def at_exit(sink: str, directory: Path) -> None:
     atexit.register(end)
     other = grpc_service(sink, directory / "other")
     other.start()
-    assert post(other, "other").status == 200
+    assert post_change(other, "other").status == 200
     ended = threading.Event()
 
     def end_other() -> None:
@@ -224,7 +224,7 @@ def lives(sink: str, directory: Path) -> None:
     """Start and shut down services, with forks in between and a mistaken exporter in each; say what stays open."""
     from statsig_otel.exporters import OtlpGrpcSettings
     from statsig_otel.exporters.network.tls import GrpcTlsSettings
-    from tests.plugin.services import post, service
+    from tests.plugin.services import post_change, service
 
     def one_life(number: int) -> None:
         mistake = ("start", "exit", "interrupt", "nonsense", "hang", "shutdown")[number % 6]
@@ -235,7 +235,7 @@ def lives(sink: str, directory: Path) -> None:
         except ValueError:  # what a start raises
             assert running.shutdown() is True
             return
-        assert post(running, f"flag {number}").status == 200
+        assert post_change(running, f"flag {number}").status == 200
         if number % 5 == 0:
             in_child(lambda: say("in the child", running.shutdown()))
         assert running.shutdown(timeout=10, drain=0.2) is False  # what waits for the mistaken one

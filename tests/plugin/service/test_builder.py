@@ -23,7 +23,7 @@ from statsig_otel.plugin import (
 )
 from statsig_otel.plugin.settings.doubts import doubts
 from tests.looped import looped
-from tests.plugin.services import SECRET, Keeper, names_in, post, service
+from tests.plugin.services import SECRET, Keeper, names_in, post_change, service
 
 RECEIVER = StatsigReceiverSettings(signing_secrets=[Opaque(SECRET)])
 OTHER = StatsigReceiverSettings(signing_secrets=[], path="/other", max_connections=5)
@@ -142,7 +142,7 @@ def test_without_a_queue_there_is_no_directory() -> None:
     keeper = Keeper()
     receiver = StatsigReceiverSettings(endpoint="127.0.0.1:0", signing_secrets=[Opaque(SECRET)])
     with Service(receivers={"statsig": receiver}, exporters={"mine": Destination(keeper, DIRECT)}) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         assert keeper.names == ["a"]
     assert keeper.stopped == 1
 
@@ -201,7 +201,7 @@ def test_pipelines_say_whose_changes_are_for_whom(tmp_path: Path) -> None:
     with Service(
         receivers=receivers, exporters=exporters, pipelines=pipelines, directory=tmp_path, min_free_bytes=0
     ) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         assert running.without_secret == ["statsig/other"]
         assert running.urls["statsig/other"].endswith("/other")
     assert (first.names, second.names) == (["a"], [])
@@ -215,7 +215,7 @@ def test_a_timeout_reaches_an_exporter_of_ones_own(tmp_path: Path) -> None:
 
     timeouts: list[float] = []
     with service(tmp_path, {"mine": Destination(Timed(), timeout=1.5)}) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
     assert timeouts == [1.5]
 
 
@@ -233,7 +233,7 @@ def test_a_backend_may_take_one_record_at_a_time(tmp_path: Path, asked_for: str)
     one_each = {"batch": {"max_size": 1}} if asked_for == "batches of one" else None
     with service(tmp_path, {"mine": Destination(keeper, sending_queue=one_each)}) as running:
         for name in "abcd":
-            assert post(running, name).status == 200
+            assert post_change(running, name).status == 200
         keeper.go_on.set()
     assert keeper.names == list("abcd")
     assert (len(counts), counts[-1], max(counts) > 1) == (4, 1, one_each is None)

@@ -26,7 +26,7 @@ from statsig_otel.plugin import (
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.exporters import BatchSettings
 from tests.looped import looped
-from tests.plugin.services import SECRET, Keeper, body_of, post, service
+from tests.plugin.services import SECRET, Keeper, change_body, post_change, service
 
 RECEIVER = StatsigReceiverSettings(signing_secrets=[SECRET], endpoint="127.0.0.1:0")
 
@@ -324,7 +324,7 @@ def test_settings_refuse_it_too(written: str) -> None:
 
 
 def resource_of(mapper: Mapper) -> dict[str, str]:
-    (change,) = mapper.map(parse(body_of("layout")), 1).changes
+    (change,) = mapper.map(parse(change_body("layout")), 1).changes
     (logs,) = ExportLogsServiceRequest.FromString(change.records[0]).resource_logs
     return {one.key: one.value.string_value for one in logs.resource.attributes}
 
@@ -357,7 +357,7 @@ def test_other_dollars_are_only_characters() -> None:
         resource={"b": "$${b}"},
         environ={"OTEL_RESOURCE_ATTRIBUTES": "c=$$%24{c}"},
     ) as running:
-        assert post(running, "layout").status == 200
+        assert post_change(running, "layout").status == 200
     (logs,) = ExportLogsServiceRequest.FromString(exporter.payloads[0]).resource_logs
     found = {one.key: one.value.string_value for one in logs.resource.attributes}
     assert found == {**read, "b": "${b}", "c": "$$${c}"}
@@ -373,7 +373,7 @@ def test_a_mapper_reads_the_resource_of_the_environment_as_a_service_does() -> N
     with made(
         receivers={"statsig": settings}, exporters=exporters, directory=None, resource=resource, environ=environ
     ) as running:
-        assert post(running, "layout").status == 200
+        assert post_change(running, "layout").status == 200
     (logs,) = ExportLogsServiceRequest.FromString(exporter.payloads[0]).resource_logs
     found = {one.key: one.value.string_value for one in logs.resource.attributes}
     assert found == {"service.name": "flags", "a": "b", "c": "own", "e": "${e}", "f": "${f}"}

@@ -18,7 +18,7 @@ from statsig_otel.plugin.service import reload
 from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
-from tests.plugin.services import SECRET, Keeper, address_of, post, service
+from tests.plugin.services import SECRET, Keeper, address_of, post_change, service
 from tests.waiting import wait_until
 
 OTHER = "webhook-another-0123456789"
@@ -58,7 +58,7 @@ def make(tmp_path: Path) -> Make:
 def test_files_the_environment_and_files_in_it_are_read_as_on_the_command_line(make: Make, tmp_path: Path) -> None:
     with make("yaml:exporters::file/more: {path: '${env:FOLDER}/more.jsonl'}",
               "yaml:service::pipelines::logs::exporters: [file, file/more]") as running:  # fmt: skip
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
     for name in ("changes.jsonl", "more.jsonl"):
         (line,) = (tmp_path / name).read_text().splitlines()
         assert "a updated" in line
@@ -92,7 +92,7 @@ def test_a_reload_takes_over_what_changed(make: Make, tmp_path: Path, caplog: py
         (tmp_path / "config.yaml").write_text(FILE.replace("changes.jsonl", "other.jsonl"))
         assert running.reload() == ["exporters::file: has changed"]
         assert "Reload: exporters::file: has changed" in caplog.text
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         (tmp_path / "config.yaml").write_text(FILE.replace("signing_secrets", "path: /other\n    signing_secrets"))
         with pytest.raises(RestartNeededError, match="receivers::statsig::path"):
             running.reload()
@@ -105,17 +105,17 @@ def test_a_reload_takes_over_what_changed(make: Make, tmp_path: Path, caplog: py
             "changes": ["exporters::file: has changed"],
             "failures": [],
         }
-        assert post(running, "b").status == 200
+        assert post_change(running, "b").status == 200
     assert "a updated" in (tmp_path / "other.jsonl").read_text()
     assert "b updated" in (tmp_path / "changes.jsonl").read_text()
 
 
 def test_a_changed_file_of_a_secret_counts_without_a_reload(make: Make, tmp_path: Path) -> None:
     with make() as running:
-        assert post(running, "a", secret=OTHER).status == 401
+        assert post_change(running, "a", secret=OTHER).status == 401
         (tmp_path / "secret").write_text(OTHER)
-        wait_until(lambda: post(running, "a", secret=OTHER).status == 200)
-        assert post(running, "a").status == 401
+        wait_until(lambda: post_change(running, "a", secret=OTHER).status == 200)
+        assert post_change(running, "a").status == 401
 
 
 def test_a_look_at_the_files_that_fails_is_not_the_last_one(
@@ -133,7 +133,7 @@ def test_a_look_at_the_files_that_fails_is_not_the_last_one(
             assert looks.acquire(timeout=30)
             assert looks.acquire(timeout=30)
         (tmp_path / "secret").write_text(OTHER)
-        wait_until(lambda: post(running, "a", secret=OTHER).status == 200)
+        wait_until(lambda: post_change(running, "a", secret=OTHER).status == 200)
     assert caplog.text.count("Changed files of secrets or certificates can't be used now") == 1
 
 
@@ -161,11 +161,11 @@ def test_a_reload_forgets_the_secret_that_was_used_last_only_with_the_secrets(ma
             running.reload()
             return call(tmp_path / "queue" / CONTROL, "queue")["receivers"]["statsig"]["last_secret"]
 
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         assert last_after(FILE) == 1
         assert last_after(FILE.replace("signing_secrets:", "user: drop\n    signing_secrets:")) == 1
         assert last_after(FILE.replace('"${file:secret}"', '"${file:secret}", "webhook-another-one"')) is None
-        assert post(running, "b").status == 200
+        assert post_change(running, "b").status == 200
 
 
 @pytest.mark.slow
@@ -179,21 +179,21 @@ def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCa
         def last() -> object:
             return call(tmp_path / "queue" / CONTROL, "queue")["receivers"]["statsig"]["last_secret"]
 
-        assert [post(running, "a").status, post(running, "a", secret=OTHER).status] == [200, 401]
+        assert [post_change(running, "a").status, post_change(running, "a", secret=OTHER).status] == [200, 401]
         assert last() == 1
         (tmp_path / "next").write_text(f"{OTHER}\n")
-        wait_until(lambda: post(running, "b", secret=OTHER).status == 200)
+        wait_until(lambda: post_change(running, "b", secret=OTHER).status == 200)
         assert last() == 2
-        assert post(running, "c").status == 200
+        assert post_change(running, "c").status == 200
         assert "signing_secrets[1]: is a new secret, valid from now on" in caplog.text
         assert "statsig: the last webhook was verified with secret 2 of the 2 in signing_secrets" in caplog.text
         (tmp_path / "secret").write_text(OTHER)
         (tmp_path / "next").write_text("")
         wait_until(lambda: "signing_secrets[1]: is empty now" in caplog.text)
-        assert [post(running, "d").status, post(running, "d", secret=OTHER).status] == [401, 200]
+        assert [post_change(running, "d").status, post_change(running, "d", secret=OTHER).status] == [401, 200]
         (tmp_path / "secret").write_text("")
         wait_until(lambda: "signing_secrets[0]: is empty; the secrets of statsig stay as they were" in caplog.text)
-        assert post(running, "e", secret=OTHER).status == 200
+        assert post_change(running, "e", secret=OTHER).status == 200
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
         text = FILE.replace("\n  file:\n    path: ${env:FOLDER}/changes.jsonl", f"\n  otlp_http: {exporter}")
         (tmp_path / "config.yaml").write_text(text.replace("exporters: [file]", "exporters: [otlp_http]"))
         with make() as running:
-            assert post(running, "a").status == 200
+            assert post_change(running, "a").status == 200
             wait_until(lambda: "otlp_http is blocked" in caplog.text)
             if is_watched:  # a file that can't be used changes nothing
                 key.unlink()
@@ -242,7 +242,7 @@ def test_a_recovery_by_a_reload_is_a_line_of_the_log(
         text = text.replace("exporters: [file]", "exporters: [otlp_http]")
         (tmp_path / "config.yaml").write_text(text)
         with make() as running:
-            assert post(running, "a").status == 200
+            assert post_change(running, "a").status == 200
             wait_until(lambda: "otlp_http is blocked" in caplog.text)
             (tmp_path / "config.yaml").write_text(text.replace(wrong.url, right.url))
             running.reload()
@@ -323,7 +323,7 @@ def test_a_program_may_change_its_working_directory(tmp_path: Path, monkeypatch:
             assert made.reload() == []
             (tmp_path / "secret").write_text(OTHER[::-1])
             assert len(made.reload()) == 1
-            assert post(running, "a", secret=OTHER[::-1]).status == 200
+            assert post_change(running, "a", secret=OTHER[::-1]).status == 200
 
 
 def test_a_url_may_have_a_port_and_any_path(make: Make) -> None:
@@ -420,7 +420,7 @@ service:
         caplog.clear()
         for _ in range(2):  # what did not change is said once, and a PEM string counts from the second look on
             running._reloader.use_changed_secrets()
-        assert post(running, "a", secret=OTHER).status == 200
+        assert post_change(running, "a", secret=OTHER).status == 200
     said = [record.getMessage() for record in caplog.records if record.name == reload.__name__]
     assert [line for line in said if "stay as they were" not in line and "keeps the" not in line] == [
         "receivers::statsig::signing_secrets[0]: is a new secret, valid from now on",

@@ -21,7 +21,7 @@ from statsig_otel.plugin import Destination, RestartNeededError, SendingQueueSet
 from statsig_otel.plugin.control.socket import call
 from tests.peers.otlp_servers import GrpcSink
 from tests.plugin.http_client import connect, read_response
-from tests.plugin.services import SECRET, Keeper, address_of, post, service, webhook
+from tests.plugin.services import SECRET, Keeper, address_of, post_change, service, webhook
 from tests.waiting import wait_until
 
 LIMIT = 30.0
@@ -54,7 +54,7 @@ def test_what_a_webhook_brings_reaches_the_backend(tmp_path: Path) -> None:
         settings = OtlpGrpcSettings(endpoint=sink.address, tls=GrpcTlsSettings(insecure=True))
         running = service(tmp_path, {"otlp_grpc": settings}, resource={"team": "flags"})
         running.start()
-        answer = post(running, "a")
+        answer = post_change(running, "a")
         assert (answer.status, answer.json["accepted"]) == (200, 1)
         assert running.shutdown() is True
         (received,) = sink.requests
@@ -69,7 +69,7 @@ def test_the_environment_counts_only_where_it_is_given(tmp_path: Path, monkeypat
         settings = OtlpGrpcSettings(endpoint=sink.address, tls=GrpcTlsSettings(insecure=True))
         for number, environ in enumerate([None, {"OTEL_SERVICE_NAME": "asked"}]):
             with service(tmp_path, {"otlp_grpc": settings}, environ=environ) as running:
-                post(running, f"flag {number}")
+                post_change(running, f"flag {number}")
         names = [
             one.value.string_value
             for received in sink.requests
@@ -86,9 +86,9 @@ def test_a_destination_says_how_an_exporter_is_fed(tmp_path: Path) -> None:
         "direct": Destination(direct, sending_queue=SendingQueueSettings(enabled=False)),
     }
     with service(tmp_path, exporters) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         assert direct.names == ["a"]
-        assert post(running, "b").status == 503
+        assert post_change(running, "b").status == 503
         held.go_on.set()
     assert held.names == ["a"]
 
@@ -99,7 +99,7 @@ def test_starts_and_shutdowns_from_many_threads_are_one(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for each in [pool.submit(running.start) for _ in range(8)]:
             each.result(LIMIT)
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         assert [each.result(LIMIT) for each in [pool.submit(running.shutdown) for _ in range(8)]] == [True] * 8
     assert running.shutdown() is True
     assert (keeper.started, keeper.stopped, keeper.names) == (1, 1, ["a"])
@@ -140,7 +140,7 @@ def test_a_shutdown_without_a_start_is_an_end_too(tmp_path: Path, listen: bool) 
 def test_a_shutdown_may_be_given_all_the_time_there_is(tmp_path: Path) -> None:
     running = service(tmp_path, {"mine": Keeper()})
     running.start()
-    assert post(running, "a").status == 200
+    assert post_change(running, "a").status == 200
     assert running.shutdown(math.inf, drain=math.inf) is True
     again = service(tmp_path, {"mine": Keeper()})
     again.start()  # nobody owns the directory any more
@@ -154,7 +154,7 @@ def test_a_relative_directory_is_that_of_the_beginning(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path / "here")
     with service(Path("q"), {"mine": Keeper()}) as running:
         monkeypatch.chdir(tmp_path / "there")
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
     assert list((tmp_path / "there").iterdir()) == []
     assert (tmp_path / "here" / "q" / "queue.db").exists()
 
@@ -169,10 +169,10 @@ def test_a_port_in_use_closes_all_again_and_the_start_may_be_tried_again(tmp_pat
                 failing.start()
         assert (keeper.started, keeper.stopped) == (2, 2)
         with service(tmp_path, {"mine": Keeper()}) as another:
-            assert post(another, "a").status == 200
+            assert post_change(another, "a").status == 200
     keeper.stopped = 0
     with failing:
-        assert post(failing, "b").status == 200
+        assert post_change(failing, "b").status == 200
         assert not failing.ended.done()
     assert keeper.names == ["b"]
     assert failing.ended.done()
@@ -214,7 +214,7 @@ def test_two_services_of_a_process_do_not_share_a_directory(tmp_path: Path) -> N
     with service(tmp_path, {"mine": Keeper()}) as first:
         with pytest.raises(DirectoryInUseError, match="is in use by another service of this process: "):
             service(tmp_path, {"mine": Keeper()}).start()
-        assert post(first, "a").status == 200
+        assert post_change(first, "a").status == 200
 
 
 def test_a_running_loop_is_neither_needed_nor_disturbed(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_running_loop_is_neither_needed_nor_disturbed(tmp_path: Path) -> None:
         keeper = Keeper()
         running = service(tmp_path, {"mine": keeper})
         running.start()
-        assert (await asyncio.to_thread(post, running, "a")).status == 200
+        assert (await asyncio.to_thread(post_change, running, "a")).status == 200
         assert running.shutdown() is True
         assert asyncio.get_running_loop() is loop
         assert keeper.names == ["a"]
@@ -235,7 +235,7 @@ def test_the_loop_goes_on_during_an_async_start_and_shutdown(tmp_path: Path) -> 
     async def main() -> None:
         keeper = Keeper(hold=True)
         async with service(tmp_path, {"mine": keeper}) as running:
-            assert (await asyncio.to_thread(post, running, "a")).status == 200
+            assert (await asyncio.to_thread(post_change, running, "a")).status == 200
             ending = asyncio.gather(*(running.ashutdown() for _ in range(3)))
             await asyncio.sleep(0)
             keeper.go_on.set()  # only a loop that goes on comes here before the drain is over
@@ -306,7 +306,7 @@ def test_a_signal_s_handler_may_shut_down_while_a_start_or_a_shutdown_is_waited_
     keeper = Keeper(hold=True)
     stopping = service(tmp_path, {"mine": keeper})
     stopping.start()
-    assert post(stopping, "a").status == 200
+    assert post_change(stopping, "a").status == 200
 
     def interrupt() -> None:
         while not stopping.ended.done():
@@ -333,7 +333,7 @@ def test_an_exporter_may_shut_its_service_down(tmp_path: Path) -> None:
     answers = list[bool]()
     running = service(tmp_path, {"mine": Ending()})
     running.start()
-    assert post(running, "a").status == 200
+    assert post_change(running, "a").status == 200
     running.ended.result(LIMIT)
     running.shutdown(LIMIT)
     assert answers == [False]
@@ -356,11 +356,11 @@ def test_a_command_may_shut_its_service_down(
 def test_a_shutdown_ends_a_send_and_the_record_comes_after_the_next_start(tmp_path: Path) -> None:
     slow, after = Keeper(hold=True), Keeper()
     with service(tmp_path, {"mine": slow}) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         slow.sending.wait(LIMIT)
         assert running.shutdown(drain=0.1) is False
     with service(tmp_path, {"mine": after}) as again:
-        assert post(again, "a").json["duplicates"] == 1
+        assert post_change(again, "a").json["duplicates"] == 1
     assert (slow.names, after.names) == ([], ["a"])
 
 
@@ -371,7 +371,7 @@ def test_a_send_that_hangs_is_left_behind_and_its_record_stays(
     deaf, after = Keeper(hold=True, heed=False), Keeper()
     running = service(tmp_path, {"mine": deaf})
     running.start()
-    assert post(running, "a").status == 200
+    assert post_change(running, "a").status == 200
     deaf.sending.wait(LIMIT)
     assert running.shutdown(0.5) is False
     assert "The shutdown did not end within 0.5 s" in caplog.text
@@ -444,11 +444,11 @@ def test_after_its_shutdown_a_service_takes_no_other_configuration_over(tmp_path
 def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
     other = "webhook-another-0123456789"
     with service(tmp_path, {"mine": Keeper()}) as running:
-        assert post(running, "a", secret=other).status == 401
+        assert post_change(running, "a", secret=other).status == 401
         running.rotate_secrets("statsig", [SECRET, other])
-        assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [200, 200]
+        assert [post_change(running, "a", secret=secret).status for secret in (SECRET, other)] == [200, 200]
         running.rotate_secrets("statsig", [Opaque(other)])
-        assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
+        assert [post_change(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
         with pytest.raises(ConfigError, match=r"receivers::statsig::signing_secrets\[0\]: is empty"):
             running.rotate_secrets("statsig", [""])
         with pytest.raises(ConfigError, match=r"receivers::statsig::signing_secrets\[0\]: contains \$"):
@@ -459,12 +459,12 @@ def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
             running.rotate_secrets("statsig", other)
         with pytest.raises(ConfigError, match="receivers::statsig/eu: there is no such receiver"):
             running.rotate_secrets("statsig/eu", [other])
-        assert post(running, "a", secret=other).status == 200
+        assert post_change(running, "a", secret=other).status == 200
         assert other not in repr(running._assembly.configuration)
     early = service(tmp_path / "early", {"mine": Keeper()})
     early.rotate_secrets("statsig", [other])
     with early:
-        assert [post(early, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
+        assert [post_change(early, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
 
 
 def test_rotations_at_the_same_time_do_not_undo_each_other(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from statsig_otel.plugin import Service
 from statsig_otel.plugin.service import assembly
 from tests.plugin.adapters import serve_werkzeug
 from tests.plugin.http_client import Address, Response, exchange, serving
-from tests.plugin.services import Keeper, post, service, webhook
+from tests.plugin.services import Keeper, post_change, service, webhook
 from tests.waiting import wait_until
 
 LIMIT = 30.0
@@ -127,7 +127,7 @@ def test_a_service_with_servers_of_its_own_listens_after_the_wait(tmp_path: Path
         assert starting.is_alive()
         given_up.set()
         starting.join(LIMIT)
-    assert post(running, "a").status == 200
+    assert post_change(running, "a").status == 200
     assert running.shutdown() is True
 
 

@@ -22,7 +22,7 @@ from tests.e2e.service_process import ServiceProcess
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
-from tests.plugin.services import SECRET, address_of, body_of, names_in, page_config, post, signed_request
+from tests.plugin.services import SECRET, address_of, change_body, names_in, page_config, post_change, signed_request
 from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[3]
@@ -151,7 +151,7 @@ def test_a_change_appears_while_somebody_looks_and_its_record_can_be_copied(brow
 
 def test_a_forged_request_is_explained(browser: Any, tmp_path: Path) -> None:
     with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
-        assert post(service, "forged", secret=f"{SECRET}0").status == 401
+        assert post_change(service, "forged", secret=f"{SECRET}0").status == 401
         page.locator("#troubles h3", has_text="the signature does not match").wait_for()
         assert "Compare signing_secrets" in page.locator("#troubles").inner_text()
         refused = row(page, "requests", "Refused: the signature")
@@ -161,7 +161,7 @@ def test_a_forged_request_is_explained(browser: Any, tmp_path: Path) -> None:
         refused.get_by_text("Compare signing_secrets").wait_for()
         assert page.locator("#changes tbody tr").count() == 0
         # A good one ends it.
-        assert post(service, "good").status == 200
+        assert post_change(service, "good").status == 200
         page.locator("#troubles h3").wait_for(state="detached")
         row(page, "requests", "Accepted: 1 config change.").wait_for()
         assert "Compare" in refused.inner_text(), "what was opened is closed by what arrives"
@@ -171,7 +171,7 @@ def test_a_dead_backend_that_comes_back(browser: Any, tmp_path: Path) -> None:
     port = closed_port()
     with running(tmp_path, f"http://127.0.0.1:{port}") as service, shown(browser, service) as page:
         for number in range(3):
-            assert post(service, f"waits_{number}").status == 200
+            assert post_change(service, f"waits_{number}").status == 200
         page.locator("#state", has_text="otlp_http is retrying: 3 records wait.").wait_for()
         exporter = row(page, "exporters", "otlp_http")
         assert "Connection refused" in exporter.inner_text()
@@ -193,7 +193,7 @@ def test_a_dead_letter_is_shown_replayed_and_dropped(browser: Any, tmp_path: Pat
     with HttpSink() as sink, running(tmp_path, sink.url) as service, shown(browser, service) as page:
         sink.answer = answer
         for name in ("bad", "worse", "good"):
-            assert post(service, name).status == 200
+            assert post_change(service, name).status == 200
         page.locator("#dead-letters tbody tr").nth(1).wait_for()
         first = page.locator("#dead-letters tbody tr").first
         first.get_by_role("link", name="Show").click()
@@ -402,8 +402,8 @@ def test_everybody_can_read_it(browser: Any, tmp_path: Path, look: str) -> None:
         send(service, change("layout_v2"))
         send(service, change("checkout_button", type="Experiment", action="started"))
         send(service, b'[{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate"}}]')
-        assert exchange(address_of(service), signed_request(body_of("x"), "/elsewhere")).status == 404
-        assert post(service, "forged", secret=f"{SECRET}0").status == 401
+        assert exchange(address_of(service), signed_request(change_body("x"), "/elsewhere")).status == 404
+        assert post_change(service, "forged", secret=f"{SECRET}0").status == 401
         with shown(browser, service, **options) as page:
             row(page, "exporters", "retrying").wait_for()
             row(page, "dead-letters", "metadata.name").wait_for()

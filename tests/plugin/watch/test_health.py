@@ -18,7 +18,7 @@ from statsig_otel.plugin.watch.health import Condition, Health
 from tests.peers.certs import Authority
 from tests.plugin.http_client import Address, Response, connect, exchange, request
 from tests.plugin.service.test_waiting_for_directory import owned
-from tests.plugin.services import SECRET, Keeper, address_of, post, webhook
+from tests.plugin.services import SECRET, Keeper, address_of, post_change, webhook
 from tests.plugin.services import service as service_in_code
 from tests.waiting import wait_until
 
@@ -86,7 +86,7 @@ def test_a_service_whose_backend_is_away_is_ready(tmp_path: Path, monkeypatch: p
     with from_file(tmp_path) as service:
         address = checks_of(service)
         assert becomes(address, 200)["status"] == "ready"
-        assert post(service, "a").status == 200
+        assert post_change(service, "a").status == 200
         exporter = {"state": "retrying", "waiting": 1}
         wait_until(lambda: get(address, "/readyz").json["exporters"] == {"otlp_http": exporter})
         assert get(address, "/readyz").status == 200
@@ -107,11 +107,11 @@ def test_a_full_queue_is_not_ready(tmp_path: Path) -> None:
     with from_file(tmp_path, queue={"queue_size": 1}, receiver={"health_path": "/healthz"}) as service:
         address = checks_of(service)
         assert get(address_of(service), "/healthz").status == 200
-        assert post(service, "a").status == 200
+        assert post_change(service, "a").status == 200
         found = becomes(address, 503, "queue_full")
         assert found["status"] == "not ready"
         assert found["reasons"]["queue_full"] == "1 record or more wait for otlp_http: that is its queue_size"
-        assert post(service, "b").status == 503
+        assert post_change(service, "b").status == 503
         wait_until(lambda: get(address_of(service), "/healthz").status == 503)
         answer = get(address_of(service), "/healthz")
         assert answer.json == {"status": "not ready"}, "the public port gives no reason"

@@ -22,7 +22,7 @@ from statsig_otel.plugin.watch.status import status
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
-from tests.plugin.services import SECRET, page_config, post, webhook
+from tests.plugin.services import SECRET, page_config, post_change, webhook
 from tests.waiting import wait_until
 
 IDLE = ExporterFacts(name="mine")
@@ -147,7 +147,7 @@ def test_a_refusal_of_before_the_clock_was_put_back_stays_in_sight(
     config = page_config(tmp_path, {"debug": {}})
     with Service.from_file(config, environ={}) as running:
         for secret, status_ in ((SECRET, 200), (f"{SECRET}0", 401)):
-            assert post(running, "a", secret=secret).status == status_
+            assert post_change(running, "a", secret=secret).status == status_
         assert sentence(running._assembly.facts()).startswith("Refusing requests: ")
         wall = time.time
         for module in (_journal, time):

@@ -30,7 +30,7 @@ from statsig_otel.plugin import (
 from statsig_otel.plugin.settings.traces import TracesSettings
 from statsig_otel.plugin.watch.traces import ProcessorError, Traces
 from tests.peers.otlp_servers import GrpcSink, HttpSink
-from tests.plugin.services import SECRET, Keeper, body_of, post, service
+from tests.plugin.services import SECRET, Keeper, change_body, post_change, service
 from tests.waiting import wait_until
 
 SYNCHRONOUS = SendingQueueSettings(enabled=False)
@@ -78,7 +78,7 @@ WEBHOOK = f"POST {DEFAULT_PATH}"
 def test_a_webhook_and_its_delivery_have_a_span_each_and_are_linked(tmp_path: Path, spans: Spans) -> None:
     exporters = {"queued": Keeper(), "at_once": Destination(Keeper(), sending_queue=SYNCHRONOUS)}
     with service(tmp_path, exporters, tracer_provider=spans.provider) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         wait_until(lambda: spans.named("send queued") and spans.named(WEBHOOK))
     (webhook,) = spans.named(WEBHOOK)
     assert (webhook.kind, webhook.parent, webhook.status.status_code) == (SpanKind.SERVER, None, StatusCode.UNSET)
@@ -117,8 +117,8 @@ class Refusing(Keeper):
 def test_what_is_refused_and_what_fails_is_told(tmp_path: Path, spans: Spans) -> None:
     exporters = {"refusing": Refusing(), "at_once": Destination(Refusing(), sending_queue=SYNCHRONOUS)}
     with service(tmp_path, exporters, tracer_provider=spans.provider) as running:
-        assert post(running, "a", secret="webhook-another").status == 401
-        assert post(running, "a").status == 503
+        assert post_change(running, "a", secret="webhook-another").status == 401
+        assert post_change(running, "a").status == 503
         wait_until(lambda: len(spans.named(WEBHOOK)) == 2)
     unsigned, unsaved = spans.named(WEBHOOK)
     assert unsigned.status.status_code == StatusCode.UNSET, "it is the client's fault"
@@ -137,7 +137,7 @@ def test_a_batch_has_a_link_to_each_webhook_that_it_came_with(tmp_path: Path, sp
     held = Keeper(hold=True)
     with service(tmp_path, {"held": held}, tracer_provider=spans.provider) as running:
         for name in ("a", "b", "c", "b"):
-            assert post(running, name).status == 200
+            assert post_change(running, name).status == 200
             assert held.sending.wait(60)
         held.go_on.set()
         wait_until(lambda: held.names == ["a", "b", "c"] and len(spans.named("send held")) == 2)
@@ -150,7 +150,7 @@ def test_a_batch_has_a_link_to_each_webhook_that_it_came_with(tmp_path: Path, sp
 def test_a_delivery_after_a_restart_has_no_link(tmp_path: Path, spans: Spans) -> None:
     """Which span a change came with is remembered in memory alone."""
     with service(tmp_path, {"mine": Refusing()}, tracer_provider=spans.provider) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         wait_until(lambda: spans.named("send mine"))
     _tracing._spans.clear()
     with service(tmp_path, {"mine": Keeper()}, tracer_provider=spans.provider):
@@ -183,7 +183,7 @@ def test_a_span_of_the_host_program_is_the_parent(spans: Spans) -> None:
         listen=False,
         tracer_provider=spans.provider,
     )
-    body = body_of("a")
+    body = change_body("a")
     headers = signed(body)
     with inner:
         client = falcon.testing.TestClient(inner.wsgi_app())
@@ -203,7 +203,7 @@ def test_an_unexpected_error_ends_the_span(spans: Spans) -> None:
 
     _tracing.begin(spans.provider)
     app = create_wsgi_app({"/hook": StatsigWsgiReceiver(Intake(verifier=Verifier([SECRET])), Broken())})
-    body = body_of("a")
+    body = change_body("a")
     headers = signed(body)
     assert falcon.testing.TestClient(app).simulate_post("/hook", body=body, headers=headers).status_code == 500
     (webhook,) = spans.named("POST /hook")
@@ -229,7 +229,7 @@ def test_a_broken_processor_of_the_host_program_harms_nobody(
     keeper = Keeper()
     exporters = {"queued": keeper, "at_once": Destination(Keeper(), sending_queue=SYNCHRONOUS)}
     with forgetting(), service(tmp_path, exporters, tracer_provider=provider) as running:
-        assert post(running, "a").status == 200
+        assert post_change(running, "a").status == 200
         wait_until(lambda: keeper.names == ["a"])
         assert running.shutdown(), "nothing waits"
     assert keeper.names == ["a"]
@@ -246,7 +246,7 @@ def test_no_span_is_made_unless_somebody_asks_for_it(tmp_path: Path) -> None:
     try:
         keeper = Keeper()
         with service(tmp_path, {"mine": keeper}) as running:
-            assert post(running, "a").status == 200
+            assert post_change(running, "a").status == 200
             wait_until(lambda: keeper.names == ["a"])
     finally:
         detach(token)
@@ -274,7 +274,7 @@ def test_spans_are_sent_over_http_and_grpc(tmp_path: Path, monkeypatch: pytest.M
         traces.start()
         keeper = Keeper()
         with service(tmp_path, {"mine": keeper}) as running:
-            assert post(running, "a").status == 200
+            assert post_change(running, "a").status == 200
             wait_until(lambda: keeper.names == ["a"])
         traces.shutdown(timeout=30)
         traces.shutdown()

@@ -28,7 +28,7 @@ from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import Address, Response, connect, exchange, read_response
-from tests.plugin.services import SECRET, address_of, page_config, post, signed_request
+from tests.plugin.services import SECRET, address_of, page_config, post_change, signed_request
 from tests.waiting import wait_until
 
 LIMIT = 30.0
@@ -114,8 +114,8 @@ def test_a_request_whose_body_does_not_arrive_is_answered(tmp_path: Path, monkey
 def test_the_page_shows_what_arrives_and_what_is_refused(tmp_path: Path) -> None:
     flag = f"flag_{uuid.uuid4().hex}"
     with running(tmp_path) as (service, address):
-        assert post(service, flag).status == 200
-        assert post(service, "forged", secret=f"{SECRET}0").status == 401
+        assert post_change(service, flag).status == 200
+        assert post_change(service, "forged", secret=f"{SECRET}0").status == 401
         wait_until(lambda: ">delivered<" in text_of(address))
         page = text_of(address)
         assert f">{flag}</b>" in page
@@ -228,7 +228,7 @@ def test_changes_are_told_as_they_come(tmp_path: Path, monkeypatch: pytest.Monke
         first = next(told)
         assert {"state", "changes", "requests", "exporters", "chart"} <= set(first)
         assert flag not in first["changes"]
-        assert post(service, flag).status == 200
+        assert post_change(service, flag).status == 200
         assert any(flag in event.get("changes", "") for event in told)
         told.close()
         # The reader has left, so nothing is looked at any more.
@@ -285,7 +285,7 @@ def test_an_exporter_tries_again_by_a_button(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with running(tmp_path, exporter={"endpoint": f"http://127.0.0.1:{port}"}) as (service, address):
-        assert post(service, "a").status == 200
+        assert post_change(service, "a").status == 200
         wait_until(lambda: "Try now" in text_of(address))
         form = {"exporter": "otlp_http", "action": "resume", "token": token_of(text_of(address))}
         answer = ask(address, "/exporters", method="POST", form=form)
@@ -301,7 +301,7 @@ def test_a_blocked_exporter_says_what_to_do(tmp_path: Path, queued: bool) -> Non
         sink.answer = HttpAnswer(status=401)
         exporter = {"endpoint": sink.url, "sending_queue": {"enabled": queued}}
         with running(tmp_path, exporter=exporter) as (service, address):
-            post(service, "a")
+            post_change(service, "a")
             wait_until(
                 lambda: "Replace the key (headers). After an edit run `statsig-otel reload`." in text_of(address)
             )
@@ -327,7 +327,7 @@ def test_a_command_that_hangs_delays_no_shutdown(tmp_path: Path) -> None:
     with running(tmp_path, exporter={"endpoint": "http://127.0.0.1:1"}) as (service, address):
         service._assembly.before_resume = hold
         service._assembly._renew_handlers()
-        assert post(service, "a").status == 200
+        assert post_change(service, "a").status == 200
         with pressed(address) as answer, ThreadPoolExecutor(1) as pool:
             assert begun.wait(LIMIT)
             assert all(one.daemon for one in threading.enumerate() if one.name == "statsig-otel page command")
