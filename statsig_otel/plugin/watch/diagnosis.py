@@ -90,13 +90,13 @@ _LONG: Final = 900.0
 """Seconds after which a record should have been sent if all is well. The alert on the oldest record has the same."""
 
 
-def sentence(facts: Facts) -> str:
-    """The state of the service, in one or a few short sentences."""
+def summary(facts: Facts) -> str:
+    """The state of the service, in a few short sentences."""
     return " ".join(sentences(facts))
 
 
 def sentences(facts: Facts) -> Iterator[str]:
-    """The sentences of `sentence`: what is wrong, then what came last, then what mends itself."""
+    """The sentences of `summary`: what is wrong, then what came last, then what mends itself."""
     refused = list(_refusals(facts))
     yield from _not_received(facts, refused)
     yield from _perhaps_lost(facts)

@@ -9,7 +9,7 @@ The command `status` of the control socket answers with it:
                                "answers": {"accepted": 3}, "ignored": {"statsig::gate_exposure": 17},
                                "missed_changes": null, "last_missed": []}},
      "exporters": {"otlp_grpc": {"destination": "collector:4317", "state": "retrying", "waiting": 12,
-                                 "oldest_age_seconds": 240.5, "attempts": 7, "last_error": "UNAVAILABLE: ...",
+                                 "oldest_age_seconds": 240, "attempts": 7, "last_error": "UNAVAILABLE: ...",
                                  "delivered": 120, "delivered_last_minute": 0}},
      "dead_letters": 0, "set_aside": []}
 
@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from statsig_otel import __version__
 from statsig_otel.exporters.delivery.facts import ExporterFacts
-from statsig_otel.plugin.watch.diagnosis import sentence
+from statsig_otel.plugin.watch.diagnosis import summary
 from statsig_otel.plugin.watch.facts import Facts
 from statsig_otel.plugin.watch.journal_json import rfc3339_ms
 
@@ -34,7 +34,7 @@ _SHOWN: Final = 5
 def status(facts: Facts) -> dict[str, Any]:
     """The state of a service, as values for JSON; see the module's docstring."""
     return {
-        "words": sentence(facts),
+        "words": summary(facts),
         "pid": os.getpid(),
         "version": __version__,
         "since": rfc3339_ms(facts.since),
@@ -61,7 +61,7 @@ def status(facts: Facts) -> dict[str, Any]:
 def _exporter(one: ExporterFacts) -> dict[str, Any]:
     queued = {
         "waiting": one.waiting,
-        "oldest_age_seconds": one.oldest,
+        "oldest_age_seconds": None if one.oldest is None else int(one.oldest),
         "attempts": one.attempts,
         "last_error": one.last_error,
     }

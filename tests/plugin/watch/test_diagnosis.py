@@ -7,7 +7,7 @@ from typing import Any
 from statsig_otel._journal import RequestEntry
 from statsig_otel.exporters.delivery.facts import ExporterFacts
 from statsig_otel.exporters.wording import ago
-from statsig_otel.plugin.watch.diagnosis import sentence, troubles
+from statsig_otel.plugin.watch.diagnosis import summary, troubles
 from statsig_otel.plugin.watch.facts import Facts, ReceiverFacts
 from statsig_otel.plugin.watch.reasons import WORDS_OF, why
 from statsig_otel.plugin.watch.steps import steps
@@ -86,7 +86,7 @@ SINCE = "Ready. No webhook with a valid signature since the start, 10 minutes ag
     ],
 )
 def test_one_sentence_says_how_it_is(found: Facts, said: str) -> None:
-    assert sentence(found) == said
+    assert summary(found) == said
 
 
 def test_the_steps_of_the_set_up_end_when_a_change_is_delivered() -> None:
@@ -190,7 +190,7 @@ def test_refusals_of_before_the_last_good_webhook_are_over() -> None:
     assert troubles(facts(RECEIVING, SENDING, refused("signature_wrong", before=300))) == []
     early = replace(facts(RECEIVER, SENDING, refused("signature_wrong", before=86_401)), since=NOW - 90_000)
     assert troubles(early) == [], "it is not news"
-    assert sentence(early).startswith("Ready. ")
+    assert summary(early).startswith("Ready. ")
     assert len(troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=599.5)))) == 1, "it began before"
     assert len(troubles(replace(early, now=NOW - 2))) == 1
     assert troubles(facts(RECEIVING, SENDING, refused("not_found", receiver=""))) == []
@@ -211,7 +211,7 @@ def test_a_refusal_is_over_once_its_own_receiver_has_accepted_a_webhook_after_it
         requests = [refused("signature_wrong", receiver=name) for name in names]
         found = replace(facts(RECEIVER, SENDING, *requests), receivers=receivers)
         listed = {one.title: one.check for one in troubles(found) if one.is_past}
-        said = sentence(found)
+        said = summary(found)
         for name, order in zip(names, chosen, strict=True):
             title = f"3 requests to {name} were refused: the signature does not match"
             assert (title in listed) is not orders[order][1]
@@ -238,13 +238,13 @@ def test_a_webhook_that_was_answered_with_5xx_is_told_for_a_day_whatever_comes_l
             assert only.title == f"3 webhooks were answered with 503: {why(reason)}"
             assert "Statsig may not send such a webhook again: `statsig-otel reconcile` shows" in only.check
             assert not only.can_wait
-            assert sentence(found) == (
+            assert summary(found) == (
                 f"3 webhooks were answered with 503, the last {ago(before)}: Statsig may not send them again. "
                 "Receiving. Last config change just now."
             )
         assert troubles(facts(RECEIVING, SENDING, refused(reason, status=503, before=86_401))) == []
     two = [refused("queue_full", status=503, before=99), refused("unexpected", status=500, before=20)]
-    assert sentence(facts(replace(RECEIVING, last_accepted=NOW), SENDING, *two)).startswith(
+    assert summary(facts(replace(RECEIVING, last_accepted=NOW), SENDING, *two)).startswith(
         "6 webhooks were answered with 500 or 503, the last 20 seconds ago: Statsig may not send them again. Receiving."
     )
 
@@ -263,8 +263,8 @@ def test_a_webhook_that_was_not_accepted_is_not_called_empty() -> None:
         (only,) = troubles(found)
         assert why(reason) in only.title
         assert "Filters" not in only.check
-        assert sentence(found).startswith(f"Not receiving: {why(reason)}. 3 ")
-        assert "config change" not in sentence(found), "one may have come, and was not accepted"
+        assert summary(found).startswith(f"Not receiving: {why(reason)}. 3 ")
+        assert "config change" not in summary(found), "one may have come, and was not accepted"
         assert [step.text for step in steps(found) if step.is_current] == ["A signed webhook is accepted"]
 
 
@@ -272,7 +272,7 @@ def test_a_refusal_by_the_server_is_that_of_the_receivers_on_its_port() -> None:
     def found(*receivers: ReceiverFacts, port: int) -> tuple[str, list[str]]:
         entry = refused("not_found", receiver="", status=404, port=port)
         several = replace(facts(RECEIVER, SENDING, entry), receivers=receivers)
-        return sentence(several), [one.title for one in troubles(several)]
+        return summary(several), [one.title for one in troubles(several)]
 
     fresh, taking = replace(RECEIVER, name="fresh", port=2), replace(RECEIVING, name="taking", port=1)
     said, (title,) = found(taking, fresh, port=2)
@@ -343,7 +343,7 @@ def test_the_receivers_that_lack_a_secret_are_named() -> None:
     bare = [replace(RECEIVER, name=name, has_secret=False) for name in ("b", "c")]
     for without, said in ((bare[:1], "b has no signing secret yet: it only answers"), (bare, "b, c have no signing")):
         found = replace(facts(RECEIVING), receivers=[RECEIVING, *without])
-        assert sentence(found).startswith(said)
+        assert summary(found).startswith(said)
         (current,) = (step.text for step in steps(found) if step.is_current)
         assert current == f"A signing secret is set for {', '.join(one.name for one in without)}"
 
@@ -370,7 +370,7 @@ def test_an_exporter_that_is_slow_is_behind_after_a_quarter_of_an_hour() -> None
     slow = ExporterFacts(name="otlp_grpc", state="sending", waiting=70_000, oldest=7300, delivered=1)
     (only,) = troubles(facts(RECEIVING, slow))
     assert (only.title, only.can_wait) == ("otlp_grpc is behind: 70000 records wait, the oldest for 2 h", True)
-    assert sentence(facts(RECEIVING, slow)) == (
+    assert summary(facts(RECEIVING, slow)) == (
         "Receiving. Last config change 4 minutes ago. otlp_grpc is behind: 70000 records wait."
     )
     assert troubles(facts(RECEIVING, replace(slow, oldest=899))) == []
@@ -402,7 +402,7 @@ def test_refusals_between_accepted_webhooks_are_told_for_an_hour() -> None:
         (only,) = troubles(found)
         assert (only.title, only.can_wait) == (f"Some requests are refused: {why(reason)}", True)
         assert only.check.startswith("Webhooks before and after it were accepted. ")
-        assert sentence(found) == (
+        assert summary(found) == (
             f"Receiving. Last config change 4 minutes ago. Some requests are refused: {why(reason)}."
         )
     for entry in (
@@ -413,7 +413,7 @@ def test_refusals_between_accepted_webhooks_are_told_for_an_hour() -> None:
     ):
         found = replace(facts(now_and_then, SENDING, entry), since=NOW - 9000)
         assert troubles(found) == []
-        assert sentence(found) == "Receiving. Last config change 4 minutes ago."
+        assert summary(found) == "Receiving. Last config change 4 minutes ago."
 
 
 def test_a_browser_that_opens_the_url_is_no_news_once_a_webhook_was_accepted() -> None:
@@ -427,12 +427,12 @@ def test_a_receiver_to_which_nothing_or_no_change_comes_is_named_though_others_r
     silent, exposed = replace(RECEIVER, name="silent"), replace(RECEIVER, name="exposed", last_verified=NOW)
     exposed = replace(exposed, last_accepted=NOW, ignored={"statsig::gate_exposure": 9})
     found = replace(facts(RECEIVING), receivers=[RECEIVING, silent, exposed])
-    assert sentence(found) == (
+    assert summary(found) == (
         "No new config change has come to receiver exposed, only 9 other events. Receiving. "
         "Last config change 4 minutes ago. Nothing with a valid signature has come to receiver silent since the start."
     )
     wrong = refused("signature_wrong", receiver="silent")
-    assert "receiver silent" not in sentence(replace(found, requests=[wrong])), "what has come is said"
+    assert "receiver silent" not in summary(replace(found, requests=[wrong])), "what has come is said"
 
 
 def test_what_was_delivered_or_waits_proves_the_steps_before_it() -> None:
@@ -445,7 +445,7 @@ def test_what_was_delivered_or_waits_proves_the_steps_before_it() -> None:
 def test_changes_that_never_came_are_told_for_a_day_with_what_to_do() -> None:
     missing = facts(replace(RECEIVING, missed=3, last_missed=(("layout_v2", NOW - 720), ("banner", NOW - 7200))))
     title = "2 changes of the last day in Statsig's audit log never came to receiver statsig"
-    assert sentence(missing) == (
+    assert summary(missing) == (
         f"{title}, the last one layout_v2, changed 12 minutes ago. Receiving. Last config change 4 minutes ago."
     )
     (trouble,) = troubles(missing)
@@ -455,4 +455,4 @@ def test_changes_that_never_came_are_told_for_a_day_with_what_to_do() -> None:
     )
     earlier = facts(replace(RECEIVING, missed=1))
     assert not troubles(earlier)
-    assert sentence(earlier) == "Receiving. Last config change 4 minutes ago."
+    assert summary(earlier) == "Receiving. Last config change 4 minutes ago."

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from statsig_otel._telemetry import EXPORTER_STATES, NOT_CONFIGURED
 from statsig_otel.exporters.delivery.facts import ExporterFacts
-from statsig_otel.plugin.watch.diagnosis import sentence, sentences, troubles
+from statsig_otel.plugin.watch.diagnosis import sentences, summary, troubles
 from statsig_otel.plugin.watch.facts import Facts, ReceiverFacts
 from tests.plugin.watch.test_diagnosis import NOW, RECEIVER, RECEIVING, SENDING, facts, refused
 
@@ -109,7 +109,7 @@ def test_the_first_sentence_and_what_to_check_agree(found: Facts) -> None:
     for said in sentences(found):
         assert any(one.fullmatch(said) for one in EXPLAINED), said
     listed = troubles(found)
-    first = sentence(found)
+    first = summary(found)
     is_well = first.startswith(("Receiving.", "Ready.", "No webhook was accepted since the start"))
     if any(not one.can_wait for one in listed):
         assert not is_well, first

@@ -14,7 +14,7 @@ from statsig_otel.exporters.delivery.facts import ExporterFacts, with_history
 from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
 from statsig_otel.plugin import Intake, Service, Verifier
-from statsig_otel.plugin.watch.diagnosis import sentence, troubles
+from statsig_otel.plugin.watch.diagnosis import summary, troubles
 from statsig_otel.plugin.watch.facts import Facts, facts_of, receiver_facts
 from statsig_otel.plugin.watch.history import totals
 from statsig_otel.plugin.watch.reasons import why
@@ -148,11 +148,11 @@ def test_a_refusal_of_before_the_clock_was_put_back_stays_in_sight(
     with Service.from_file(config, environ={}) as running:
         for secret, status_ in ((SECRET, 200), (f"{SECRET}0", 401)):
             assert post_change(running, "a", secret=secret).status == status_
-        assert sentence(running._assembly.facts()).startswith("Refusing requests: ")
+        assert summary(running._assembly.facts()).startswith("Refusing requests: ")
         wall = time.time
         for module in (_journal, time):
             monkeypatch.setattr(module, "time", lambda: wall() - 86_400)
-        assert sentence(running._assembly.facts()).startswith("Refusing requests: ")
+        assert summary(running._assembly.facts()).startswith("Refusing requests: ")
         monkeypatch.undo()
 
 
@@ -216,7 +216,7 @@ def test_each_of_three_receivers_has_its_own_faults_and_lost_webhooks_stay_in_si
 
             def told() -> str:
                 found = running._assembly.facts()
-                return "\n".join([sentence(found), *(one.title for one in troubles(found))])
+                return "\n".join([summary(found), *(one.title for one in troubles(found))])
 
             def waiting() -> int | None:
                 return running._assembly.facts().exporters[0].waiting
