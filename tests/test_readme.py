@@ -39,12 +39,14 @@ COMMANDS = [line for file in ("README.md", QUICK_START) for block in blocks("sh"
 RUNS = [line for line in COMMANDS if "statsig-otel run" in line]
 SENDS = [line for line in COMMANDS if "statsig-otel send" in line]
 MAKES = [line for line in COMMANDS if line.startswith("make ")]
-INSTALL = [line for line in COMMANDS if line not in RUNS + SENDS + MAKES]
+READS = [line for line in COMMANDS if line.startswith("read ")]
+INSTALL = [line for line in COMMANDS if line not in RUNS + SENDS + MAKES + READS]
+SECRET = "webhook-0123456789abcdef0123456789abcdef"
 
 
 def test_every_command_is_tested_here() -> None:
-    assert sorted(RUNS + SENDS + MAKES + INSTALL) == sorted(COMMANDS)
-    assert (len(RUNS), len(SENDS), len(INSTALL)) == (3, 1, 3)
+    assert sorted(RUNS + SENDS + MAKES + READS + INSTALL) == sorted(COMMANDS)
+    assert (len(RUNS), len(SENDS), len(READS), len(INSTALL)) == (3, 1, 2, 3)
     assert all("venv" in line for line in INSTALL)
 
 
@@ -54,6 +56,14 @@ def test_ci_runs_the_make_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     for command in MAKES:
         assert re.search(rf"^(stage|tests) {command}\b", script, re.MULTILINE)
+
+
+def secret_in_the_environment() -> dict[str, str]:
+    """What the shell gives to the commands behind the line that reads the secret."""
+    (line,) = set(READS)
+    words = ["bash", "-c", f"{line}; printenv STATSIG_SIGNING_SECRET"]
+    given = subprocess.run(words, input=f"{SECRET}\n", capture_output=True, text=True, check=True)
+    return {"STATSIG_SIGNING_SECRET": given.stdout.rstrip("\n")}
 
 
 def split(command: str) -> tuple[dict[str, str], list[str]]:
@@ -102,10 +112,13 @@ def test_the_five_minutes_of_the_set_up() -> None:
             assert urllib3.request("POST", service.url, body=code).json() == {"verification_code": "abc123"}
         variables, words = split(with_secret)
         assert words == ["venv/bin/statsig-otel", "run"]
-        with ServiceProcess(env=variables):
+        secret = secret_in_the_environment()
+        with ServiceProcess(env={**variables, **secret}):
             variables, words = split(SENDS[0])
             command = [sys.executable, "-m", "statsig_otel", *words[1:]]
-            sent = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=False)
+            sent = subprocess.run(
+                command, env=environment({**variables, **secret}), capture_output=True, text=True, check=False
+            )
             assert sent.returncode == 0, sent.stdout + sent.stderr
         assert [record.event_name for record in backend.records] == ["statsig.config_change"]
 
@@ -115,6 +128,7 @@ def test_the_configuration_file(tmp_path: Path) -> None:
     (config,) = blocks("yaml", QUICK_START)
     (command,) = [line for line in RUNS if "--config" in line]
     variables, words = split(command)
+    variables |= secret_in_the_environment()
     file = tmp_path / words[-1]
     file.write_text(config)
     assert list(check(read(file, environ=variables), COMPONENTS).exporters) == ["otlp_grpc"]
