@@ -186,6 +186,13 @@ def test_the_changelog_knows_the_version() -> None:
     assert "## [Unreleased]" in changelog or f"## [{__version__}]" in changelog
 
 
+def test_no_page_installs_from_an_index_where_the_package_is_not() -> None:
+    """Somebody else could take the name there. Once it is published, this test goes."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/*.md")]:
+        found = re.findall(r"(?:pip|pipx|uv|uvx)(?: pip)?(?: install| run)? ['\"]?statsig-otel\b.*", page.read_text())
+        assert found == [], page
+
+
 def test_the_chart_has_the_version() -> None:
     """Twice: its own, and that of the image that it runs by default."""
     from statsig_otel import __version__
