@@ -116,7 +116,7 @@ def container(made: Podman, folder: Path, ports: Ports) -> Iterator[Process]:
         ("0.0.0.0:8080", f"127.0.0.1:{ports.webhook}"),
         ("collector:4317", f"127.0.0.1:{ports.backend}"),
         ("health_check: #", f"health_check: {{endpoint: localhost:{ports.health}}} #"),
-        ("port: 8889", f"port: {ports.metrics}"),
+        ("port: 9464", f"port: {ports.metrics}"),
     ):
         assert shown in config
         config = config.replace(shown, here)

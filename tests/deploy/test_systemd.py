@@ -21,7 +21,7 @@ SERVICE = UNITS / "statsig-otel.service"
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
 CLI = "/opt/statsig-otel/bin/statsig-otel"
-METRICS = "http://localhost:8889/metrics"
+METRICS = "http://localhost:9464/metrics"
 URL = "http://127.0.0.1:8080/api/v1/data/events/receiver/statsig"
 
 analyzed = pytest.mark.skipif(
