@@ -21,7 +21,8 @@ class Delivered:
 
     Attributes:
         only: The positions of the records that were accepted, at least one, in rising order, counted from 0:
-            `range(3)` for the first three. The rest is sent again at once. None if all were accepted.
+            `range(3)` for the first three. The rest is sent again at once, and until it is accepted or becomes a dead
+            letter, nothing from behind the batch is sent. None if all were accepted.
 
     Raises:
         TypeError: `only` is not a sequence of integers.

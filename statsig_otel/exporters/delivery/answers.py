@@ -11,17 +11,18 @@ _MOST_WORDINGS: Final = 10
 
 
 _MOST_TEXTS: Final = 1000
-"""The number of failed records whose full reason is kept; of the rest only the kind is."""
+"""If more records failed, the number of texts of the backend that are kept; of any others only the kind is."""
 
 _LONGEST_KIND: Final = 200
 """The most characters that are kept of a kind."""
 
 
 class SeenAnswers:
-    """How a backend refused records alone in one outage."""
+    """What a backend said of the records that it did not take, in one outage."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
+        self._seen: set[str] = set()  # how it refused records alone
+        self._texts: set[str] = set()
 
     def is_new(self, reason: str) -> bool:
         """Whether no record was refused like this; it is remembered."""
@@ -35,17 +36,21 @@ class SeenAnswers:
     def clear(self) -> None:
         """The outage is over."""
         self._seen.clear()
+        self._texts.clear()
+
+    def kept(self, reason: str, failed: int) -> str:
+        """The part of a reason that is kept while `failed` records have failed: it may differ for each of them."""
+        text = sys.intern(str(reason))  # often one string for all
+        if len(self._texts) < _MOST_TEXTS:
+            self._texts.add(text)
+        if failed <= _MOST_TEXTS or text in self._texts:
+            return text
+        return sys.intern(kind_of(text)[:_LONGEST_KIND])
 
 
 def kind_of(reason: str) -> str:
     """A reason without the backend's own words."""
     return reason.partition(": ")[0]
-
-
-def kept(reason: str, failed: int) -> str:
-    """The part of a reason that is kept while `failed` records have failed: it may differ for each of them."""
-    text = str(reason) if failed <= _MOST_TEXTS else kind_of(reason)[:_LONGEST_KIND]
-    return sys.intern(text)  # often one string for all
 
 
 def words_of(reason: str) -> str:

@@ -9,7 +9,8 @@ queue into dead letters, and one bad record must not hold up the others. These a
    alone. So the refusal of a batch does not count against each of its records, if the backend breaks while the batch is
    halved. A record that stands behind it is evidence too, for at most ten records.
 3. Without evidence the record keeps its place. While it is the head, the records behind it are probed until each was
-   tried (refused alone): in turn the newest record and the next batch. A second passes between two probes.
+   tried (refused alone): in turn the newest record and the next batch. A second passes between two probes, but not if
+   the head has a fault (8) and the last send was taken.
 4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
 5. Once each record was tried, only new ones are probed. After each wait the head and another record are sent, each
    time another one: the backend may have been repaired. Which of both is first has no period: a backend that fails each
@@ -36,7 +37,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from statsig_otel._telemetry import FailedState
-from statsig_otel.exporters.delivery.answers import SeenAnswers, is_answer, is_taken, kept
+from statsig_otel.exporters.delivery.answers import SeenAnswers, is_answer, is_taken
 from statsig_otel.exporters.delivery.evidence import UNSENT, Evidence, Failed, Faults
 from statsig_otel.exporters.delivery.pace import Pace
 from statsig_otel.exporters.delivery.settings import DeliverySettings
@@ -128,7 +129,7 @@ class Decisions:
         self._tries_head = self._tries_another = False  # a wait is over: the head and another record are sent
         self._others = 0  # the number of other records that were to be sent after a wait
         self._another = sys.maxsize  # the seq of the last other record that was sent after a wait
-        self._answers = SeenAnswers()  # how records were refused alone in this outage
+        self._answers = SeenAnswers()  # in this outage
 
     def decided(self, batch: Records) -> Decided | None:
         """The decided records at the head of the queue; None if the first record of the batch is not decided."""
@@ -163,7 +164,8 @@ class Decisions:
             return due
         if may_probe or self._works() or not self._is_faulty(head):
             part = self._part(self._trying, self._was_tried)
-        if not part and may_probe:
+        is_delivering = self._is_faulty(head) and self._evidence.taken_by == self._sends
+        if not part and (may_probe or is_delivering):
             part = self._probe(head, waiting)
         if part:
             self._probed_at, self._tries_head = now, self._tries_head and not self._is_faulty(head)
@@ -405,16 +407,14 @@ class Decisions:
         if not outcome.may_be_data:
             self.forget_evidence()
             self._avoid_haste()
-            reason = self._with_refusal(outcome.reason)
-            return None if self._give_up(part, outcome, now) else Failure("retrying", reason, outcome.after)
+            failure = Failure("retrying", self._with_refusal(outcome.reason), outcome.after)
+            return failure if not self._give_up(part, outcome, now) or outcome.after is not None else None
         failed = [self._failed[seq] for seq in part.seqs]
         for each in failed:
             each.faults, each.refused_by = max(each.faults, 1), 0
         seq, taken_by = part.seqs[0], self._evidence.taken_by
         works = self._works() or self._faults.others_taken(seq, failed[0], taken_by)
-        if not self._narrow(part):
-            if self._give_up(part, outcome, now):
-                return None
+        if not self._narrow(part) and not self._give_up(part, outcome, now):
             is_at_fault = self._faults.add(seq, failed[0], self._sends, taken_by, now)
             self._set_tried(seq, outcome.reason)
             if is_at_fault:
@@ -467,7 +467,7 @@ class Decisions:
             self._pace.answered(now)
 
     def _count(self, part: Records, outcome: _NotTaken, now: float) -> None:
-        reason = kept(outcome.reason, len(self._failed))
+        reason = self._answers.kept(outcome.reason, len(self._failed))
         for seq in part.seqs:
             failed = self._failed.setdefault(seq, Failed())
             failed.attempts += 1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger(__name__)
 
 TOO_LITTLE_MEMORY: Final = "there is too little memory to send it"
-"""Why a batch is rejected for which memory could not be had. A part of it needs less."""
+"""Why a batch is sent later for which memory could not be had. A part of it needs less."""
 
 WORDS: Final[dict[type[Outcome], str]] = dict(
     zip((Delivered, PartiallyRejected, Rejected, RetryLater, Blocked), _telemetry.OUTCOMES, strict=True)
@@ -70,9 +70,9 @@ class Guarded:
     def send(self, payload: bytes, count: int, timeout: float, links: "Sequence[Link]" = ()) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.
 
-        A `MemoryError` counts as rejected, since a smaller batch needs less memory. The host program's instrumentation
-        makes no spans of the call, as for the exporters of an OpenTelemetry SDK. If spans are made, one with these
-        links is made here.
+        A `MemoryError` counts as HTTP 500 does: a smaller batch needs less memory, and later there may be more. The
+        host program's instrumentation makes no spans of the call, as for the exporters of an OpenTelemetry SDK. If
+        spans are made, one with these links is made here.
         """
         if tracing.tracer is None:
             return self._send(payload, count, timeout)
@@ -97,7 +97,7 @@ class Guarded:
         try:
             outcome = self._exporter.send(payload, count, timeout)
         except MemoryError:
-            return Rejected(TOO_LITTLE_MEMORY)
+            return RetryLater(TOO_LITTLE_MEMORY, may_be_data=True)
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
             return self._mistaken(f"unexpected {type(error).__name__}", error)
         finally:

@@ -19,7 +19,7 @@ class RetrySettings:
     randomization_factor: float = 0.5  # the largest random change of a wait, in both directions, as a fraction of it
     multiplier: float = 1.5  # of the wait, with each attempt
     max_interval: float = 30.0  # seconds, before the random change; the backend may ask for more
-    max_elapsed_time: float = 0.0  # seconds after which a batch becomes a dead letter; 0 for never
+    max_elapsed_time: float = 0.0  # of temporary failures of a record in a row, then it is a dead letter; 0: never
 
 
 @dataclass(slots=True)

@@ -83,11 +83,12 @@ class QueueSender:
         self._renewed = False  # the exporter has other secrets since then
         self._skip: Skip | None = None
         self._decisions = Decisions(cursor.name, self._settings)
-        self._generation = 0  # of the database that the decisions are about
+        self._generation = cursor.generation  # of the database that the decisions are about
         self._backoff = Backoff(self._settings.retry)
         self._blocked = Backoff(self._settings.blocked)
         self._storage_fails = False
         self._pause = 0.0  # seconds to wait after this step
+        self._chosen_at = 0.0  # when the decisions chose last what to send
         self._refused_until = 0.0  # when the head is tried again, while every record is refused
         exporters.add(self)
 
@@ -282,7 +283,7 @@ class QueueSender:
         self._storage_works()
         if self._generation != self._cursor.generation:  # other records have these seqs
             self._generation = self._cursor.generation
-            self._decisions = Decisions(self._cursor.name, self._settings)
+            self._decisions, self._skip = Decisions(self._cursor.name, self._settings), None
         if batch and len(batch) < self._cursor.waiting and not self.outage:
             self._cursor.read_ahead(batch.seqs[-1], count, size)
         return batch
@@ -337,7 +338,8 @@ class QueueSender:
         if self._renewed:
             self._renewed = False
             self._decisions.forget_evidence()
-        return self._decisions.next(batch, self._cursor, time.monotonic())
+        self._chosen_at = time.monotonic()
+        return self._decisions.next(batch, self._cursor, self._chosen_at)
 
     def _attempt(self, part: Records, head: int) -> bool:
         """Send a part of a batch, or of other records; False if the rest of the batch has to wait."""
@@ -360,9 +362,9 @@ class QueueSender:
 
     def _wait_refused(self, head: int) -> None:
         """Wait until the head, the record with this seq, is tried again, a probe can be sent, or somebody resumes."""
-        now, pause = time.monotonic(), self._decisions.probe_pause(time.monotonic())
+        now, pause = time.monotonic(), self._decisions.probe_pause(self._chosen_at)
         if self._stopping:
-            time.sleep(max(pause, 0.0))
+            time.sleep(max(0.0, min(pause, self._drain_until - now)))
             self._drain_until = self._drain_until if pause > 0 else now  # each record was tried
             return
         failure = self._decisions.failure_of_head(head)

@@ -93,7 +93,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             return Rejected(unreadable(error))
         except MemoryError:
             self._drop_producer()
-            return Rejected(TOO_LITTLE_MEMORY)
+            return RetryLater(TOO_LITTLE_MEMORY, may_be_data=True)
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             self._drop_producer()
             return Blocked(f"unexpected {type(error).__name__} of the Kafka library: {one_line(str(error))}")

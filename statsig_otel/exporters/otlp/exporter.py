@@ -5,7 +5,7 @@ from traceback import format_tb
 from typing import ClassVar, Final, TypeVar
 
 from statsig_otel.exporters.delivery.guarded import TOO_LITTLE_MEMORY
-from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected
+from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
 from statsig_otel.exporters.network.answers import PROTOBUF, one_line
 from statsig_otel.exporters.network.renewable import RenewableExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
@@ -43,10 +43,10 @@ class OtlpExporter(RenewableExporter[_S]):
     def _unexpected(self, error: Exception) -> Outcome:
         """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`.
 
-        Only too little memory is `Rejected`, so that the parts of the batch are tried.
+        Only too little memory counts as HTTP 500 does: parts of the batch are tried, and the rest later.
         """
         if isinstance(error, MemoryError):
-            return Rejected(TOO_LITTLE_MEMORY)
+            return RetryLater(TOO_LITTLE_MEMORY, may_be_data=True)
         # Not the error itself, which may quote a header.
         frames = "".join(format_tb(error.__traceback__))
         _logger.debug("%s: unexpected error of the %s library:\n%s", self._name, self._protocol, frames)

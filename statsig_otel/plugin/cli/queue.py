@@ -200,7 +200,9 @@ def skip(exporter: str, *, count: int | None, older_than: float | None) -> None:
     if skipped == 1:
         what = f"The first record that waits for {exporter} becomes a dead letter"
     else:
-        what = f"The first {skipped} records that wait for {exporter} become dead letters"
+        what = (
+            f"Of the first {skipped} records that wait for {exporter}, all that were not delivered become dead letters"
+        )
     click.echo(f"{what}. Still waiting: {counted(answer['waiting'], 'record')}.")
 
 

@@ -106,7 +106,7 @@ class RunningExporters:
             skipped, last = given.find(reading, cursor.id, position)
         if not sender.skip(position, last):
             raise ControlError(f"nothing waits for {name}")
-        become = "becomes a dead letter" if skipped == 1 else "become dead letters"
+        become = "becomes a dead letter" if skipped == 1 else "become dead letters, unless delivered already"
         _logger.warning("Command queue skip: %s at the head of %s %s", counted(skipped, "record"), name, become)
         return {"skipped": skipped, "waiting": waiting - skipped}
 

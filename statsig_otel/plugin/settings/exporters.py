@@ -165,7 +165,11 @@ class RetryOnFailureSettings(Settings):
     )
     multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="The factor by which the wait grows.")
     max_interval: Duration = Field(default=30.0, gt=0, description="The longest wait.")
-    max_elapsed_time: Duration = Field(default=0.0, ge=0, description="Dead letter after this; 0 is never.")
+    max_elapsed_time: Duration = Field(
+        default=0.0,
+        ge=0,
+        description="A record becomes a dead letter once its temporary failures in a row last so long; 0 is never.",
+    )
 
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:

@@ -154,7 +154,8 @@ class Delivery(RuleBasedStateMachine):
         elif len(part) == 1 and self.is_due(part.seqs[0]):
             self.probe |= probe
         elif part.seqs[0] != head:
-            assert part.seqs[0] in probe or self.now - self.probed_at >= SETTINGS.between_probes
+            may_probe = self.now - self.probed_at >= SETTINGS.between_probes
+            assert part.seqs[0] in probe or may_probe or (self.is_faulty(head) and self.last_was_taken())
             self.probed_at = self.now
         if not self.failed:
             self.waited_at = len(self.history)
@@ -331,6 +332,9 @@ class Delivery(RuleBasedStateMachine):
 
     def works(self) -> bool:
         return any(sent.kind == "taken" for sent in self.history[self.waited_at :])
+
+    def last_was_taken(self) -> bool:
+        return next((sent.kind == "taken" for sent in reversed(self.history) if sent.at is not None), False)
 
     def is_faulty(self, seq: int) -> bool:
         """Whether this record had a fault alone, and was not refused since."""

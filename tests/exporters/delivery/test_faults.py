@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from statsig_otel.exporters.delivery.decisions import Decisions
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Delivered, Outcome, Rejected, RetryLater
@@ -235,6 +236,44 @@ def test_of_many_texts_of_a_backend_only_the_kind_is_kept() -> None:
     said = [letter.reason for letter in made.decisions.skip(made.arrived).dead_letters]
     assert len({*said}) <= 1002
     assert said.count("skipped by command: HTTP 400 in out") >= 199
+
+
+def test_a_text_that_many_records_share_is_kept() -> None:
+    made = Simulation(lambda seqs: Rejected("HTTP 400 in out: entry too far behind"))
+    made.run(1000.0, *range(1, 1201))
+    assert made.decisions.failure_of_head(1).reason.endswith("entry too far behind")
+    said = {letter.reason for letter in made.decisions.skip(made.arrived).dead_letters}
+    assert said == {"skipped by command: HTTP 400 in out: entry too far behind"}
+
+
+@looped("most", [1, 10])
+def test_small_batches_behind_a_record_that_gets_500_follow_each_other(most: int) -> None:
+    made = Simulation(faulty(lambda seq: seq == 1))
+    made.settings = DeliverySettings(max_records=most)
+    made.decisions = type(made.decisions)("out", made.settings)
+    made.run(60.0, 1).run(10.0, 2).run(20.0, *range(3, 603))
+    assert (made.dead_letters, sorted(made.taken)) == ([], [*range(2, 603)])
+
+
+@pytest.mark.parametrize("most", [1, 10])
+def test_500_to_all_after_small_batches_gets_no_request_after_the_other(most: int) -> None:
+    made = Simulation(faulty(lambda seq: seq == 1))
+    made.settings = DeliverySettings(max_records=most)
+    made.decisions = type(made.decisions)("out", made.settings)
+    made.run(60.0, 1).run(10.0, 2)
+    made.answer = lambda seqs: Delivered() if len(made.sends) < 20 and 1 not in seqs else FAULT
+    made.run(100.0, *range(3, 3003))
+    assert len(made.sends) < 20 + 100 * (2 * most + 2)
+
+
+@looped("retry", [RetrySettings(enabled=False), RetrySettings(max_elapsed_time=0.001)])
+def test_a_time_that_the_backend_asks_for_is_kept_when_a_record_is_given_up(retry: RetrySettings) -> None:
+    for may_be_data in (False, True):
+        decisions, part = Decisions("out", DeliverySettings(retry=retry)), records([1])
+        asks = RetryLater("HTTP 429", after=60.0, may_be_data=may_be_data)
+        failures = [decisions.record_outcome(part, asks, now) for now in (0.0, 1.0)]
+        assert decisions.decided(part) is not None
+        assert [failure is not None and failure.after for failure in failures] == [60.0, 60.0]
 
 
 def test_only_what_was_sent_for_so_long_is_given_up() -> None:

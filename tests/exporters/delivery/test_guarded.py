@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -118,23 +119,40 @@ def test_a_record_that_breaks_an_exporter_delays_none_before_it_and_can_be_skipp
         assert made.dead_letter_names() == ["r0002"]
 
 
-def test_a_record_that_takes_too_much_memory_holds_up_no_other(tmp_path: Path) -> None:
-    """It would have been tried for ever, with all others behind it."""
+def too_large(names: list[str]) -> Any:
+    if "r0001" in names:
+        raise MemoryError
+    return Delivered()
 
-    def answer(names: list[str]) -> Any:
-        if "r0001" in names:
-            raise MemoryError
-        return Delivered()
 
-    exporter = Mistaken(answer)
-    with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
+def test_a_record_that_takes_too_much_memory_for_a_while_holds_up_no_other(tmp_path: Path) -> None:
+    """It may fit later, so it is not a dead letter because others fit."""
+    exporter = Mistaken(too_large)
+    with rig(tmp_path, exporter) as made:
         made.put(*named(4))
         made.start()
+        wait_until(lambda: exporter.taken == ["r0000", "r0002", "r0003"])
+        made.put("later")
+        wait_until(lambda: "later" in exporter.taken)
+        assert made.dead_letters() == []
+        exporter.answer = lambda names: Delivered()
         made.drained()
-        assert exporter.taken == ["r0000", "r0002", "r0003"]
-        assert [(dead_letter.reason, dead_letter.count) for dead_letter in made.dead_letters()] == [
-            ("there is too little memory to send it", 1)
-        ]
+        assert exporter.taken[-1] == "r0001"
+        assert made.dead_letters() == []
+
+
+def test_a_record_that_never_fits_into_memory_is_a_dead_letter(tmp_path: Path) -> None:
+    with rig(tmp_path, Mistaken(too_large), settings(refused_after=0.1)) as made:
+        made.put(*named(2))
+        made.start()
+        for name in named(100, "later"):
+            made.put(name)
+            time.sleep(0.05)
+            if made.dead_letters():
+                break
+        made.drained()
+        (dead_letter,) = made.dead_letters()
+        assert (dead_letter.reason, dead_letter.count) == ("there is too little memory to send it", 1)
 
 
 @pytest.mark.parametrize(

@@ -220,3 +220,17 @@ def test_an_outage_whose_records_are_given_up_is_over(
             wait_until(lambda: made.sender.state == "idle")
             assert (made.sender.outage, made.sender.last_error) == (None, "")
     assert sum(line.startswith("out can't deliver now") for line in lines(caplog)) == 2
+
+
+def test_a_skip_is_void_once_the_database_was_set_aside(tmp_path: Path, http: Backend) -> None:
+    """Its numbers are about other records. Another number of the generation stands for another database."""
+    http.rule = lambda names: "blocked"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put(*named(2))
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        calls = len(http.calls)
+        made.sender._generation = -1
+        assert made.skip()
+        wait_until(lambda: len(http.calls) > calls, "it tries again")
+        assert (made.waiting(), made.dead_letters()) == (2, [])

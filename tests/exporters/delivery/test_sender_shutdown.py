@@ -95,7 +95,7 @@ def test_shutdown_drains_in_its_time_and_the_next_start_delivers_the_rest(tmp_pa
 
 @pytest.mark.parametrize("kind", ["broken", "rejected"])
 def test_shutdown_sends_what_waits_behind_a_record_that_is_not_taken(tmp_path: Path, http: Backend, kind: Kind) -> None:
-    http.rule = lambda names: kind if "bad" in names else "delivered"
+    http.rule = lambda names: kind if {"bad", "bad again"}.intersection(names) else "delivered"
     with rig(tmp_path, http.exporter(), settings(max_records=10, between_probes=0.05)) as made:
         made.put("bad")
         made.start()
@@ -103,9 +103,23 @@ def test_shutdown_sends_what_waits_behind_a_record_that_is_not_taken(tmp_path: P
         if kind == "broken":
             made.put("first")
             wait_until(lambda: made.sender.last_error.startswith("a record fails while others are delivered"))
-        made.put(*named(100))
+        made.put(*named(50), "bad again", *named(50, "further"))
         made.sender.shutdown(drain=30)
-        assert {*named(100)} <= {*http.taken}
+        assert {*named(50), *named(50, "further")} <= {*http.taken}
+
+
+def test_shutdown_drains_no_longer_than_it_may_when_a_probe_has_to_wait(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "rejected"
+    with rig(tmp_path, http.exporter(), settings(between_probes=40.0, retry=SLOW, blocked=SLOW)) as made:
+        made.put("bad")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        made.put("first")
+        wait_until(lambda: len(http.calls) > 1)
+        made.put("next")
+        began = time.monotonic()
+        made.sender.shutdown(drain=0.3)
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("drain", [0, 0.05])

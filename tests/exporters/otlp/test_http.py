@@ -426,10 +426,10 @@ def test_a_request_for_which_no_thread_starts_is_tried_later(sink: HttpSink, mon
         assert exporter.send(encoded(), 1, LONG) == Delivered()
 
 
-def test_a_batch_for_which_there_is_too_little_memory_is_rejected(
+def test_a_batch_for_which_there_is_too_little_memory_may_be_the_cause(
     sink: HttpSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So its halves are tried, and no other record waits until somebody repairs something."""
+    """So its parts are tried, and it is a dead letter only if it never fits."""
 
     def no_memory(data: bytes, mtime: int) -> bytes:
         raise MemoryError
@@ -437,7 +437,7 @@ def test_a_batch_for_which_there_is_too_little_memory_is_rejected(
     with exporting(sink.url, compression="gzip") as exporter:
         with monkeypatch.context() as patched:
             patched.setattr(gzip, "compress", no_memory)
-            assert exporter.send(encoded(), 1, LONG) == Rejected(TOO_LITTLE_MEMORY)
+            assert exporter.send(encoded(), 1, LONG) == RetryLater(TOO_LITTLE_MEMORY, may_be_data=True)
         assert exporter.send(encoded(), 1, LONG) == Delivered()
 
 
