@@ -194,6 +194,8 @@ def read_records(
             if not schema.is_damage(error):
                 raise
             seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
+        else:
+            _check_omitted(connection, routes, after, seqs)
         _check_order(seqs, after)
         return _limited(_one_by_one(connection, seqs), count, size)
 
@@ -268,6 +270,21 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
             raise
         return  # a page in between can't be read, so nobody knows whose records it has
     if there != (len(seqs), sum(seqs)):
+        raise schema.DamagedError("the index of the records omits some of them")
+
+
+def _check_omitted(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
+    """Check the same of an index that leads to records that are not there: one of its seqs can be a changed one."""
+    marks = ", ".join("?" * len(routes))
+    query = f"SELECT seq FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
+    led_to = set(seqs)
+    try:
+        omitted = any(seq not in led_to for (seq,) in connection.execute(query, (after, max(seqs, default=0), *routes)))
+    except sqlite3.DatabaseError as error:
+        if not schema.is_damage(error):
+            raise
+        return  # a page in between can't be read, so nobody knows whose records it has
+    if omitted:
         raise schema.DamagedError("the index of the records omits some of them")
 
 
