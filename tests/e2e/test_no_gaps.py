@@ -222,6 +222,7 @@ def test_what_is_lost_in_five_ways_is_found_and_filled_in(tmp_path: Path) -> Non
             assert metric(ports[1], "statsig_otel_receiver_filled_in_changes_total") == 6
             first = entry_of(1, log).details_uid
             wait_until(lambda: backend.told(DETAILS).keys() == {first}, "the values of one that came")
+            wait_until(lambda: metric(ports[1], "otelcol_exporter_queue_size") == 0, "its delivery is on disk")
             service.process.kill()
             service.process.wait()
         with ServiceProcess(config):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -91,7 +92,7 @@ def test_a_change_that_nothing_keeps_refuses_its_webhook_and_the_others_in_it_ar
         with ServiceProcess(write_config(folder, exporters, max_record_bytes=limit), env=ENV) as service:
             found = [post(service.url, change(1), large), post(service.url, large), post(service.url, unreadable)]
             assert [one.headers.get("Retry-After") for one in found if one.status == 503][-1] == "3600"
-            assert any("503 (not_kept): without a queue nothing keeps 1 change" in line for line in service.log)
+            wait_until(partial(service.has_logged, "503 (not_kept): without a queue nothing keeps 1 change"))
         return [one.status for one in found]
 
     with HttpSink() as sink:
