@@ -25,7 +25,7 @@ help:
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
 	@echo "make test-all   run both"
-	@echo "make browser    install what the tests of the live page in Chromium need, but Chromium itself"
+	@echo "make browser    install what the tests of the live page in Chromium need, except Chromium"
 	@echo "make test-browser   open the live page in Chromium; SCREENSHOTS=docs/images takes the pictures of the docs anew"
 	@echo "make check      check lint, format and types"
 	@echo "make stores     install ClickHouse's engine, which a slow test of the dashboards needs; it takes half a gigabyte"

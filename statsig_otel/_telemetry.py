@@ -29,8 +29,8 @@ _BYTES: Final = tuple(float(1 << power) for power in range(9, 26, 2))  # 512 B t
 FailedState: TypeAlias = Literal["retrying", "refused", "blocked"]
 """The state of an exporter that delivers nothing: `refused` while no evidence says whether the data is at fault."""
 
-ExporterState: TypeAlias = Literal["idle", "sending", "stopped"] | FailedState
-"""What an exporter does now."""
+StateName: TypeAlias = Literal["idle", "sending", "stopped"] | FailedState
+"""The word for what an exporter does now."""
 
 FAILED_STATES: Final[tuple[FailedState, ...]] = get_args(FailedState)
 EXPORTER_STATES: Final = ("idle", "sending", *FAILED_STATES)
@@ -153,7 +153,7 @@ class ObservedExporter(Protocol):
         """Its id."""
 
     @property
-    def state(self) -> ExporterState:
+    def state(self) -> StateName:
         """What it does now."""
 
 

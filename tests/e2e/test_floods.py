@@ -45,7 +45,7 @@ def test_no_change_is_lost_beside_a_flood(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_idle_clients_of_two_endpoints_do_not_use_up_the_open_files(tmp_path: Path) -> None:
-    """Each server reckoned with all files, and accepted connections until there were none."""
+    """All servers together leave open files for a signed webhook."""
     ports = free_port(), free_port()
     receivers = {
         f"statsig/{port}": {"endpoint": f"127.0.0.1:{port}", "signing_secrets": ["${env:STATSIG_SIGNING_SECRET}"]}

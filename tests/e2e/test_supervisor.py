@@ -111,7 +111,7 @@ def test_a_supervisor_that_is_not_there_is_a_warning(tmp_path: Path) -> None:
     assert said[0].endswith("can't be told READY=1 at NOTIFY_SOCKET=@statsig-otel-nobody: Connection refused")
 
 
-def test_sigterm_right_after_the_port_is_open_finishes_what_is_in_flight(tmp_path: Path) -> None:
+def test_sigterm_right_after_the_port_is_open_stops_it_in_order(tmp_path: Path) -> None:
     """It comes while the service is still busy with its start."""
     errors = tmp_path / "errors"
     port = free_port()

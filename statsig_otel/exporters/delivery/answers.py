@@ -1,4 +1,4 @@
-"""Tells whether a backend has taken anything, and whether it refuses records in another way than before."""
+"""Reads outcomes: whether one may be about the data, whether anything was taken, and which words the backend used."""
 
 import sys
 from typing import Final
@@ -8,7 +8,6 @@ from statsig_otel.exporters.queue.records import Records
 
 _MOST_WORDINGS: Final = 10
 """The most wordings of refusals that are told apart. If there are more, the kinds of answers are."""
-
 
 _MOST_TEXTS: Final = 1000
 """If more records failed, the number of texts of the backend that are kept; of any others only the kind is."""

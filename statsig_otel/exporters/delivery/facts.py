@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from statsig_otel._journal import Journal, journal
-from statsig_otel._telemetry import FAILED_STATES, ExporterState, exporter_sent
+from statsig_otel._telemetry import FAILED_STATES, StateName, exporter_sent
 from statsig_otel.exporters.delivery.sender import QueueSender
 
 
@@ -28,7 +28,7 @@ class ExporterFacts:
 
     name: str
     destination: str = ""
-    state: ExporterState | Literal["not configured"] = "idle"
+    state: StateName | Literal["not configured"] = "idle"
     waiting: int | None = 0
     oldest: float | None = None
     attempts: int = 0

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel._telemetry import ExporterState, FailedState, exporters
+from statsig_otel._telemetry import FailedState, StateName, exporters
 from statsig_otel._times import HANGING_SEND
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.delivery.answers import is_taken
@@ -61,7 +61,7 @@ class QueueSender:
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
         self.name: Final = cursor.name
-        self.state: ExporterState = "stopped"
+        self.state: StateName = "stopped"
         self.attempts: int = 0
         self.last_error: str = ""
         self.hint: str = ""

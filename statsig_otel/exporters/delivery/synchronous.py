@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from statsig_otel._futures import uncancellable
-from statsig_otel._telemetry import ExporterState, exporters
+from statsig_otel._telemetry import StateName, exporters
 from statsig_otel._times import SEND_MARGIN, SEND_START_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _logger: Final = logging.getLogger(__name__)
 
-_STATES: Final[dict[type[Outcome], ExporterState]] = {
+_STATES: Final[dict[type[Outcome], StateName]] = {
     Delivered: "idle",
     RetryLater: "retrying",
     Rejected: "refused",
@@ -125,7 +125,7 @@ class SynchronousConsumer:
             self._workers[name].submit(pending)
         return pending.future
 
-    def states(self) -> dict[str, tuple[ExporterState, str]]:
+    def states(self) -> dict[str, tuple[StateName, str]]:
         """By exporter its state, and what somebody has to do if it is blocked and says so."""
         return {name: (worker.state, worker.hint) for name, worker in self._workers.items()}
 
@@ -203,7 +203,7 @@ class _Worker:
     def __init__(self, name: str, exporter: Exporter, timeout: float) -> None:
         self.name = name
         self.timeout = timeout
-        self.state: ExporterState = "stopped"
+        self.state: StateName = "stopped"
         self.hint: str = ""
         self._exporter = Guarded(name, exporter)
         self._threads: list[threading.Thread] = []

@@ -1,9 +1,10 @@
 """Exporters that don't keep to their protocol: they raise, hang, or answer with nonsense. No record is lost for it."""
 
+import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,14 +143,15 @@ def test_a_record_that_takes_too_much_memory_for_a_while_holds_up_no_other(tmp_p
 
 
 def test_a_record_that_never_fits_into_memory_is_a_dead_letter(tmp_path: Path) -> None:
-    with rig(tmp_path, Mistaken(too_large), settings(refused_after=0.1)) as made:
+    exporter = Mistaken(too_large)
+    with rig(tmp_path, exporter, settings(refused_after=0.1)) as made:
         made.put(*named(2))
         made.start()
-        for name in named(100, "later"):
+        later = (f"later{number}" for number in itertools.count())
+        while not made.dead_letters():
+            name = next(later)
             made.put(name)
-            time.sleep(0.05)
-            if made.dead_letters():
-                break
+            wait_until(partial(exporter.taken.__contains__, name))
         made.drained()
         (dead_letter,) = made.dead_letters()
         assert (dead_letter.reason, dead_letter.count) == ("there is too little memory to send it", 1)

@@ -9,7 +9,7 @@ import pytest
 
 from statsig_otel import _journal
 from statsig_otel._journal import Journal
-from statsig_otel._telemetry import ExporterState
+from statsig_otel._telemetry import StateName
 from statsig_otel.exporters.delivery.facts import ExporterFacts, with_history
 from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import about, age, ago
@@ -190,7 +190,7 @@ def test_an_exporter_without_a_queue_tells_what_its_backend_said_last_while_it_i
         journal.add_attempt("direct", "retry_later", reason, records=1, delivered=0, seconds=0.1)
         journal._attempts.last.clear()  # as if it were a second later
     journal.add_attempt("other", "retry_later", "HTTP 502 from b", records=1, delivered=0, seconds=0.1)
-    states: dict[ExporterState, str] = {"retrying": "HTTP 503 from a", "idle": ""}
+    states: dict[StateName, str] = {"retrying": "HTTP 503 from a", "idle": ""}
     for state, said in states.items():
         found = exporters_alone([ExporterFacts(name="direct", state=state, waiting=None)], journal)
         assert [one.last_error for one in found.exporters] == [said]
