@@ -290,7 +290,7 @@ class QueueSender:
 
     def _deliver(self, batch: Records) -> None:
         """Send a batch, in parts if it is refused, and tick off from its beginning what is decided."""
-        began, count, is_held_back = time.monotonic(), len(batch), False
+        began, count, is_held_back, goes_on = time.monotonic(), len(batch), False, True
         dead_letters: list[DeadLetter] = []
         while batch and not is_held_back:
             decided = self._decisions.decided(batch)
@@ -299,12 +299,12 @@ class QueueSender:
                     break
                 dead_letters += decided.dead_letters
                 batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
-            elif self._closed or not batch.intact[0] or not self._leave_pause():
+            elif not goes_on or self._closed or not batch.intact[0] or not self._leave_pause():
                 break
             elif not (part := self._next(batch)):
                 is_held_back = True
-            elif not self._attempt(part, batch.seqs[0]):
-                break
+            else:  # after a failure only what is decided is ticked off
+                goes_on = self._attempt(part, batch.seqs[0])
         self._log_dead_letters(dead_letters)
         self._gather(count, time.monotonic() - began)
         if is_held_back:
@@ -366,6 +366,9 @@ class QueueSender:
         if self._stopping:
             time.sleep(max(0.0, min(pause, self._drain_until - now)))
             self._drain_until = self._drain_until if pause > 0 else now  # each record was tried
+            return
+        if 0.0 < self._refused_until <= now:  # the wait ended while probes were sent
+            self._try_again(resumed=False)
             return
         failure = self._decisions.failure_of_head(head)
         if now >= self._refused_until:

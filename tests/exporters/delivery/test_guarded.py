@@ -3,6 +3,7 @@
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Receipt, RefusedError
 from statsig_otel.exporters.delivery.guarded import Guarded
+from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
@@ -155,6 +157,40 @@ def test_a_record_that_never_fits_into_memory_is_a_dead_letter(tmp_path: Path) -
         made.drained()
         (dead_letter,) = made.dead_letters()
         assert (dead_letter.reason, dead_letter.count) == ("there is too little memory to send it", 1)
+
+
+def test_a_record_that_is_given_up_is_a_dead_letter_before_the_wait_that_the_backend_asks_for(tmp_path: Path) -> None:
+    """It would be sent again after a reload within that wait."""
+    given_up = settings(retry=RetrySettings(enabled=False))
+    with rig(tmp_path, Mistaken(lambda names: RetryLater("busy", after=3600.0)), given_up) as made:
+        made.put("r0001")
+        made.start()
+        wait_until(made.dead_letters)
+        assert made.waiting() == 0
+        made.put("later")
+        time.sleep(0.3)
+        assert (made.waiting(), len(made.dead_letters())) == (1, 1), "nothing is sent before the wait is over"
+
+
+@pytest.mark.slow
+def test_500_to_all_in_the_middle_of_a_backlog_is_followed_by_waits(tmp_path: Path) -> None:
+    """The first wait can end while probes are sent. Then all that waits would be tried without one."""
+    sent: list[int] = []
+    oops = RetryLater("HTTP 500: oops", may_be_data=True)
+
+    def answer(names: list[str]) -> Any:
+        sent.append(len(names))
+        time.sleep(0.005)
+        return oops if "r0001" in names or sum(sent) > 2000 else Delivered()
+
+    waits = RetrySettings(initial_interval=0.2, max_interval=10.0)
+    with rig(tmp_path, Mistaken(answer), settings(max_records=64, retry=waits)) as made:
+        made.put(*named(3000))
+        made.start()
+        wait_until(lambda: sum(sent) > 2000)
+        before = len(sent)
+        time.sleep(5.0)
+        assert len(sent) - before < 500
 
 
 @pytest.mark.parametrize(
