@@ -20,6 +20,8 @@ from tests.peers.otlp_servers import free_port
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
 _BUILDER: Final = EXAMPLE / "collector-builder.yaml"
+SCALING: Final = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+"""The page that says what the chain guarantees."""
 TOPIC: Final = "otlp_logs"
 GROUP: Final = "statsig-changes"
 """The consumer group of the Collectors."""

@@ -32,6 +32,7 @@ READ_AGAIN: Final = "records read again by a consumer"
 _AGAIN: Final = 0.05
 """The share of webhooks that are sent again although they were answered with 200."""
 
+# The timeout: nginx answers after 35 s + 30 s at the latest.
 _http: Final = urllib3.PoolManager(retries=False, timeout=80, maxsize=8)
 
 RecordBytes = tuple[bytes, bytes, bytes]

@@ -154,9 +154,10 @@ def test_nothing_acknowledged_is_lost_if_replicas_are_killed_and_brokers_are_awa
 def test_nginx_passes_on_what_one_replica_does_not_take(tmp_path: Path, cluster: KafkaCluster, fault: str) -> None:
     """With the file of the example. Each webhook is answered with 200, those at that replica after a while.
 
-    One whose client does not wait so long arrives, too.
+    One whose client does not wait so long arrives, too, and one that is larger than the buffers of a connection.
     """
     hasty = [change(200 + number) for number in range(3)]
+    exposures = [{"eventName": "statsig::gate_exposure", "value": "x" * 1_000_000} for _ in range(15)]
     with ExitStack() as stack:
         own = stack.enter_context(KafkaCluster())
         made = [
@@ -175,6 +176,9 @@ def test_nginx_passes_on_what_one_replica_does_not_take(tmp_path: Path, cluster:
             stack.callback(os.kill, made[0].process.pid, signal.SIGCONT)
         else:
             own.stop()
+        large = [Sender(20 + number, url(nginx)) for number in range(len(made))]
+        with ThreadPoolExecutor(len(large)) as executor:
+            assert all(executor.map(lambda one: one.post([change(300 + one.seed), *exposures]), large))
         for one in hasty:
             body = json.dumps({"data": [one]}).encode()
             headers = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000)
@@ -184,6 +188,7 @@ def test_nginx_passes_on_what_one_replica_does_not_take(tmp_path: Path, cluster:
             assert all(executor.map(lambda one: one.post([change(100 + one.seed)]), senders))
         passed = tries(tmp_path / "nginx" / "access.log")
         assert max(passed.values()) >= 2, "it was tried"
+        assert max(passed[agent] for one in large for agent in one.uids) >= 2, "also with a large webhook"
         sent = {uid(change(100 + one.seed)) for one in senders} | {uid(one) for one in hasty}
         wait_until(
             lambda: sent <= set(uids_of(one.value() for one in read_all(cluster.brokers, "otlp_logs"))),

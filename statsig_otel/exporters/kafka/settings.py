@@ -76,7 +76,7 @@ class KafkaProducerSettings(Settings):
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        "allow_auto_topic_creation": "create it yourself: a topic made by brokers has a single replica",
+        "allow_auto_topic_creation": "create the topic yourself: one that brokers make has a single replica",
         "compression_params": "leave it out: each compression has its usual level",
         "linger": "leave it out: what waits is sent at once",
         "max_broker_write_bytes": "leave it out: the library chooses the size of a request",
