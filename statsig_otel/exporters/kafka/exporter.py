@@ -1,12 +1,15 @@
 """The Kafka exporter: produces a message for each record, and waits for the report of each."""
 
+import ctypes
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
+from weakref import WeakSet
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from google.protobuf.message import DecodeError
@@ -58,6 +61,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
         self._producer: Producer | None = None
         self._errors = _events()  # of the producer's connections, since a send succeeded
         self._throttle = LogThrottle(_logger)
+        _exporters.add(self)
 
     def start(self) -> None:
         """Read the TLS files and create the producer, which connects by itself.
@@ -121,6 +125,14 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
         with self._lock:
             self._running = False
         self._drop_producer()
+
+    def keep_producer(self) -> None:
+        """Keep the producer to the end of the process, in a forked child.
+
+        The library frees one under a lock. If one of its threads had the lock at the fork, nobody gives it back.
+        """
+        if self._producer is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._producer))
 
     def _write(self, batch: list[Message], latest: float) -> list[KafkaError | None] | None:
         """Produce messages and wait for what is reported of each: an error, or None once it is written.
@@ -199,6 +211,17 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             "compression.type": settings.producer.compression,
             "partitioner": "murmur2_random",
         })  # fmt: skip
+
+
+_exporters: Final = WeakSet[KafkaExporter]()
+
+
+def _keep_producers() -> None:
+    for exporter in _exporters:
+        exporter.keep_producer()
+
+
+os.register_at_fork(after_in_child=_keep_producers)
 
 
 def _events() -> deque[KafkaError]:
