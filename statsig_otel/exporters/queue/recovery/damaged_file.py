@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -212,7 +212,7 @@ def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) 
     while failures < _MOST_FAILURES and following <= _LAST_KEY:
         found = False
         try:
-            for row in connection.execute(query, (following, limit)):
+            for row in _in_order(connection.execute(query, (following, limit)), following):
                 if row[0] < following:
                     break  # damage can lead back to the beginning
                 following, failures, found = row[0] + 1, 0, True
@@ -231,3 +231,26 @@ def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) 
                 continue
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
+
+
+def _in_order(rows: Iterable[tuple[Any, ...]], following: int) -> Iterator[tuple[Any, ...]]:
+    """Rows with the keys from `following` on, of which a changed one can be larger than that of the row behind it.
+
+    To go on behind such a key would leave out all rows behind it. If its neighbours have one key between them, it is
+    that one.
+    """
+    held = None
+    try:
+        for row in rows:
+            if held is not None:
+                if row[0] == following + 1 <= held[0]:
+                    held = (following, *held[1:])
+                following = held[0] + 1
+                yield held
+            held = row
+    except sqlite3.Error:
+        if held is not None:
+            yield held
+        raise
+    if held is not None:
+        yield held
