@@ -25,7 +25,7 @@ MISSING: Final = [
     }.items()
     if not is_there
 ]
-PHONE: Final = {"width": 390, "height": 844}
+PHONE: Final[Any] = {"width": 390, "height": 844}
 PATIENCE: Final = 120_000.0  # milliseconds: the machine may be busy with other tests
 
 TOO_WIDE: Final = """() => {
