@@ -22,7 +22,7 @@ from pydantic import (
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque
-from statsig_otel.config.units import Timeout
+from statsig_otel.config.units import Duration, Timeout
 from statsig_otel.config.values import OrList, ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
@@ -76,7 +76,8 @@ class KeepaliveSettings(Settings):
 
     needed: ClassVar[Mapping[str, str]] = {"time": "write a duration, such as 5m, or leave keepalive out"}
 
-    time: Annotated[Timeout, Field(le=86400)]  # gRPC counts milliseconds in 32 bits
+    # Not a Timeout: pydantic 2.11.0 can give it the default of another field. gRPC counts milliseconds in 32 bits.
+    time: Annotated[Duration, Field(gt=0, le=86400)]
     timeout: Annotated[Timeout, Field(le=86400)] = 20.0
     permit_without_stream: bool = False
 
