@@ -38,7 +38,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self.taken_by: int = 0
-        self._begins_at = 0  # the last send that says nothing of the backend as it is now
+        self._begins_at = 0  # sends up to this one say nothing about the backend of now
         self._up_to = 0  # the last record that was taken since then
         self._settled = 0  # how many became dead letters since then, only because that one stands behind them
 

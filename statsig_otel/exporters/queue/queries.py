@@ -22,6 +22,8 @@ _PAGE: Final = 512
 _PAGE_BYTES: Final = 4 << 20
 """The most records, and bytes of them, that are read at once where all that waits is read."""
 
+_OMITS: Final = "the index of the records omits some of them"
+
 
 def read(database: Path, look: Callable[[sqlite3.Connection], _T], default: _T) -> _T:
     """What a function reads of a database; the default if it can't be read. Whoever needs the file will report that."""
@@ -260,32 +262,33 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
         return  # there is no other record in between
     if any(first >= second for first, second in itertools.pairwise(seqs)):
         raise schema.DamagedError("the index of the records is not in order")
-    marks = ", ".join("?" * len(routes))
     # One row only: the interpreter's lock changes hands for each.
-    query = f"SELECT count(*), sum(seq) FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
-    try:
-        there = connection.execute(query, (after, seqs[-1], *routes)).fetchone()
-    except sqlite3.DatabaseError as error:
-        if not schema.is_damage(error):
-            raise
-        return  # a page in between can't be read, so nobody knows whose records it has
-    if there != (len(seqs), sum(seqs)):
-        raise schema.DamagedError("the index of the records omits some of them")
+    there = next(_in_table(connection, "count(*), sum(seq)", routes, after, seqs[-1]), None)
+    if there not in (None, (len(seqs), sum(seqs))):
+        raise schema.DamagedError(_OMITS)
 
 
 def _check_omitted(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
     """Check the same of an index that leads to records that are not there: one of its seqs can be a changed one."""
-    marks = ", ".join("?" * len(routes))
-    query = f"SELECT seq FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
     led_to = set(seqs)
+    if any(seq not in led_to for (seq,) in _in_table(connection, "seq", routes, after, max(seqs, default=0))):
+        raise schema.DamagedError(_OMITS)
+
+
+def _in_table(
+    connection: sqlite3.Connection, columns: str, routes: Sequence[int], after: int, last: int
+) -> Iterator[tuple[int, ...]]:
+    """What the table says, without its index, of the records between two seqs.
+
+    It ends at a page that can't be read, since nobody knows whose records that has.
+    """
+    marks = ", ".join("?" * len(routes))
+    query = f"SELECT {columns} FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
     try:
-        omitted = any(seq not in led_to for (seq,) in connection.execute(query, (after, max(seqs, default=0), *routes)))
+        yield from connection.execute(query, (after, last, *routes))
     except sqlite3.DatabaseError as error:
         if not schema.is_damage(error):
             raise
-        return  # a page in between can't be read, so nobody knows whose records it has
-    if omitted:
-        raise schema.DamagedError("the index of the records omits some of them")
 
 
 def _check_order(seqs: Sequence[int], after: int) -> None:

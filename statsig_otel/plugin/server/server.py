@@ -230,11 +230,16 @@ class HttpServer:
         return listening
 
 
+def connections_within(limit: int) -> int:
+    """The most connections that leave open files to the rest of the process, if it may have `limit` of them."""
+    return limit - min(OTHER_FILES, limit // 2)
+
+
 def _within_open_files(max_connections: int) -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return max_connections
-    allowed = limit - min(OTHER_FILES, limit // 2)
+    allowed = connections_within(limit)
     if max_connections > allowed:
         _logger.warning(
             "%d connections exceed the limit of %d open files, so only %d are served at a time; raise the limit "

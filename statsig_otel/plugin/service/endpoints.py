@@ -11,7 +11,7 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.listening import InheritedSocket
-from statsig_otel.plugin.server.server import OTHER_FILES, HttpServer
+from statsig_otel.plugin.server.server import HttpServer, connections_within
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.watch.health import Health, with_health_path
 
@@ -141,7 +141,7 @@ def within_open_files(connections: Sequence[int], limit: int) -> list[int]:
         connections: The most connections of each server, as they are configured.
         limit: Of open files.
     """
-    wanted, allowed = sum(connections), limit - min(OTHER_FILES, limit // 2)
+    wanted, allowed = sum(connections), connections_within(limit)
     if len(connections) == 1 or limit == resource.RLIM_INFINITY or wanted <= allowed:
         return [*connections]
     message = (
