@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -99,17 +99,28 @@ def routes(connection: sqlite3.Connection) -> Routes | None:
 def records(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int | None, Stored]]:
     """The readable records behind a seq, in order, also those that changed; each with its route's id."""
     columns = "seq, route, CAST(uid AS BLOB), CAST(payload AS BLOB), checksum"
-    for seq, route, uid, payload, checksum in _rows(connection, columns, "records", after):
-        yield route if type(route) is int else None, Stored.checked(seq, uid, payload, checksum)
+    for seq, route, *rest in _rows(connection, columns, "records", after, _is_record):
+        yield route if type(route) is int else None, Stored.checked(seq, *rest)
+
+
+def _is_record(row: Sequence[Any]) -> bool:
+    seq, route, *rest = row
+    return type(route) is int and Stored.checked(seq, *rest).intact
 
 
 def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, DeadLetter]]:
     """The readable dead letters behind an id: each one's id, time in milliseconds, and content."""
     columns = "id, at, kind, owner, reason, CAST(content AS BLOB), uid, attempts, count"
-    for number, at_ms, kind, owner, reason, content, uid, *counts in _rows(connection, columns, "dead_letters", after):
-        if {type(value) for value in (at_ms, *counts)} == {int} and {type(kind), type(owner), type(reason)} == {str}:
+    for row in _rows(connection, columns, "dead_letters", after, _is_dead_letter):
+        if _is_dead_letter(row):
+            number, at_ms, kind, owner, reason, content, uid, *counts = row
             uid_bytes = uid if isinstance(uid, bytes) else None
             yield number, at_ms, DeadLetter(kind, owner, reason, content or b"", uid_bytes, *counts)
+
+
+def _is_dead_letter(row: Sequence[Any]) -> bool:
+    _, at_ms, kind, owner, reason, _, _, *counts = row
+    return {*map(type, (at_ms, *counts))} == {int} and {*map(type, (kind, owner, reason))} == {str}
 
 
 def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
@@ -203,9 +214,16 @@ def fold(database: Path, into: Path) -> None:
                 transaction.clear()
 
 
-def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:
-    """The readable rows of a table in the order of its key, which is the first column."""
+def _rows(
+    connection: sqlite3.Connection, columns: str, table: str, after: int, is_sound: Callable[[Sequence[Any]], bool]
+) -> Iterator[tuple[Any, ...]]:
+    """The readable rows of a table in the order of its key, which is the first column.
+
+    A row that is not sound is searched for by its key: a changed number of a page leads to rows of another table, in
+    the place of some that have the same keys and can be read.
+    """
     query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"  # noqa: S608 - ours
+    one = f"SELECT {columns} FROM {table} WHERE rowid = ?"  # noqa: S608 - ours
     following = after + 1
     failures = 0
     limit = _NO_LIMIT
@@ -216,21 +234,39 @@ def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) 
                 if row[0] < following:
                     break  # damage can lead back to the beginning
                 following, failures, found = row[0] + 1, 0, True
-                yield row
+                yield row if is_sound(row) else _searched(connection, one, row, is_sound)
             else:
                 if limit == _NO_LIMIT or not found:
                     return
                 limit = _NO_LIMIT
                 continue
+            if found:
+                continue  # what is behind the last row may be found by a search
         except sqlite3.Error as error:
-            # If the disk can't read a file that nobody writes to any more, that is damage.
-            if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
-                raise
+            _check_damage(error)
             if limit == _NO_LIMIT:  # Python's module reads a row ahead, and an error takes the row before it along
                 limit = 1
                 continue
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
+
+
+def _searched(
+    connection: sqlite3.Connection, query: str, row: tuple[Any, ...], is_sound: Callable[[Sequence[Any]], bool]
+) -> tuple[Any, ...]:
+    """The sound row that a search finds by the key of another one; that one if there is none."""
+    try:
+        found: tuple[Any, ...] | None = connection.execute(query, row[:1]).fetchone()
+    except sqlite3.Error as error:
+        _check_damage(error)
+        return row
+    return row if found is None or not is_sound(found) else (row[0], *found[1:])
+
+
+def _check_damage(error: sqlite3.Error) -> None:
+    """Raise an error that will pass. If the disk can't read a file that nobody writes to any more, that is damage."""
+    if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
+        raise error
 
 
 def _in_order(rows: Iterable[tuple[Any, ...]], following: int) -> Iterator[tuple[Any, ...]]:
