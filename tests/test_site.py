@@ -3,30 +3,19 @@
 `make site` and `make test-browser` install what this needs.
 """
 
-import importlib.util
-import shutil
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.peers.browser import PATIENCE, chromium, missing
+from tests.peers.http_server import LocalServer
+
 SITE: Final = Path(__file__).parents[1] / "build" / "site"
-CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING: Final = [
-    name
-    for name, is_there in {
-        "build/site": (SITE / "docs" / "index.html").exists(),
-        "Chromium": CHROMIUM is not None,
-        "playwright": importlib.util.find_spec("playwright") is not None,
-    }.items()
-    if not is_there
-]
+MISSING: Final = missing({"build/site": (SITE / "docs" / "index.html").exists()})
 PHONE: Final[Any] = {"width": 390, "height": 844}
-PATIENCE: Final = 120_000.0  # milliseconds: the machine may be busy with other tests
 
 TOO_WIDE: Final = """() => {
     // The theme scrolls this part of a page, not the page, if something in it is too wide.
@@ -47,38 +36,27 @@ TOO_WIDE: Final = """() => {
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(MISSING), reason=f"NO SITE IN A BROWSER: {', '.join(MISSING)} is missing"),
+    pytest.mark.skipif(bool(MISSING), reason=f"NO SITE IN A BROWSER: {MISSING} is missing"),
 ]
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
-        """Say nothing."""
+class _Files(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, directory=str(SITE))
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(SITE)))
-    serving = threading.Thread(target=server.serve_forever)
-    serving.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
+    with LocalServer(_Files) as server:
+        yield server.origin
 
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found,unused-ignore]
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         context = browser.new_context(viewport=PHONE, is_mobile=True)
         context.set_default_timeout(PATIENCE)
         yield context.new_page()
-        browser.close()
 
 
 def test_no_page_is_wider_than_a_phone(url: str, page: Any) -> None:

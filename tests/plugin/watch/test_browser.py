@@ -3,10 +3,8 @@
 `make test-browser` installs what drives it. SCREENSHOTS=docs/images keeps the pictures that the docs show.
 """
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import pytest
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.watch import routes
 from tests.e2e.service_process import ServiceProcess
+from tests.peers.browser import PATIENCE, chromium, missing
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
 from tests.plugin.http_client import exchange
@@ -27,34 +26,20 @@ from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[3]
 AXE: Final = ROOT / "build" / "tools" / "node_modules" / "axe-core" / "axe.min.js"
-CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING: Final = [
-    name
-    for name, is_there in {
-        "Chromium": CHROMIUM is not None,
-        "playwright": importlib.util.find_spec("playwright") is not None,
-        "axe-core": AXE.exists(),
-    }.items()
-    if not is_there
-]
+MISSING: Final = missing({"axe-core": AXE.exists()})
 HOSTILE: Final = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>\u202e\"'&amp;"
-PATIENCE: Final = 60_000.0  # milliseconds: the machine may be busy with other tests
 _RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"NO BROWSER: {', '.join(MISSING)} is missing; see make test-browser"),
+    pytest.mark.skipif(bool(MISSING), reason=f"NO BROWSER: {MISSING} is missing; see make test-browser"),
 ]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found,unused-ignore]
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(autouse=True)
