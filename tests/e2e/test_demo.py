@@ -158,12 +158,12 @@ def check_day(output: str) -> None:
     )
     # The queue knows the redelivery: it is answered, and not sent on.
     assert not any(row.endswith("redelivery") for row in shown)
-    sent = f"14 of 14 webhooks, with {CHANGES + 2} changes (1 for the second time, 1 forged) and 18 exposures"
+    sent = f"14 of 14 webhooks, with {CHANGES + 2} changes (1 sent twice, 1 forged) and 18 exposures"
     assert f"sent       {sent}\nanswered   13 with 200, 1 with 401\n" in output
     assert f"accepted   {CHANGES} changes, 1 duplicate, 0 invalid" in output
     assert "payments_kill_switch" not in output
-    assert f"{CHANGES} of {CHANGES} changes, in {CHANGES} records: 0 had" in output
-    assert "1 of 1 forged (401)" in output
+    assert f"arrived    {CHANGES} of {CHANGES} changes, each once\n" in output
+    assert "1 of 1 forged webhook (401)" in output
     assert "18 exposures" in output
     assert "Every change arrived." in output
     assert "\x1b" not in output
@@ -178,7 +178,7 @@ def test_once_shows_the_day_behind_a_collector_and_ends(folder: Path) -> None:
     assert code == 0, running.output
     assert "collector  rotel, OTLP over gRPC at 127.0.0.1:" in running.output
     assert re.search(r"^live page  http://127\.0\.0\.1:[1-9]\d*/$", running.output, re.MULTILINE)
-    assert "Change events behind the collector:" in running.output
+    assert "Config changes that reach the backend through the collector:" in running.output
     check_day(running.output)
     assert LISTENING not in running.output
     check_nothing_is_left(folder, children)
@@ -189,8 +189,8 @@ def test_without_rotel_it_says_so_and_goes_straight_to_the_backend(folder: Path,
     with demo(folder, "--once", path=no_rotel) as running:
         assert running.end() == 0, running.output
     assert "NO COLLECTOR: rotel is not installed" in running.output
-    assert "Change events at the backend:" in running.output
-    assert "behind the collector" not in running.output
+    assert "Config changes that reach the backend:" in running.output
+    assert "through the collector" not in running.output
     check_day(running.output)
     check_nothing_is_left(folder, [])
 
@@ -388,6 +388,8 @@ def test_a_good_day_has_no_problems() -> None:
         tally.arrived(uid, row)
     assert tally.is_complete
     assert tally.problems(sees_arrivals=True) == []
+    arrived = f"{CHANGES} of {CHANGES} changes, 1 record again, with the same log.record.uid"
+    assert tally.summary(sees_arrivals=True)["arrived"] == arrived
 
 
 def test_a_service_that_knows_duplicates_has_a_good_day_too() -> None:
@@ -399,7 +401,7 @@ def test_a_service_that_knows_duplicates_has_a_good_day_too() -> None:
         assert not tally.arrived(uid, row)
     assert tally.is_complete
     assert "1 duplicate," in tally.summary(sees_arrivals=True)["accepted"]
-    assert "0 had" in tally.summary(sees_arrivals=True)["arrived"]
+    assert tally.summary(sees_arrivals=True)["arrived"] == f"{CHANGES} of {CHANGES} changes, each once"
 
 
 def test_a_change_that_is_missing_is_a_problem() -> None:

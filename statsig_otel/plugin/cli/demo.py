@@ -37,7 +37,7 @@ def command(
     """Watch a day of config changes pass through a real collector.
 
     Starts the service, a collector (rotel) and a backend behind it, on free ports of 127.0.0.1. Sends an invented day
-    of Statsig webhooks, one of them forged and one of them sent twice. Prints each change event that reaches the
+    of Statsig webhooks, one of them forged and one of them sent twice. Prints each config change that reaches the
     backend, and then whether all of them did. After that it keeps listening until Ctrl-C and prints what to try.
 
     \b

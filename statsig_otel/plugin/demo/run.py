@@ -229,9 +229,9 @@ class Demo:
         answer, echoed = client.verify_url()
         if not echoed:
             raise DemoError(f"the receiver did not verify its URL: {answer.status_line} {answer.text}")
-        self._table.print("set-up     the URL verification was answered: Statsig would register this URL")
-        place = "behind the collector" if self._has_collector else "at the backend"
-        title = f"Change events {place}" if self._sees_arrivals else "Accepted changes"
+        self._table.print("set-up     Statsig's URL verification was answered, so Statsig would register this URL")
+        way = " through the collector" if self._has_collector else ""
+        title = f"Config changes that reach the backend{way}" if self._sees_arrivals else "Accepted config changes"
         self._table.print(f"\n{title}:\n")
         self._table.heading()
         for delivery in self._day:

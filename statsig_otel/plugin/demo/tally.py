@@ -77,18 +77,18 @@ class Tally:
         counts = self._counts
         lines = {
             "sent": f"{len(sent)} of {len(self._day)} webhooks, with {counted(changes, 'change')} "
-            f"({repeated} for the second time, {false} forged) and {counted(exposures, 'exposure')}",
+            f"({repeated} sent twice, {false} forged) and {counted(exposures, 'exposure')}",
             "answered": ", ".join(f"{statuses.count(status)} with {status}" for status in sorted(set(statuses))),
             "accepted": f"{counted(counts['accepted'], 'change')}, {counted(counts['duplicates'], 'duplicate')}, "
             f"{counts['invalid']} invalid",
             "ignored": counted(counts["ignored"], "exposure"),
-            "refused": f"{forged.count(HTTPStatus.UNAUTHORIZED)} of {len(forged)} forged (401)",
+            "refused": f"{forged.count(HTTPStatus.UNAUTHORIZED)} of {counted(len(forged), 'forged webhook')} (401)",
         }
         if sees_arrivals:
-            arrived = len(self._expected.keys() & self._seen)
+            again = f"{counted(self._repeated, 'record')} again, with the same log.record.uid"
             lines["arrived"] = (
-                f"{arrived} of {len(self._expected)} changes, in {counted(self._records, 'record')}: "
-                f"{self._repeated} had a log.record.uid that had arrived before"
+                f"{len(self._expected.keys() & self._seen)} of {len(self._expected)} changes, "
+                f"{again if self._repeated else 'each once'}"
             )
         return lines
 
