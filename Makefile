@@ -200,7 +200,8 @@ sbom: build/tools/.made
 		--of JSON --output-file build/sbom.json build/product/bin/python
 
 # All of a release but the upload: dist/ has what was checked. DRAFT=1 does the same with a version that the changelog lacks.
-release: build/tools/.made sbom
+release: $(VENV)/.dev build/tools/.made sbom
+	$(if $(DRAFT),,$(BIN)/python -m tests.exporters.queue.write_directory --check)
 	build/tools/bin/python .ci/release.py --tools build/tools/bin $(if $(DRAFT),--draft) $(if $(PYTHON),--python $(PYTHON))
 	cp build/sbom.json dist/
 

@@ -1,12 +1,19 @@
 """Writes the queue directory of this version, which later versions have to open: tests/data/queues/VERSION.
 
-    python -m tests.exporters.queue.write_directory
+    python -m tests.exporters.queue.write_directory [--check]
+
+With --check it writes nothing there. It fails if the directory is missing, or is not what the code writes now.
 
 The records and dead letters are those of an earlier version's directory; this version's code stores them anew.
 test_earlier_version.py says what the directory contains.
 """
 
+import argparse
+import contextlib
+import json
 import shutil
+import sqlite3
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,14 +59,49 @@ def write(earlier: Path, directory: Path) -> None:
             file.unlink()
 
 
+def content(directory: Path) -> dict[str, object]:
+    """All that the code has written into a directory of a stopped queue, but the number of its process."""
+    found: dict[str, object] = {"files": sorted(file.name for file in directory.iterdir())}
+    found |= {f"state.json {key}": value for key, value in json.loads((directory / "state.json").read_text()).items()}
+    found["state.json pid"] = type(found.get("state.json pid"))
+    database = f"{(directory / 'queue.db').absolute().as_uri()}?immutable=1"
+    with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
+        for name in ("user_version", "application_id", "auto_vacuum", "page_size"):
+            found[name] = connection.execute(f"PRAGMA {name}").fetchone()
+        found["the tables and their rows"] = list(connection.iterdump())
+    return found
+
+
+def check(directory: Path) -> None:
+    """Exit with a sentence if a version's directory is missing, or is not what this code writes."""
+    how = "python -m tests.exporters.queue.write_directory writes it"
+    if not directory.is_dir():
+        sys.exit(f"{directory} is missing, and every later version has to open it: {how}")
+    with TemporaryDirectory(prefix="statsig-otel-") as name:
+        written = Path(name) / "queue"
+        write(_earlier(directory), written)
+        kept, new = content(directory), content(written)
+    if differing := [name for name in {**kept, **new} if kept.get(name) != new.get(name)]:
+        sys.exit(f"{directory} is not what this code writes ({', '.join(differing)}): {how} anew")
+
+
+def _earlier(directory: Path) -> Path:
+    return [one for one in DIRECTORIES if one != directory][-1]
+
+
 def _change(*records: Stored) -> Change:
     return Change(records[0].uid.hex(), tuple(record.payload for record in records))
 
 
 def main() -> None:
-    """Write the directory of this version; an older one of the same version is replaced."""
+    """Write the directory of this version, or check it; an older one of the same version is replaced."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only fail if the directory is not what would be written")
     directory = ROOT / "tests" / "data" / "queues" / __version__
-    earlier = [one for one in DIRECTORIES if one != directory][-1]
+    if parser.parse_args().check:
+        check(directory)
+        return
+    earlier = _earlier(directory)
     shutil.rmtree(directory, ignore_errors=True)
     write(earlier, directory)
     print(f"{directory.relative_to(ROOT)} has what {earlier.name} has, written by version {__version__}")
