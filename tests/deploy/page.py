@@ -1,14 +1,30 @@
 """The commands that docs/running.md shows."""
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
 
 from tests.deploy.machine import ROOT
 
 SECTIONS = dict(
     re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "running.md").read_text(), re.DOTALL | re.MULTILINE)
 )
+SHELLS: Final = [found for found in map(shutil.which, ("bash", "zsh")) if found]
+"""The shells for which the page promises the commands that ask for a secret."""
 
 
 def commands(section: str) -> list[str]:
     """The blocks of a section."""
     return re.findall(r"^```sh\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE)
+
+
+def run_with_answer(command: str, secret: str, *, shell: str, folder: Path, programs: Path) -> None:
+    """Run a command that asks for a secret, and answer.
+
+    No other programs than these are found: what the shell does not do itself would have the secret in its arguments,
+    which the list of processes shows.
+    """
+    words = [shell, "-ec", command]
+    subprocess.run(words, input=f"{secret}\n", text=True, cwd=folder, env={"PATH": str(programs)}, check=True)

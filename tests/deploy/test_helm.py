@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from statsig_otel import __version__
 from tests.conftest import HAS_KAFKA
 from tests.deploy.machine import ROOT
-from tests.deploy.page import commands
+from tests.deploy.page import SHELLS, commands, run_with_answer
 from tests.deploy.proxies import PATH, free_port
 from tests.e2e.processes import Process, signed
 from tests.e2e.service_process import environment, run_to_end
@@ -102,6 +102,28 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     (workload,) = [one for one in YAML(typ="safe").load_all(installed) if one and one["kind"] == "StatefulSet"]
     assert execute.split()[2] == f"{workload['metadata']['name']}-0"
     assert execute.split()[4] == workload["spec"]["template"]["spec"]["containers"][0]["name"]
+
+
+KUBECTL = f"""#!{sys.executable}
+import sys
+given = sys.stdin.read()
+with open(sys.argv[1], "w") as file:
+    print(*sys.argv, given, sep="\\n", end="", file=file)
+print("a Secret")
+"""
+"""Writes its arguments and what it reads into a file, and prints what the next one reads."""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_only_a_pipe_brings_the_secret_to_kubectl(shell: str, tmp_path: Path) -> None:
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    run_with_answer(commands("In Kubernetes")[1], SECRET, shell=shell, folder=tmp_path, programs=tmp_path)
+    *words, read = (tmp_path / "create").read_text().splitlines()
+    assert read == SECRET
+    assert "--from-file=signing-secret=/dev/stdin" in words
+    assert SECRET not in "".join(words)
+    assert (tmp_path / "apply").read_text().splitlines()[1:] == ["apply", "--filename", "-", "a Secret"]
 
 
 def sent_by(command: str, folder: Path) -> str:
