@@ -5,7 +5,8 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -34,6 +35,8 @@ _COUNTED_AT: Final = slice(92, 96)
 
 _LAST_KEY: Final = 2**63 - 1
 _NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
+
+Row: TypeAlias = tuple[Any, ...]
 
 Routes: TypeAlias = dict[int, tuple[str, tuple[int, ...]]]
 """Every route's receiver and exporters, by its id."""
@@ -103,7 +106,7 @@ def records(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int | 
         yield route if type(route) is int else None, Stored.checked(seq, *rest)
 
 
-def _is_record(row: Sequence[Any]) -> bool:
+def _is_record(row: Row) -> bool:
     seq, route, *rest = row
     return type(route) is int and Stored.checked(seq, *rest).intact
 
@@ -118,7 +121,7 @@ def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[i
             yield number, at_ms, DeadLetter(kind, owner, reason, content or b"", uid_bytes, *counts)
 
 
-def _is_dead_letter(row: Sequence[Any]) -> bool:
+def _is_dead_letter(row: Row) -> bool:
     _, at_ms, kind, owner, reason, _, _, *counts = row
     return {*map(type, (at_ms, *counts))} == {int} and {*map(type, (kind, owner, reason))} == {str}
 
@@ -215,78 +218,92 @@ def fold(database: Path, into: Path) -> None:
 
 
 def _rows(
-    connection: sqlite3.Connection, columns: str, table: str, after: int, is_sound: Callable[[Sequence[Any]], bool]
-) -> Iterator[tuple[Any, ...]]:
+    connection: sqlite3.Connection, columns: str, table: str, after: int, is_sound: Callable[[Row], bool]
+) -> Iterator[Row]:
     """The readable rows of a table in the order of its key, which is the first column.
 
     A row that is not sound is searched for by its key: a changed number of a page leads to rows of another table, in
     the place of some that have the same keys and can be read.
     """
     query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"  # noqa: S608 - ours
-    one = f"SELECT {columns} FROM {table} WHERE rowid = ?"  # noqa: S608 - ours
+    search = partial(_search, connection, f"SELECT {columns} FROM {table} WHERE rowid = ?")  # noqa: S608 - ours
     following = after + 1
     failures = 0
-    limit = _NO_LIMIT
+    is_limited = False
     while failures < _MOST_FAILURES and following <= _LAST_KEY:
         found = False
         try:
-            for row in _in_order(connection.execute(query, (following, limit)), following):
+            for row in _in_order(_next(connection, query, following, is_limited=is_limited), following, search):
                 if row[0] < following:
                     break  # damage can lead back to the beginning
                 following, failures, found = row[0] + 1, 0, True
-                yield row if is_sound(row) else _searched(connection, one, row, is_sound)
+                better = row if is_sound(row) else search(row[0])
+                yield better if better and is_sound(better) else row
+                if is_limited:
+                    break
             else:
-                if limit == _NO_LIMIT or not found:
-                    return
-                limit = _NO_LIMIT
-                continue
+                return
             if found:
-                continue  # what is behind the last row may be found by a search
+                is_limited = False
+                continue
         except sqlite3.Error as error:
             _check_damage(error)
-            if limit == _NO_LIMIT:  # Python's module reads a row ahead, and an error takes the row before it along
-                limit = 1
+            if not is_limited:  # Python's module reads a row ahead, and an error takes the row before it along
+                is_limited = True
                 continue
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
 
 
-def _searched(
-    connection: sqlite3.Connection, query: str, row: tuple[Any, ...], is_sound: Callable[[Sequence[Any]], bool]
-) -> tuple[Any, ...]:
-    """The sound row that a search finds by the key of another one; that one if there is none."""
-    try:
-        found: tuple[Any, ...] | None = connection.execute(query, row[:1]).fetchone()
-    except sqlite3.Error as error:
-        _check_damage(error)
-        return row
-    return row if found is None or not is_sound(found) else (row[0], *found[1:])
+def _next(connection: sqlite3.Connection, query: str, following: int, *, is_limited: bool) -> Iterator[Row]:
+    """All rows from a key on, or only the first one of these and the first one behind that key."""
+    if not is_limited:
+        yield from connection.execute(query, (following, _NO_LIMIT))
+        return
+    yield from connection.execute(query, (following, 1))
+    yield from connection.execute(query, (following + 1, 1))
 
 
-def _check_damage(error: sqlite3.Error) -> None:
-    """Raise an error that will pass. If the disk can't read a file that nobody writes to any more, that is damage."""
-    if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
-        raise error
+def _in_order(rows: Iterable[Row], following: int, search: Callable[[int], Row | None]) -> Iterator[Row]:
+    """Rows with the keys from `following` on. Of two that are not in order, one has a changed key.
 
-
-def _in_order(rows: Iterable[tuple[Any, ...]], following: int) -> Iterator[tuple[Any, ...]]:
-    """Rows with the keys from `following` on, of which a changed one can be larger than that of the row behind it.
-
-    To go on behind such a key would leave out all rows behind it. If its neighbours have one key between them, it is
-    that one.
+    To go on behind a key that was changed to a larger one would leave out all rows behind it.
     """
     held = None
     try:
         for row in rows:
+            key, *rest = row
             if held is not None:
-                if row[0] == following + 1 <= held[0]:
-                    held = (following, *held[1:])
+                if following <= key < held[0]:
+                    if search(held[0]) == held:
+                        key = held[0] + 1
+                    elif key > following:
+                        held = (key - 1, *held[1:])
+                    else:  # there is no key for it: it is of another page
+                        held = row
+                        continue
                 following = held[0] + 1
                 yield held
-            held = row
+            held = (key, *rest)
     except sqlite3.Error:
         if held is not None:
             yield held
         raise
     if held is not None:
         yield held
+
+
+def _search(connection: sqlite3.Connection, query: str, key: int) -> Row | None:
+    """The row that a search by its key finds; None if it finds none."""
+    try:
+        row: Row | None = connection.execute(query, (key,)).fetchone()
+    except sqlite3.Error as error:
+        _check_damage(error)
+        return None
+    return row
+
+
+def _check_damage(error: sqlite3.Error) -> None:
+    """Raise an error that will pass. If the disk can't read a file that nobody writes to any more, that is damage."""
+    if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
+        raise error
