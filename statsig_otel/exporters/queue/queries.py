@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -307,13 +307,32 @@ def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], af
 
 def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator[Row]:
     """Each record is looked up by itself, so that an unreadable one hides no other."""
+    query = "SELECT CAST(uid AS BLOB), CAST(payload AS BLOB), checksum FROM records WHERE seq = ?"
     for seq in seqs:
-        row = None
+        yield seq, *(search(connection, query, seq) or (None, None, None))
+
+
+def search(
+    connection: sqlite3.Connection,
+    query: str,
+    key: int,
+    *,
+    is_damage: Callable[[sqlite3.Error], bool] = schema.is_damage,
+) -> tuple[Any, ...] | None:
+    """The row that a search by its key finds; None if there is none, or damage hides it.
+
+    SQLite checks a page when it reads it for the first time, and what is wrong with one of its rows is an error for
+    whichever is wanted. So there is a second try.
+
+    Raises:
+        sqlite3.Error: It is not damage.
+    """
+    for _ in range(2):
         try:
-            row = connection.execute(
-                "SELECT CAST(uid AS BLOB), CAST(payload AS BLOB), checksum FROM records WHERE seq = ?", (seq,)
-            ).fetchone()
-        except sqlite3.DatabaseError as error:
-            if not schema.is_damage(error):
+            row: tuple[Any, ...] | None = connection.execute(query, (key,)).fetchone()
+        except sqlite3.Error as error:
+            if not is_damage(error):
                 raise
-        yield seq, *(row or (None, None, None))
+        else:
+            return row
+    return None

@@ -226,7 +226,8 @@ def _rows(
     the place of some that have the same keys and can be read.
     """
     query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"  # noqa: S608 - ours
-    search = partial(_search, connection, f"SELECT {columns} FROM {table} WHERE rowid = ?")  # noqa: S608 - ours
+    one = f"SELECT {columns} FROM {table} WHERE rowid = ?"  # noqa: S608 - ours
+    search = partial(queries.search, connection, one, is_damage=_is_damage)
     following = after + 1
     failures = 0
     is_limited = False
@@ -247,7 +248,8 @@ def _rows(
                 is_limited = False
                 continue
         except sqlite3.Error as error:
-            _check_damage(error)
+            if not _is_damage(error):
+                raise
             if not is_limited:  # Python's module reads a row ahead, and an error takes the row before it along
                 is_limited = True
                 continue
@@ -293,17 +295,6 @@ def _in_order(rows: Iterable[Row], following: int, search: Callable[[int], Row |
         yield held
 
 
-def _search(connection: sqlite3.Connection, query: str, key: int) -> Row | None:
-    """The row that a search by its key finds; None if it finds none."""
-    try:
-        row: Row | None = connection.execute(query, (key,)).fetchone()
-    except sqlite3.Error as error:
-        _check_damage(error)
-        return None
-    return row
-
-
-def _check_damage(error: sqlite3.Error) -> None:
-    """Raise an error that will pass. If the disk can't read a file that nobody writes to any more, that is damage."""
-    if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
-        raise error
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error will not pass. If the disk can't read a file that nobody writes to any more, that is damage."""
+    return not schema.will_pass(error) or schema.error_code(error) == sqlite3.SQLITE_IOERR
