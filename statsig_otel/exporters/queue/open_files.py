@@ -175,7 +175,10 @@ class OpenFiles:
 
     def are_whole(self, connection: sqlite3.Connection) -> bool:
         """After writing: whether the database and its log are still the files of these names, and not shorter."""
-        changes = self._compare(connection, after_writing=True)
+        try:
+            changes = self._compare(connection, after_writing=True)
+        except OSError:  # nobody can tell
+            return False
         return changes.gone | changes.shorter <= {"-shm"} and not self._cut
 
     def keep(self, connection: sqlite3.Connection | None, *, after_writing: bool) -> bool:
@@ -232,7 +235,7 @@ class OpenFiles:
             known = self._known.get(suffix)
             try:
                 now = os.stat(path)  # noqa: PTH116 - twice for every commit
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 now = None
             if now == known and not (after_writing and suffix == "-wal"):
                 continue  # nearly always

@@ -248,7 +248,10 @@ def connect_reading(path: Path) -> sqlite3.Connection:
         DamagedError: It is damaged, or no queue, or gone and its log is not.
         sqlite3.Error: There is no such file, or it can't be read now.
     """
-    _refuse_lone_log(path)
+    try:
+        _refuse_lone_log(path)
+    except OSError as error:
+        raise sqlite3.OperationalError(f"unable to look at the database file: {error}") from error
     connection = open_read_only(path)
     with opening(path, connection):
         connection.execute("PRAGMA query_only = ON")

@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -38,7 +38,7 @@ _MOST_AT_ONCE: Final = 1024
 """The largest number of jobs that share a transaction. It limits how long the first of them waits."""
 
 _IDLE: Final = 1.0
-"""Seconds after which an idle writer tidies up, and after which tidying that failed is tried again."""
+"""Seconds after which an idle writer tidies up, and tries again what has failed."""
 
 _SURE: Final = 2
 """Consecutive findings of damage after which the file is set aside. It is reopened between them."""
@@ -54,6 +54,15 @@ _BETWEEN_LAST_TRIES: Final = 0.1
 
 _TIDYING_SHARE: Final = 30
 """A busy writer tidies up for one thirtieth of its time: deleting costs an fsync, and all jobs wait for it."""
+
+
+def _write_again(connection: sqlite3.Connection, items: Sequence[None]) -> Sequence[None]:
+    """Write what is on the first page already. SQLite writes this number also if it is the same."""
+    connection.execute(f"PRAGMA user_version = {schema.pragma(connection, 'user_version')}")
+    return items
+
+
+_TRY: Final = Job(Bulk(_write_again, lambda _: None, lambda *_: None), None)
 
 
 class Writer:
@@ -245,7 +254,8 @@ class Writer:
         running, more, expected = True, False, 0
         while running:
             jobs, running = self._next_jobs(wait=_QUIET if more else _IDLE, expected=expected)
-            self._write(jobs)
+            # Whoever is told that nothing can be written sends nothing any more that would show when it can be again.
+            self._write(jobs or ([_TRY] if running and self.failing else []))
             expected = sum(job.item is not None for job in jobs)
             if not jobs or time.monotonic() >= self._tidy_at:
                 more = self._tidy_up(idle=not jobs)

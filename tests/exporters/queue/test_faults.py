@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from statsig_otel.exporters.consumer import RefusedError
 from tests.exporters.queue.helpers import (
     PATIENCE,
     check_counters,
@@ -16,6 +17,7 @@ from tests.exporters.queue.helpers import (
     running,
     tidied,
 )
+from tests.waiting import wait_until
 
 
 def lines_until_killed(process: subprocess.Popen[str], lines: int) -> list[int]:
@@ -100,3 +102,27 @@ def test_a_file_that_can_not_grow_acknowledges_only_what_is_on_disk(
     assert said[-3] == "failing False"
     assert said[-1] == "end"
     assert [int(number) for number in said[-2].split()[1:]] == [0, *taken], "no more and no less than was taken"
+
+
+def test_a_directory_that_can_not_be_looked_into_for_a_while_is_used_again_without_a_webhook(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A load balancer sends nothing to a service that is not ready, so nothing else would show that it can write."""
+    directory, away = tmp_path / "queue", tmp_path / "away"
+    with running(directory) as queue:
+        put(queue, 1)
+        directory.rename(away)
+        directory.symlink_to(directory)  # as without permission: the names lead to an error
+        with pytest.raises(RefusedError) as refused:
+            put(queue, 2)
+        assert refused.value.reason == "storage_failed"
+        assert queue.waiting() == {"otlp": 1}
+        assert "storage_failed" in queue.refusal_reasons()
+        directory.unlink()
+        away.rename(directory)
+        wait_until(lambda: not queue.refusal_reasons())
+        put(queue, 3)
+        assert delivered(queue.cursor("otlp")) == [1, 3]
+    said = errors(caplog)
+    assert "Too many levels of symbolic links" in said[0]
+    assert said[1:] == ["The queue can be written again"]

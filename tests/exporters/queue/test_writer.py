@@ -289,8 +289,10 @@ def test_a_database_error_refuses_all_waiting_jobs_and_reopens_the_file(
 
 
 def test_trouble_is_said_once_when_it_begins_and_once_when_it_ends(
-    watched: Watched, caplog: pytest.LogCaptureFixture
+    watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(writer, "_IDLE", PATIENCE)  # else it may find out by itself
+
     def broken(connection: sqlite3.Connection) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
