@@ -228,6 +228,7 @@ def _rows(
     query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"  # noqa: S608 - ours
     one = f"SELECT {columns} FROM {table} WHERE rowid = ?"  # noqa: S608 - ours
     search = partial(queries.search, connection, one, is_damage=_is_damage)
+    last = _last_key(connection, table)
     following = after + 1
     failures = 0
     is_limited = False
@@ -243,7 +244,8 @@ def _rows(
                 if is_limited:
                     break
             else:
-                return
+                if following > last:
+                    return
             if found:
                 is_limited = False
                 continue
@@ -255,6 +257,13 @@ def _rows(
                 continue
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
+
+
+def _last_key(connection: sqlite3.Connection, table: str) -> int:
+    """The last key of a table: without an error the rows can end earlier. 0 if it can't be read."""
+    query = f"SELECT rowid FROM {table} WHERE rowid >= ? ORDER BY rowid DESC LIMIT 1"  # noqa: S608 - ours
+    row = queries.search(connection, query, 0, is_damage=_is_damage)
+    return row[0] if row else 0
 
 
 def _next(connection: sqlite3.Connection, query: str, following: int, *, is_limited: bool) -> Iterator[Row]:
