@@ -236,6 +236,8 @@ def create(path: Path) -> sqlite3.Connection:
     # beside it gets the same mode.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        # An index that is left belongs to a database that was deleted, which a process may still have open.
+        path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
     if path.is_symlink():  # SQLite would follow it, and make a file wherever it leads
         raise OSError(errno.ELOOP, A_LINK, str(path))
     return sqlite3.connect(path, isolation_level=None, timeout=5.0)

@@ -125,6 +125,20 @@ def test_a_file_that_is_deleted_in_use_is_copied_and_nothing_is_lost(
     assert len(kept(directory)) == 1
 
 
+def test_an_index_that_was_left_is_not_shared_with_the_next_database(tmp_path: Path) -> None:
+    """Else the next one would change it, and what the first one still has open could not be read any more."""
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        with blocked(queue):
+            for name in ("lock", "queue.db", "queue.db-wal"):
+                (tmp_path / name).unlink()
+            with running(tmp_path) as second:
+                put(second, 3)
+        assert put(queue, 4) == Receipt(1)
+        settled(tmp_path)
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3, 4}
+
+
 def test_a_lock_and_a_state_that_are_deleted_are_not_another_process(tmp_path: Path) -> None:
     """As `rm -r` begins: what has the database open must not be closed for it."""
     with running(tmp_path) as queue:
