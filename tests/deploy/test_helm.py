@@ -150,7 +150,7 @@ def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> No
     assert disk.keys() - kafka.keys() == {"StatefulSet"}
     assert kafka.keys() - disk.keys() == {"Deployment", "PodDisruptionBudget", "ServiceMonitor"}
     assert disk["StatefulSet"]["spec"]["replicas"] == 1
-    assert disk["StatefulSet"]["spec"]["podManagementPolicy"] == "Parallel", "or a rollback keeps a pod that does not start"
+    assert disk["StatefulSet"]["spec"]["podManagementPolicy"] == "Parallel", "so that a rollback replaces it"
     assert kafka["Deployment"]["spec"]["replicas"] == 3
     (claim,) = disk["StatefulSet"]["spec"]["volumeClaimTemplates"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container_of(disk)["volumeMounts"]}
