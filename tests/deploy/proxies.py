@@ -30,10 +30,12 @@ class Proxy:
     Attributes:
         port: Where it listens on 127.0.0.1, with TLS.
         authority: The file with the certificate to trust.
+        process: The program. Its output has the log of requests.
     """
 
     port: int
     authority: str
+    process: Process
 
     def pool(self, *, size: int = 8, timeout: float = 60) -> urllib3.HTTPSConnectionPool:
         return urllib3.HTTPSConnectionPool(
@@ -54,7 +56,7 @@ def _nginx(folder: Path, text: str) -> list[str]:
         daemon off; worker_processes 1; error_log stderr; pid {folder}/pid;
         events {{ worker_connections 256; }}
         http {{
-            access_log off;
+            access_log /dev/stdout;
             client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
             uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
             {text}
@@ -73,7 +75,7 @@ def _caddy(folder: Path, text: str) -> list[str]:
 
 
 def _haproxy(folder: Path, text: str) -> list[str]:
-    (folder / "haproxy.cfg").write_text(text)
+    (folder / "haproxy.cfg").write_text("global\n    log stdout format raw local0\n" + text)
     return ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")]
 
 
@@ -122,7 +124,7 @@ def running(name: str, service: int, folder: Path) -> Iterator[Proxy]:
     with Process(kind.prepare(folder, text), home) as process:
         wait_until(lambda: not process.is_running or _listens(port), f"{name} listens")
         assert process.is_running, process.output
-        yield Proxy(port, authority.write(folder))
+        yield Proxy(port, authority.write(folder), process)
 
 
 def is_missing(name: str) -> bool:

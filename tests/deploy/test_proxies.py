@@ -1,6 +1,7 @@
 """What reaches a service behind nginx, Caddy and HAProxy, and what clients get while it restarts."""
 
 import json
+import re
 import signal
 import socket
 import ssl
@@ -118,6 +119,16 @@ def test_only_the_webhook_and_the_health_check_are_passed(name: str, tmp_path: P
         started.process.send_signal(signal.SIGTERM)
         started.process.wait(30)
         assert pool.request("GET", "/healthz").status == KINDS[name].gone
+
+
+def test_each_request_is_logged(name: str, tmp_path: Path) -> None:
+    """The service neither sees what a proxy refuses nor logs a client's address, so only a proxy's log has them."""
+    with behind(name, tmp_path) as (proxy, _), proxy.pool() as pool:
+        assert post(pool, json.dumps({"data": [change(1)]}).encode()).status == 200
+        assert pool.request("POST", PATH + "x", body=b"{}").status == 404
+        for path, status in ((PATH, 200), (PATH + "x", 404)):
+            line = proxy.process.wait_for(rf"^.*127\.0\.0\.1.*{path}[ \"].*$").group()
+            assert re.search(rf"\b{status}\b", line), line
 
 
 def test_slow_clients_do_not_hold_up_others(name: str, tmp_path: Path) -> None:
