@@ -50,9 +50,9 @@ def behind(name: str, folder: Path) -> Iterator[tuple[Proxy, ServiceProcess]]:
         yield proxy, started
 
 
-def post(pool: urllib3.HTTPSConnectionPool, body: bytes, **more: str) -> urllib3.BaseHTTPResponse:
-    headers = {"Host": HOST, **signed(body, secret=SECRET), **more}
-    return pool.request("POST", PATH, body=body, headers=headers)
+def post(pool: urllib3.HTTPSConnectionPool, body: bytes, *, path: str = PATH) -> urllib3.BaseHTTPResponse:
+    headers = {"Host": HOST, **signed(body, secret=SECRET)}
+    return pool.request("POST", path, body=body, headers=headers)
 
 
 def with_exposures(size: int) -> bytes:
@@ -114,7 +114,19 @@ def test_only_the_webhook_and_the_health_check_are_passed(name: str, tmp_path: P
     with behind(name, tmp_path) as (proxy, started), proxy.pool() as pool:
         health = pool.request("GET", "/healthz")
         assert (health.status, health.json()) == (200, {"status": "ready"})
-        for path in ("/", "/metrics", "/debug/statsigz", PATH + "x", "/healthz/../metrics"):
+        for number, path in enumerate((PATH, f"{PATH}/")):  # as the service takes it
+            assert post(pool, json.dumps({"data": [change(number)]}).encode(), path=path).status == 200, path
+        others = (
+            "/",
+            "/metrics",
+            "/debug/statsigz",
+            f"{PATH}x",
+            f"{PATH}//",
+            f"{PATH}/x",
+            f"/x{PATH}",
+            "/healthz/../metrics",
+        )
+        for path in others:
             assert pool.request("POST", path, body=b"{}").status in {400, 404}, path
         started.process.send_signal(signal.SIGTERM)
         started.process.wait(30)
