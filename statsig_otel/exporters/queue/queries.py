@@ -283,15 +283,19 @@ def _in_table(
 ) -> Iterator[tuple[int, ...]]:
     """What the table says, without its index, of the records between two seqs.
 
-    It ends at a page that can't be read, since nobody knows whose records that has.
+    It ends at a page that can't be read, since nobody knows whose records that has. After an error it begins again, for
+    the reason that `search` has.
     """
     marks = ", ".join("?" * len(routes))
     query = f"SELECT {columns} FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
-    try:
-        yield from connection.execute(query, (after, last, *routes))
-    except sqlite3.DatabaseError as error:
-        if not schema.is_damage(error):
-            raise
+    for _ in range(2):
+        try:
+            yield from connection.execute(query, (after, last, *routes))
+        except sqlite3.DatabaseError as error:
+            if not schema.is_damage(error):
+                raise
+        else:
+            return
 
 
 def _check_order(seqs: Sequence[int], after: int) -> None:

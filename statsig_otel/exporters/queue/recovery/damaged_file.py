@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -34,7 +34,6 @@ _COUNTED_AT: Final = slice(92, 96)
 """Where the first page says how many pages there are (the same section). It counts if the other two agree."""
 
 _LAST_KEY: Final = 2**63 - 1
-_NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -114,16 +113,25 @@ def _is_record(row: Row) -> bool:
 def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, DeadLetter]]:
     """The readable dead letters behind an id: each one's id, time in milliseconds, and content."""
     columns = "id, at, kind, owner, reason, CAST(content AS BLOB), uid, attempts, count"
-    for row in _rows(connection, columns, "dead_letters", after, _is_dead_letter):
-        if _is_dead_letter(row):
-            number, at_ms, kind, owner, reason, content, uid, *counts = row
-            uid_bytes = uid if isinstance(uid, bytes) else None
-            yield number, at_ms, DeadLetter(kind, owner, reason, content or b"", uid_bytes, *counts)
+    for number, at_ms, kind, owner, reason, content, uid, attempts, count in _rows(
+        connection, columns, "dead_letters", after, _is_dead_letter
+    ):
+        if {type(kind), type(owner), type(reason)} == {str}:  # whose it is, and what: the numbers only tell more
+            dead_letter = DeadLetter(
+                kind,
+                owner,
+                reason,
+                content or b"",
+                uid if type(uid) is bytes else None,
+                attempts if type(attempts) is int else 0,
+                count if type(count) is int else 1,
+            )
+            yield number, at_ms if type(at_ms) is int else 0, dead_letter
 
 
 def _is_dead_letter(row: Row) -> bool:
     _, at_ms, kind, owner, reason, _, _, *counts = row
-    return {*map(type, (at_ms, *counts))} == {int} and {*map(type, (kind, owner, reason))} == {str}
+    return {*map(type, (at_ms, *counts))} == {int} and {type(kind), type(owner), type(reason)} == {str}
 
 
 def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
@@ -222,41 +230,46 @@ def _rows(
 ) -> Iterator[Row]:
     """The readable rows of a table in the order of its key, which is the first column.
 
-    A row that is not sound is searched for by its key: a changed number of a page leads to rows of another table, in
-    the place of some that have the same keys and can be read.
+    They are read one after another, as they are stored. Damage can lead that reading elsewhere: to rows of another
+    table, over others, or back. So each key that it leaves out, and each whose row is not sound, is searched for.
     """
-    query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"  # noqa: S608 - ours
+    query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid"  # noqa: S608 - ours
     one = f"SELECT {columns} FROM {table} WHERE rowid = ?"  # noqa: S608 - ours
     search = partial(queries.search, connection, one, is_damage=_is_damage)
     last = _last_key(connection, table)
     following = after + 1
-    failures = 0
-    is_limited = False
-    while failures < _MOST_FAILURES and following <= _LAST_KEY:
-        found = False
+    while following <= _LAST_KEY:
+        end = last + 1
         try:
-            for row in _in_order(_next(connection, query, following, is_limited=is_limited), following, search):
+            for row in connection.execute(query, (following,)):
                 if row[0] < following:
-                    break  # damage can lead back to the beginning
-                following, failures, found = row[0] + 1, 0, True
-                better = row if is_sound(row) else search(row[0])
-                yield better if better and is_sound(better) else row
-                if is_limited:
                     break
+                if row[0] == following and is_sound(row):
+                    yield row
+                else:
+                    yield from _up_to(row, _found(search, following, min(row[0], max(last, following)) + 1), is_sound)
+                following = row[0] + 1
             else:
                 if following > last:
                     return
-            if found:
-                is_limited = False
-                continue
         except sqlite3.Error as error:
             if not _is_damage(error):
                 raise
-            if not is_limited:  # Python's module reads a row ahead, and an error takes the row before it along
-                is_limited = True
-                continue
-        failures += 1
-        following += 1 + failures // _FAILURES_PER_STEP
+            end = _LAST_KEY
+        next_one = next(_found(search, following, end), None)
+        if next_one is None:
+            return
+        following = next_one[0] + 1
+        yield next_one
+
+
+def _up_to(row: Row, found: Iterator[Row], is_sound: Callable[[Row], bool]) -> Iterator[Row]:
+    """What a search has found up to a row; and the row, unless the search has found that, or better, by its key."""
+    one = None
+    for one in found:
+        yield one
+    if one != row and (one is None or one[0] < row[0] or is_sound(row)):
+        yield row
 
 
 def _last_key(connection: sqlite3.Connection, table: str) -> int:
@@ -266,42 +279,18 @@ def _last_key(connection: sqlite3.Connection, table: str) -> int:
     return row[0] if row else 0
 
 
-def _next(connection: sqlite3.Connection, query: str, following: int, *, is_limited: bool) -> Iterator[Row]:
-    """All rows from a key on, or only the first one of these and the first one behind that key."""
-    if not is_limited:
-        yield from connection.execute(query, (following, _NO_LIMIT))
-        return
-    yield from connection.execute(query, (following, 1))
-    yield from connection.execute(query, (following + 1, 1))
-
-
-def _in_order(rows: Iterable[Row], following: int, search: Callable[[int], Row | None]) -> Iterator[Row]:
-    """Rows with the keys from `following` on. Of two that are not in order, one has a changed key.
-
-    To go on behind a key that was changed to a larger one would leave out all rows behind it.
-    """
-    held = None
-    try:
-        for row in rows:
-            key, *rest = row
-            if held is not None:
-                if following <= key < held[0]:
-                    if search(held[0]) == held:
-                        key = held[0] + 1
-                    elif key > following:
-                        held = (key - 1, *held[1:])
-                    else:  # there is no key for it: it is of another page
-                        held = row
-                        continue
-                following = held[0] + 1
-                yield held
-            held = (key, *rest)
-    except sqlite3.Error:
-        if held is not None:
-            yield held
-        raise
-    if held is not None:
-        yield held
+def _found(search: Callable[[int], Row | None], begin: int, end: int) -> Iterator[Row]:
+    """The rows that a search finds, from one key up to another. After many failures in a row the rest is given up."""
+    failures = 0
+    while begin < end and failures < _MOST_FAILURES:
+        row = search(begin)
+        begin += 1
+        if row is None:
+            failures += 1
+            begin += failures // _FAILURES_PER_STEP
+        else:
+            failures = 0
+            yield row
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
