@@ -22,6 +22,9 @@ _PAGE: Final = 512
 _PAGE_BYTES: Final = 4 << 20
 """The most records, and bytes of them, that are read at once where all that waits is read."""
 
+_MOST_SEARCHED: Final = 10_000
+"""The most seqs that an index does not lead to and that are searched for: some hundredths of a second."""
+
 _OMITS: Final = "the index of the records omits some of them"
 
 
@@ -273,9 +276,13 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
 
 def _check_omitted(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
     """Check the same of an index that leads to records that are not there: one of its seqs can be a changed one."""
-    led_to = set(seqs)
-    if any(seq not in led_to for (seq,) in _in_table(connection, "seq", routes, after, max(seqs, default=0))):
+    led_to, last = set(seqs), max(seqs, default=0)
+    if any(seq not in led_to for (seq,) in _in_table(connection, "seq", routes, after, last)):
         raise schema.DamagedError(_OMITS)
+    # A page that can't be read ends that, and the error takes the row before it along.
+    for seq in itertools.islice((seq for seq in range(after + 1, last) if seq not in led_to), _MOST_SEARCHED):
+        if (found := search(connection, "SELECT route FROM records WHERE seq = ?", seq)) and found[0] in routes:
+            raise schema.DamagedError(_OMITS)
 
 
 def _in_table(

@@ -273,10 +273,10 @@ def _up_to(row: Row, found: Iterator[Row], is_sound: Callable[[Row], bool]) -> I
 
 
 def _last_key(connection: sqlite3.Connection, table: str) -> int:
-    """The last key of a table: without an error the rows can end earlier. 0 if it can't be read."""
-    query = f"SELECT rowid FROM {table} WHERE rowid >= ? ORDER BY rowid DESC LIMIT 1"  # noqa: S608 - ours
+    """The last key of a table, since the rows can end earlier without an error; the last of all if it can't be read."""
+    query = f"SELECT max(rowid) FROM {table} WHERE rowid >= ?"  # noqa: S608 - ours
     row = queries.search(connection, query, 0, is_damage=_is_damage)
-    return row[0] if row else 0
+    return _LAST_KEY if row is None else row[0] or 0
 
 
 def _found(search: Callable[[int], Row | None], begin: int, end: int) -> Iterator[Row]:
