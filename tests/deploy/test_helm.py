@@ -208,19 +208,35 @@ def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() 
         ("mode=memory", "mode"),
         ("replicas=0", "replicas"),
         ("image.repository=", "repository"),
-        ("receiver.endpoint=localhost:1", "endpoint"),
+        ("receiver.endpoint=localhost:1", "receiver.endpoint: the chart sets it"),
+        ("receiver.signing_secrets={x}", "receiver.signing_secrets: the chart sets it"),
         ("exporters=null", "exporters"),
         ("volume.size=1", "size"),
-        ("mode=kafka", "exporters"),
+        ("mode=kafka", "mode kafka takes one exporter of the type kafka, and here are otlp_grpc"),
+        ("mode=kafka,exporters.kafka.brokers={b:1}", "here are kafka, otlp_grpc"),
         ("collector.image=otelcol", "config"),
-        ("mode=kafka,exporters.otlp_grpc=null,exporters.kafka.brokers={b:1},collector.image=otelcol", "collector"),
         ("misspelt=1", "misspelt"),
     ],
 )
 def test_wrong_values_are_refused(wrong: str, message: str) -> None:
-    done = tool("helm", "template", "changes", str(CHART), VERSION, "--values", str(VALUES[0]), "--set", wrong)
+    assert message in refused(VALUES[0], wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("exporters.kafka.sending_queue.enabled=true", "exporters.kafka.sending_queue: mode kafka has no volume"),
+        ("collector.image=otelcol,collector.config.receivers.otlp=null", "collector: only for mode disk"),
+    ],
+)
+def test_what_needs_a_volume_is_refused_without_one(wrong: str, message: str) -> None:
+    assert message in refused(VALUES[1], wrong)
+
+
+def refused(values: Path, wrong: str) -> str:
+    done = tool("helm", "template", "changes", str(CHART), VERSION, "--values", str(values), "--set", wrong)
     assert done.returncode != 0
-    assert message in done.stderr
+    return done.stderr
 
 
 def secrets(folder: Path, generation: str, current: str, following: str) -> None:
