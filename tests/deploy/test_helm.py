@@ -145,6 +145,18 @@ def test_a_service_monitor_has_the_labels_that_prometheus_selects() -> None:
     assert labelled == {**plain, "release": "prometheus"}
 
 
+def test_whoever_needs_to_reaches_the_metrics_and_nobody_else_if_told_so() -> None:
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    for options, expected in (
+        ([], {"ports": [{"port": "metrics"}]}),
+        (
+            ["--set-json", f"networkPolicy.metricsFrom={json.dumps([prometheus])}"],
+            {"ports": [{"port": "metrics"}], "from": [prometheus]},
+        ),
+    ):
+        assert render("--values", str(VALUES[0]), *options)["NetworkPolicy"]["spec"]["ingress"][1] == expected
+
+
 def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> None:
     disk, kafka = (render("--values", str(values)) for values in VALUES[:2])
     assert disk.keys() - kafka.keys() == {"StatefulSet"}
