@@ -31,6 +31,7 @@ from tests.waiting import wait_until
 CHART = ROOT / "examples" / "kubernetes"
 TOOLS = ROOT / "build" / "deploy" / "bin"
 VALUES = sorted((CHART / "values").glob("*.yaml"))
+SIDECAR = CHART / "values" / "sidecar.yaml"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
 VERSION = "--kube-version=1.33.0"
 
@@ -56,8 +57,8 @@ def render(*options: str) -> dict[str, Any]:
     return kinds
 
 
-def test_there_are_values_for_both_modes_and_for_a_sidecar() -> None:
-    assert [path.stem for path in VALUES] == ["disk", "kafka", "sidecar"]
+def test_there_are_values_for_both_modes_for_projects_and_for_a_sidecar() -> None:
+    assert [path.stem for path in VALUES] == ["disk", "kafka", "projects", "sidecar"]
 
 
 @each_values
@@ -73,7 +74,8 @@ def test_helm_and_kubernetes_find_nothing_wrong(values: Path, tmp_path: Path) ->
 @each_values
 def test_the_service_understands_the_configuration(values: Path, tmp_path: Path) -> None:
     config = render("--values", str(values))["ConfigMap"]["data"]["statsig-otel.yaml"]
-    secrets(tmp_path / "secrets", "0", SECRET, "")
+    for folder in set(re.findall(r"/etc/statsig-otel/secrets/([a-z-]+)/", config)):
+        secrets(tmp_path / "secrets" / folder, "0", SECRET, "")
     file = tmp_path / "statsig-otel.yaml"
     file.write_text(config.replace("/etc/statsig-otel/secrets", str(tmp_path / "secrets")))
     env = {"KAFKA_PASSWORD": "made-up"}
@@ -92,7 +94,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     config = render("--values", str(VALUES[0]))["ConfigMap"]["data"]["statsig-otel.yaml"]
     for secret in (made_up_secret, real_secret):
         keys = re.findall(r"--from-(?:literal|file)=([a-z-]+)=", secret)
-        assert keys == re.findall(r"/etc/statsig-otel/secrets/([a-z-]+)", config)
+        assert keys == re.findall(r"/etc/statsig-otel/secrets/statsig/([a-z-]+)", config)
         (name,) = re.findall(r"kubectl create secret generic (\S+) ", secret)
         assert f"secretName: {name}" in installed
     execute, upgrade = later.splitlines()
@@ -145,6 +147,25 @@ def test_a_service_monitor_has_the_labels_that_prometheus_selects() -> None:
     assert labelled == {**plain, "release": "prometheus"}
 
 
+def test_each_project_has_its_path_and_its_secret() -> None:
+    kinds = render("--values", str(CHART / "values" / "projects.yaml"))
+    config = YAML(typ="safe").load(kinds["ConfigMap"]["data"]["statsig-otel.yaml"])
+    folders = {
+        volume["secret"]["secretName"]: mount["mountPath"]
+        for volume in pod_of(kinds)["volumes"]
+        for mount in container_of(kinds)["volumeMounts"]
+        if "secret" in volume and mount["name"] == volume["name"]
+    }
+    assert {id_: (receiver["path"], receiver["signing_secrets"]) for id_, receiver in config["receivers"].items()} == {
+        id_: (path, [f"${{file:{folders[secret]}/{key}}}" for key in ("signing-secret", "next-signing-secret")])
+        for id_, path, secret in (
+            ("statsig", "/web", "statsig-signing-secret"),
+            ("statsig/mobile", "/mobile", "mobile-signing-secret"),
+        )
+    }
+    assert config["service"]["pipelines"]["logs"]["receivers"] == ["statsig", "statsig/mobile"]
+
+
 def test_whoever_needs_to_reaches_the_metrics_and_nobody_else_if_told_so() -> None:
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     for options, expected in (
@@ -192,7 +213,7 @@ def container_of(kinds: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() -> None:
     """tests/e2e/test_collectors.py runs a Collector with this configuration."""
-    kinds = render("--values", str(VALUES[2]))
+    kinds = render("--values", str(SIDECAR))
     service, collector = pod_of(kinds)["containers"]
     yaml = YAML(typ="safe")
     config = yaml.load(kinds["ConfigMap"]["data"]["collector.yaml"])
@@ -206,7 +227,7 @@ def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() 
     assert [(mount["name"], mount["mountPath"]) for mount in collector["volumeMounts"]] == [
         ("config", "/etc/collector")
     ]
-    with_other_values = render("--values", str(VALUES[2]), "--set", "collector.config.extensions.x=null")
+    with_other_values = render("--values", str(SIDECAR), "--set", "collector.config.extensions.x=null")
     annotations = [
         one["StatefulSet"]["spec"]["template"]["metadata"]["annotations"] for one in (kinds, with_other_values)
     ]
@@ -220,8 +241,10 @@ def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() 
         ("mode=memory", "mode"),
         ("replicas=0", "replicas"),
         ("image.repository=", "repository"),
-        ("receiver.endpoint=localhost:1", "receiver.endpoint: the chart sets it"),
-        ("receiver.signing_secrets={x}", "receiver.signing_secrets: the chart sets it"),
+        ("receivers.statsig.endpoint=localhost:1", "receivers.statsig.endpoint: the chart sets it"),
+        ("receivers.statsig.signing_secrets={x}", "receivers.statsig.signing_secrets: the chart sets it"),
+        ("receivers.statsig/app.path=/app", "signingSecret"),
+        ("receivers.statsig/A_b.signingSecret=one", "statsig/A_b"),
         ("exporters=null", "exporters"),
         ("volume.size=1", "size"),
         ("mode=kafka", "mode kafka takes one exporter of the type kafka, and here are otlp_grpc"),
@@ -305,14 +328,14 @@ def post_with(secret: str, url: str, number: int) -> urllib3.BaseHTTPResponse:
 
 @pytest.mark.timeout(300)
 def test_the_rendered_command_serves_with_a_disk(tmp_path: Path) -> None:
-    secrets(tmp_path / "secrets", "0", SECRET, "")
+    secrets(tmp_path / "secrets-statsig", "0", SECRET, "")
     with GrpcSink() as backend:
         kinds = render("--values", str(VALUES[0]), "--set", f"exporters.otlp_grpc.endpoint={backend.address}")
         with started(kinds, tmp_path) as ports:
             url = f"http://127.0.0.1:{ports['webhook']}{PATH}"
             assert post(url, change(1)).status == 200
             wait_until(lambda: backend.records, "the record")
-            rotate(tmp_path / "secrets", url)
+            rotate(tmp_path / "secrets-statsig", url)
         assert (tmp_path / "queue" / "queue.db").exists()
 
 
@@ -321,7 +344,7 @@ def test_the_rendered_command_serves_with_a_disk(tmp_path: Path) -> None:
 def test_the_rendered_command_serves_with_kafka(tmp_path: Path) -> None:
     from tests.peers.kafka_cluster import KafkaCluster
 
-    secrets(tmp_path / "secrets", "0", SECRET, "")
+    secrets(tmp_path / "secrets-statsig", "0", SECRET, "")
     with KafkaCluster(brokers=3) as cluster:
         exporters = {"kafka": {"brokers": cluster.brokers, "logs": {"topic": "otlp_logs"}, "auth": None, "tls": None}}
         kinds = render("--values", str(VALUES[1]), "--set-json", f"exporters={json.dumps(exporters)}")
@@ -329,5 +352,5 @@ def test_the_rendered_command_serves_with_kafka(tmp_path: Path) -> None:
             url = f"http://127.0.0.1:{ports['webhook']}{PATH}"
             assert post(url, change(1)).status == 200
             assert len(cluster.read(1)) == 1
-            rotate(tmp_path / "secrets", url)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "secrets"]
+            rotate(tmp_path / "secrets-statsig", url)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "secrets-statsig"]

@@ -16,9 +16,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* The file for `statsig-otel run`. */}}
 {{- define "statsig-otel.config" -}}
 {{- $disk := eq .Values.mode "disk" }}
-{{- $receiver := dict
+{{- $receivers := dict }}
+{{- range $id, $settings := .Values.receivers }}
+{{- $folder := printf "/etc/statsig-otel/secrets/%s" (replace "/" "-" $id) }}
+{{- $given := dict
   "endpoint" "0.0.0.0:8080"
-  "signing_secrets" (list "${file:/etc/statsig-otel/secrets/signing-secret}" "${file:/etc/statsig-otel/secrets/next-signing-secret}") }}
+  "signing_secrets" (list (printf "${file:%s/signing-secret}" $folder) (printf "${file:%s/next-signing-secret}" $folder)) }}
+{{- $_ := set $receivers $id (merge $given (omit $settings "signingSecret")) }}
+{{- end }}
 {{- $exporters := dict }}
 {{- range $id, $settings := .Values.exporters }}
 {{- $_ := set $exporters $id (ternary $settings (merge (dict "sending_queue" (dict "enabled" false)) ($settings | default dict)) $disk) }}
@@ -31,8 +36,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $service := dict
   "extensions" (keys $extensions | sortAlpha)
   "telemetry" (dict "metrics" (dict "readers" (list $reader)))
-  "pipelines" (dict "logs" (dict "receivers" (list "statsig") "exporters" (keys $exporters | sortAlpha))) }}
-{{- dict "receivers" (dict "statsig" (merge $receiver .Values.receiver)) "exporters" $exporters "extensions" $extensions "service" $service | toYaml }}
+  "pipelines" (dict "logs" (dict "receivers" (keys $receivers | sortAlpha) "exporters" (keys $exporters | sortAlpha))) }}
+{{- dict "receivers" $receivers "exporters" $exporters "extensions" $extensions "service" $service | toYaml }}
 {{- end }}
 
 {{/* What a pod is, with a volume or without. */}}
@@ -92,7 +97,10 @@ spec:
         capabilities: {drop: [ALL]}
       volumeMounts:
         - {name: config, mountPath: /etc/statsig-otel/config, readOnly: true}
-        - {name: secrets, mountPath: /etc/statsig-otel/secrets, readOnly: true}
+        {{- range $id, $_ := .Values.receivers }}
+        {{- $name := replace "/" "-" $id }}
+        - {name: secrets-{{ $name }}, mountPath: /etc/statsig-otel/secrets/{{ $name }}, readOnly: true}
+        {{- end }}
         {{- if eq .Values.mode "disk" }}
         - {name: queue, mountPath: /var/lib/statsig-otel}
         {{- end }}
@@ -116,8 +124,10 @@ spec:
   volumes:
     - name: config
       configMap: {name: {{ include "statsig-otel.name" . }}}
-    - name: secrets
-      secret: {secretName: {{ .Values.signingSecret }}, defaultMode: 0440}
+    {{- range $id, $settings := .Values.receivers }}
+    - name: secrets-{{ replace "/" "-" $id }}
+      secret: {secretName: {{ $settings.signingSecret }}, defaultMode: 0440}
+    {{- end }}
   {{- with .Values.nodeSelector }}
   nodeSelector: {{ toYaml . | nindent 4 }}
   {{- end }}
