@@ -65,9 +65,14 @@ def test_there_are_values_for_both_modes_for_projects_and_for_a_sidecar() -> Non
 def test_helm_and_kubernetes_find_nothing_wrong(values: Path, tmp_path: Path) -> None:
     lint = tool("helm", "lint", "--strict", VERSION, "--values", str(values), str(CHART))
     assert lint.returncode == 0, lint.stdout
-    rendered = tool("helm", "template", "changes", str(CHART), VERSION, "--values", str(values))
-    (tmp_path / "rendered.yaml").write_text(rendered.stdout)
-    found = tool("kubernetes-validate", "--strict", "--no-warn", str(tmp_path / "rendered.yaml"))
+    valid(["--values", str(values)], tmp_path)
+
+
+def valid(options: list[str], folder: Path) -> None:
+    """Kubernetes' schemas know everything that the chart makes."""
+    rendered = tool("helm", "template", "changes", str(CHART), VERSION, *options)
+    (folder / "rendered.yaml").write_text(rendered.stdout)
+    found = tool("kubernetes-validate", "--strict", "--no-warn", str(folder / "rendered.yaml"))
     assert found.returncode == 0, found.stdout + found.stderr
 
 
@@ -145,6 +150,44 @@ def test_a_service_monitor_has_the_labels_that_prometheus_selects() -> None:
         for options in ([], ["--set", "serviceMonitor.labels.release=prometheus"])
     )
     assert labelled == {**plain, "release": "prometheus"}
+
+
+def test_what_operators_add_gets_where_it_belongs(tmp_path: Path) -> None:
+    otlp = {"periodic": {"exporter": {"otlp": {"protocol": "grpc", "endpoint": "http://collector:4317"}}}}
+    authority = {"name": "ca", "configMap": {"name": "ca"}}
+    digest = f"sha256:{64 * 'a'}"
+    added: dict[str, Any] = {
+        "image": {"digest": digest},
+        "extensions": {"zpages": {}, "file_storage": {"min_free_bytes": "1GiB"}},
+        "telemetry": {"logs": {"encoding": "json"}, "metrics": {"readers": [otlp]}},
+        "extraVolumes": [authority],
+        "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
+        "volume": {"storageClassName": "-"},
+        "service": {"type": "LoadBalancer", "annotations": {"team": "flags"}},
+        "podAnnotations": {"prometheus.io/scrape": "true"},
+        "priorityClassName": "high",
+        "terminationGracePeriodSeconds": 60,
+    }
+    (tmp_path / "added.yaml").write_text(json.dumps(added))
+    options = ["--values", str(VALUES[0]), "--values", str(tmp_path / "added.yaml")]
+    valid(options, tmp_path)
+    kinds = render(*options)
+    config = YAML(typ="safe").load(kinds["ConfigMap"]["data"]["statsig-otel.yaml"])
+    assert config["extensions"]["file_storage"] == {"directory": "/var/lib/statsig-otel", "min_free_bytes": "1GiB"}
+    assert config["service"]["extensions"] == ["file_storage", "health_check", "zpages"]
+    telemetry = config["service"]["telemetry"]
+    assert telemetry["logs"] == {"encoding": "json"}
+    assert [list(reader) for reader in telemetry["metrics"]["readers"]] == [["pull"], ["periodic"]]
+    assert container_of(kinds)["image"] == f"registry.example.com/statsig-otel@{digest}"
+    assert container_of(kinds)["volumeMounts"][-1] == added["extraVolumeMounts"][0]
+    assert pod_of(kinds)["volumes"][-1] == authority
+    assert pod_of(kinds)["priorityClassName"] == "high"
+    assert pod_of(kinds)["terminationGracePeriodSeconds"] == 60
+    template = kinds["StatefulSet"]["spec"]["template"]
+    assert template["metadata"]["annotations"].items() > added["podAnnotations"].items()
+    assert kinds["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "-"
+    assert kinds["Service"]["spec"]["type"] == "LoadBalancer"
+    assert kinds["Service"]["metadata"]["annotations"] == {"team": "flags"}
 
 
 def test_each_project_has_its_path_and_its_secret() -> None:

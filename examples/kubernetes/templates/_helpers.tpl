@@ -32,10 +32,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if $disk }}
 {{- $_ := set $extensions "file_storage" (dict "directory" "/var/lib/statsig-otel") }}
 {{- end }}
+{{- $extensions = merge $extensions .Values.extensions }}
 {{- $reader := dict "pull" (dict "exporter" (dict "prometheus" (dict "host" "0.0.0.0" "port" 8888))) }}
+{{- $readers := prepend (dig "metrics" "readers" list .Values.telemetry) $reader }}
 {{- $service := dict
   "extensions" (keys $extensions | sortAlpha)
-  "telemetry" (dict "metrics" (dict "readers" (list $reader)))
+  "telemetry" (merge (dict "metrics" (dict "readers" $readers)) .Values.telemetry)
   "pipelines" (dict "logs" (dict "receivers" (keys $receivers | sortAlpha) "exporters" (keys $exporters | sortAlpha))) }}
 {{- dict "receivers" $receivers "exporters" $exporters "extensions" $extensions "service" $service | toYaml }}
 {{- end }}
@@ -48,11 +50,16 @@ metadata:
   annotations:
     # A changed configuration starts new pods. A changed secret does not need that.
     checksum/config: {{ print (include "statsig-otel.config" .) (toYaml .Values.collector) | sha256sum }}
+    {{- with .Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 spec:
   automountServiceAccountToken: false
   serviceAccountName: {{ include "statsig-otel.name" . }}
-  # Ten seconds until no webhooks come any more, and a shutdown of at most 21 s.
-  terminationGracePeriodSeconds: 40
+  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  {{- with .Values.priorityClassName }}
+  priorityClassName: {{ . | quote }}
+  {{- end }}
   securityContext:
     runAsNonRoot: true
     runAsUser: 10001
@@ -65,7 +72,9 @@ spec:
   {{- end }}
   containers:
     - name: statsig-otel
-      image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
+      {{- with .Values.image }}
+      image: {{ print .repository (.digest | empty | ternary (print ":" (.tag | default $.Chart.AppVersion)) (print "@" .digest)) | quote }}
+      {{- end }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       args: [run, --config, /etc/statsig-otel/config/statsig-otel.yaml]
       {{- with .Values.envFrom }}
@@ -104,6 +113,9 @@ spec:
         {{- if eq .Values.mode "disk" }}
         - {name: queue, mountPath: /var/lib/statsig-otel}
         {{- end }}
+        {{- with .Values.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
     {{- if .Values.collector.image }}
     # It may end before the service: what the service can't deliver then is in its queue.
     - name: collector
@@ -127,6 +139,9 @@ spec:
     {{- range $id, $settings := .Values.receivers }}
     - name: secrets-{{ replace "/" "-" $id }}
       secret: {secretName: {{ $settings.signingSecret }}, defaultMode: 0440}
+    {{- end }}
+    {{- with .Values.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
     {{- end }}
   {{- with .Values.nodeSelector }}
   nodeSelector: {{ toYaml . | nindent 4 }}
