@@ -6,6 +6,7 @@ There is no cluster: that Kubernetes starts the pods, mounts the files and asks 
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,24 +92,49 @@ def test_the_service_understands_the_configuration(values: Path, tmp_path: Path)
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
     """Without a cluster: what Helm would send to it, the keys of the Secret, and the pod's name."""
-    begin, real_secret, later = commands("In Kubernetes")
+    begin, real_secret, rotation, later, grow = commands("In Kubernetes")
     made_up_secret, copy, install = begin.splitlines()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
     installed = sent_by(install, tmp_path)
     config = render("--values", str(VALUES[0]))["ConfigMap"]["data"]["statsig-otel.yaml"]
-    for secret in (made_up_secret, real_secret):
-        keys = re.findall(r"--from-(?:literal|file)=([a-z-]+)=", secret)
-        assert keys == re.findall(r"/etc/statsig-otel/secrets/statsig/([a-z-]+)", config)
-        (name,) = re.findall(r"kubectl create secret generic (\S+) ", secret)
+    keys = re.findall(r"--from-literal=([a-z-]+)=", made_up_secret)
+    assert keys == re.findall(r"/etc/statsig-otel/secrets/statsig/([a-z-]+)", config)
+    assert re.findall(r'"([a-z-]+-secret)": "', real_secret + rotation) == [keys[0], keys[1], keys[1]]
+    for secret in (made_up_secret, real_secret, *rotation.splitlines()):
+        (name,) = re.findall(r"kubectl (?:create secret generic|patch secret) (\S+) ", secret)
         assert f"secretName: {name}" in installed
-    execute, upgrade = later.splitlines()
+    execute, _, upgrade = later.splitlines()
     assert (
         sent_by(upgrade, tmp_path) == installed.replace(f"statsig-otel:{__version__}", "statsig-otel:NEW") != installed
     )
     (workload,) = [one for one in YAML(typ="safe").load_all(installed) if one and one["kind"] == "StatefulSet"]
     assert execute.split()[2] == f"{workload['metadata']['name']}-0"
     assert execute.split()[4] == workload["spec"]["template"]["spec"]["containers"][0]["name"]
+    claim, delete, upgrade = grow.splitlines()
+    (template,) = workload["spec"]["volumeClaimTemplates"]
+    assert claim.split()[3] == f"{template['metadata']['name']}-{workload['metadata']['name']}-0"
+    assert delete.split()[3] == workload["metadata"]["name"]
+    assert json.loads(shlex.split(claim)[-1])["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert sent_by(upgrade, tmp_path) == installed.replace("storage: 1Gi", "storage: 2Gi") != installed
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="LOUD: there is no kubectl")
+@pytest.mark.parametrize(("option", "status"), [("replicas=3", 0), ("exporters.otlp_grpc.endpont=x", 1)])
+def test_the_check_of_the_page_before_an_upgrade(option: str, status: int, tmp_path: Path) -> None:
+    made, taken, checked = commands("In Kubernetes")[3].splitlines()[1].split(" | ")
+    (tmp_path / "my-values.yaml").write_text(VALUES[0].read_text())
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    words = [str(TOOLS / "helm"), *shlex.split(made)[1:], VERSION, "--set", option]
+    rendered = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    config = subprocess.run(shlex.split(taken), input=rendered, capture_output=True, text=True, check=True).stdout
+    secrets(tmp_path / "secrets" / "statsig", "0", SECRET, "")
+    config = config.replace("/etc/statsig-otel/secrets", str(tmp_path / "secrets"))
+    words = [sys.executable, "-m", *shlex.split(checked.partition(" -- statsig-otel ")[2])]
+    words.insert(2, "statsig_otel")
+    done = subprocess.run(words, input=config, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == status, done.stderr
+    assert ("endpont" in done.stderr) is bool(status)
 
 
 KUBECTL = f"""#!{sys.executable}
@@ -116,21 +142,21 @@ import sys
 given = sys.stdin.read()
 with open(sys.argv[1], "w") as file:
     print(*sys.argv, given, sep="\\n", end="", file=file)
-print("a Secret")
 """
-"""Writes its arguments and what it reads into a file, and prints what the next one reads."""
+"""Writes its arguments and what it reads into a file."""
 
 
+@pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_only_a_pipe_brings_the_secret_to_kubectl(shell: str, tmp_path: Path) -> None:
+def test_only_a_pipe_brings_the_secret_to_kubectl(shell: str, block: int, tmp_path: Path) -> None:
     (tmp_path / "kubectl").write_text(KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
-    run_with_answer(commands("In Kubernetes")[1], SECRET, shell=shell, folder=tmp_path, programs=tmp_path)
-    *words, read = (tmp_path / "create").read_text().splitlines()
-    assert read == SECRET
-    assert "--from-file=signing-secret=/dev/stdin" in words
+    command = commands("In Kubernetes")[block].splitlines()[0]
+    run_with_answer(command, SECRET, shell=shell, folder=tmp_path, programs=tmp_path)
+    *words, read = (tmp_path / "patch").read_text().splitlines()
+    assert json.loads(read) == {"stringData": {("signing-secret", "next-signing-secret")[block - 1]: SECRET}}
+    assert words[-2:] == ["--patch-file", "/dev/stdin"]
     assert SECRET not in "".join(words)
-    assert (tmp_path / "apply").read_text().splitlines()[1:] == ["apply", "--filename", "-", "a Secret"]
 
 
 def sent_by(command: str, folder: Path) -> str:
