@@ -32,7 +32,7 @@ help:
 	@echo "make deploy-tools   install what checks examples/docker and examples/kubernetes: hadolint, helm, schemas"
 	@echo "make fuzz       run the fuzzer for SECONDS=20 on each of TARGETS; findings are in .fuzz/findings"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
-	@echo "make bench-webhook   measure only what one durable webhook costs, in ten minutes"
+	@echo "make bench-webhook   measure only what one durable webhook costs, in a quarter of an hour"
 	@echo "make proof      run the long proofs of proofs/; QUICK=1 for a first look, PROOFS=power_loss for only that one"
 	@echo "make format     format the code"
 	@echo "make sbom       list what an installation contains, in build/sbom.json (CycloneDX)"
@@ -158,7 +158,7 @@ bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
 
-# What one durable webhook costs, compared with all peers, in ten minutes on an idle machine.
+# What one durable webhook costs, compared with all peers, in a quarter of an hour on an idle machine.
 bench-webhook: $(VENV)/.dev
 	$(BIN)/python benchmarks/core_cost.py --rounds 5 --seconds 0.7
 	$(BIN)/python benchmarks/ladder.py --rounds 4 --seconds 0.7 --clients 4 64

@@ -4,7 +4,7 @@ A is the durable queue on disk with its sender and exporter. B is opentelemetry-
 OTLPLogExporter of opentelemetry-exporter-otlp-proto-grpc and a queue in memory that contains all records. Both send the
 same records, in batches of 512, to the same sink, each from its own process: once without compression, which is the
 SDK's default, and once with gzip, which is the service's. Otherwise both have their defaults.
-Target: A / B of at least 15.
+Target: A / B of at least 20.
 
 The clock of A runs from opening the queue until the last record is marked as delivered on disk. B has an advantage: its
 records are created and in its queue before the clock starts, so that it does not have to emit while it exports. Its

@@ -13,6 +13,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,9 @@ def file_system(path: Path) -> str:
 def machine(packages: Iterable[str] = ()) -> str:
     """The versions and the hardware that a result may depend on."""
     others = "".join(f", {package} {version(package)}" for package in packages)
-    return f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}{others}"
+    is_optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    built = "" if is_optimised else " (BUILT WITHOUT OPTIMISATION)"
+    return f"Python {platform.python_version()}{built}, {os.cpu_count()} CPUs, {platform.machine()}{others}"
 
 
 def version_of(python: str) -> str:
