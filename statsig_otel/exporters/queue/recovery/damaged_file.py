@@ -239,7 +239,6 @@ def _rows(
     last = _last_key(connection, table)
     following = after + 1
     while following <= _LAST_KEY:
-        end = last + 1
         try:
             for row in connection.execute(query, (following,)):
                 if row[0] < following:
@@ -255,8 +254,7 @@ def _rows(
         except sqlite3.Error as error:
             if not _is_damage(error):
                 raise
-            end = _LAST_KEY
-        next_one = next(_found(search, following, end), None)
+        next_one = next(_found(search, following, _LAST_KEY), None)
         if next_one is None:
             return
         following = next_one[0] + 1
