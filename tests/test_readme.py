@@ -19,6 +19,7 @@ from statsig_otel.config.source import read
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.e2e.service_process import ServiceProcess, environment
 from tests.peers.otlp_servers import GrpcSink
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 QUICK_START = "docs/quick-start.md"
@@ -123,17 +124,39 @@ def test_the_five_minutes_of_the_set_up() -> None:
         assert [record.event_name for record in backend.records] == ["statsig.config_change"]
 
 
-@documented
-def test_the_configuration_file(tmp_path: Path) -> None:
-    (config,) = blocks("yaml", QUICK_START)
+def saved(config: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """The file with a configuration, and the variables of the command that runs it."""
     (command,) = [line for line in RUNS if "--config" in line]
     variables, words = split(command)
-    variables |= secret_in_the_environment()
-    file = tmp_path / words[-1]
+    file = folder / words[-1]
     file.write_text(config)
+    return file, variables | secret_in_the_environment()
+
+
+@documented
+def test_the_configuration_file(tmp_path: Path) -> None:
+    config, _ = blocks("yaml", QUICK_START)
+    file, variables = saved(config, tmp_path)
     assert list(check(read(file, environ=variables), COMPONENTS).exporters) == ["otlp_grpc"]
     with collector(), ServiceProcess(file, env=variables, folder=tmp_path) as service:
         assert service.url.endswith("/statsig")
+
+
+@documented
+@pytest.mark.parametrize("secrets", ["", "[]"])
+def test_without_a_collector(secrets: str, tmp_path: Path) -> None:
+    """Both before and after there is a secret: as the page says, `[]` stands for none."""
+    _, config = blocks("yaml", QUICK_START)
+    if secrets:
+        config = re.sub(r"signing_secrets: .*", f"signing_secrets: {secrets}", config)
+    file, variables = saved(config, tmp_path)
+    with collector(), ServiceProcess(file, env=variables, folder=tmp_path) as service:
+        _, words = split(SENDS[0])
+        command = [sys.executable, "-m", "statsig_otel", *words[1:]]
+        sent = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=False)
+        assert sent.returncode == (1 if secrets else 0), sent.stdout + sent.stderr
+        if not secrets:
+            wait_until(lambda: any("sample_gate updated" in line for line in service.output))
 
 
 def test_links_lead_to_files() -> None:
