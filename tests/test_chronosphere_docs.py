@@ -32,15 +32,21 @@ def service(backend: GrpcSink, port: int) -> ServiceProcess:
     )
 
 
+BLOCKS = re.findall(r"^ *```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_has_the_proxy_before_and_after_the_switch() -> None:
+    assert len(BLOCKS) == 2
+
+
 @pytest.mark.slow
-def test_both_receivers_get_each_webhook(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=["before", "after"])
+def test_both_receivers_get_each_webhook(block: str, tmp_path: Path) -> None:
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if nginx is None:
         pytest.skip("NGINX IS NOT INSTALLED: the page's configuration is not proven")
-    found = re.search(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert found is not None
     public, old_port, new_port = free_port(), free_port(), free_port()
-    locations = found[1].replace("https://YOUR-TENANT.example", f"http://127.0.0.1:{old_port}")
+    locations = block.replace("https://YOUR-TENANT.example", f"http://127.0.0.1:{old_port}")
     locations = locations.replace("127.0.0.1:8080", f"127.0.0.1:{new_port}")
     config = tmp_path / "nginx.conf"
     user = "user root; " if os.geteuid() == 0 else ""  # another one can't write into a test's folder
