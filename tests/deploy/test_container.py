@@ -24,6 +24,7 @@ from tests.peers.otlp_servers import GrpcSink
 from tests.waiting import wait_until
 
 FILES = ROOT / "examples" / "docker"
+CONFIG = FILES / "config" / "statsig-otel.yaml"
 FILE_NAMES = ("compose.yaml", "sidecar.yaml")
 TOOLS = ROOT / "build" / "deploy" / "bin"
 
@@ -74,24 +75,26 @@ def test_neither_git_nor_a_build_takes_the_secrets() -> None:
 def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> None:
     """All but the last: there is no Docker here."""
     *secrets, last = commands("In a container")[1].splitlines()
-    write = commands("In a container")[2]
+    writes = commands("In a container")[2:4]
     assert last.startswith("docker compose --file examples/docker/compose.yaml up ")
     folder = tmp_path / "examples" / "docker"
     folder.mkdir(parents=True)
     subprocess.run(["sh", "-ec", "\n".join(secrets)], cwd=tmp_path, check=True)
     compose = YAML(typ="safe").load((FILES / "compose.yaml").read_text())["services"]["statsig-otel"]
     mounts = dict(volume.split(":")[:2] for volume in compose["volumes"])
-    assert mounts["./secrets"] == "/run/secrets"
+    assert (mounts["./secrets"], mounts["./config"]) == ("/run/secrets", "/etc/statsig-otel")
     assert (folder / "secrets").stat().st_uid == 10001
-    for name in re.findall(r"/run/secrets/([a-z-]+)", (FILES / "statsig-otel.yaml").read_text()):
+    names = re.findall(r"/run/secrets/([a-z-]+)", CONFIG.read_text())
+    for name in names:
         found = (folder / "secrets" / name).stat()
         assert (found.st_uid, found.st_mode & 0o777) == (10001, 0o400)
     assert (folder / "secrets" / "signing-secret").read_text().startswith("webhook-")
-    for shell in SHELLS:
-        run_with_answer(write, f"webhook-of-{shell}", shell=shell, folder=tmp_path, programs=tmp_path)
-        assert (folder / "secrets" / "signing-secret").read_text() == f"webhook-of-{shell}"
-        found = (folder / "secrets" / "signing-secret").stat()
-        assert (found.st_uid, found.st_mode & 0o777) == (10001, 0o400)
+    for name, write in zip(names, writes, strict=True):
+        for shell in SHELLS:
+            run_with_answer(write, f"webhook-of-{shell}", shell=shell, folder=tmp_path, programs=tmp_path)
+            assert (folder / "secrets" / name).read_text() == f"webhook-of-{shell}"
+            found = (folder / "secrets" / name).stat()
+            assert (found.st_uid, found.st_mode & 0o777) == (10001, 0o400)
     for source in mounts:
         assert source in {"./secrets", "queue"} or (FILES / source).exists()
 
@@ -104,13 +107,13 @@ def test_the_sidecar_s_file_changes_what_compose_yaml_has() -> None:
     (mounted,), (before,) = sidecar["collector"]["volumes"], both["collector"]["volumes"]
     assert mounted.split(":")[1:] == before.split(":")[1:]
     assert (FILES / mounted.split(":")[0]).exists()
-    assert "${env:COLLECTOR_ENDPOINT" in (FILES / "statsig-otel.yaml").read_text()
+    assert "${env:COLLECTOR_ENDPOINT" in CONFIG.read_text()
 
 
 @contextmanager
 def container(made: Podman, folder: Path, ports: Ports) -> Iterator[Process]:
     """The image as compose.yaml runs it: nothing to write but the queue, no privilege. And without any shell."""
-    config = (FILES / "statsig-otel.yaml").read_text()
+    config = CONFIG.read_text()
     for shown, here in (
         ("0.0.0.0:8080", f"127.0.0.1:{ports.webhook}"),
         ("collector:4317", f"127.0.0.1:{ports.backend}"),
@@ -119,11 +122,12 @@ def container(made: Podman, folder: Path, ports: Ports) -> Iterator[Process]:
     ):
         assert shown in config
         config = config.replace(shown, here)
-    (folder / "statsig-otel.yaml").write_text(config)
+    (folder / "config").mkdir(exist_ok=True)
+    (folder / "config" / "statsig-otel.yaml").write_text(config)
     shells = [f"--volume=/dev/null:/usr/bin/{shell}:ro" for shell in ("sh", "dash", "bash")]
     limits = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
     volumes = [
-        f"--volume={folder}/statsig-otel.yaml:/etc/statsig-otel/statsig-otel.yaml:ro",
+        f"--volume={folder}/config:/etc/statsig-otel:ro",
         f"--volume={folder}/secrets:/run/secrets:ro",
         "--volume=queue:/var/lib/statsig-otel",
     ]
@@ -141,16 +145,30 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
     (tmp_path / "secrets" / "next-signing-secret").touch()
     ports = Ports(free_port(), free_port(), free_port(), free_port())
     url = f"http://127.0.0.1:{ports.webhook}{PATH}"
-    build, _, _, others = commands("In a container")
+    build, _, _, _, reload, others = commands("In a container")
     with skipped_if_unavailable(), podman() as made:
         made.build(build)
         with container(made, tmp_path, ports) as process:
             assert post(url, change(1)).status == 200
             check_process(made, ports)
+            check_reload(made, reload, tmp_path)
             check_commands(made, others, tmp_path)
             assert process.stop() == 0
         with GrpcSink(port=ports.backend) as backend, container(made, tmp_path, ports):
             wait_until(lambda: backend.records, "the record that waited in the volume")
+
+
+def check_reload(made: Podman, reload: str, folder: Path) -> None:
+    """It reads what an editor writes, which puts a new file in the place of the old one."""
+    config = folder / "config" / "statsig-otel.yaml"
+    before = config.read_text()
+    words = made.words("exec", "service", *shlex.split(reload)[6:])
+    for text, code in ((f"{before}nonsense: 1\n", 1), (before, 0)):
+        new = config.with_suffix(".new")
+        new.write_text(text)
+        new.rename(config)
+        ran = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (ran.returncode, "nonsense" in ran.stderr) == (code, code == 1), ran.stdout + ran.stderr
 
 
 def check_commands(made: Podman, others: str, folder: Path) -> None:
