@@ -277,6 +277,7 @@ def check_look(machine: Machine, look: str) -> None:
     assert re.search(rf"^otlp_grpc +\w+ +{before + 1} ", machine.run(queue).stdout, re.MULTILINE)
     ask = f"{PYTHON}/bin/python3 -c 'import urllib.request as u; print(u.urlopen(\"{METRICS}\").read().decode())'"
     assert "statsig_otel_receiver_requests_total" in machine.run(ask).stdout
+    machine.run(backup)
 
 
 def check_moving(machine: Machine, end: str, bring: str) -> None:
