@@ -59,7 +59,7 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
 
 def test_each_command_of_the_page_is_run_by_a_test() -> None:
     counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
-    of_systemd = {"With systemd": 6, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
+    of_systemd = {"With systemd": 7, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
     assert counts == {**of_systemd, "In a container": 6, "In Kubernetes": 5}
 
 
@@ -107,7 +107,7 @@ def property_of(machine: Machine, name: str) -> str:
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     """Each of its commands, in their order, and what they are for."""
-    install, set_up, first_secret, rotation, reload, look = commands("With systemd")
+    install, set_up, first_secret, rotation, reload, backend_key, look = commands("With systemd")
     backup, restore = commands("Backup")
     end, bring = commands("Moving to another machine")
     prepare, switch = commands("Upgrade")
@@ -128,9 +128,11 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
             check_reload(machine, reload)
             check_restrictions(machine)
             check_rotation(machine, rotation)
+            check_backend_key(machine, backend_key)
             check_restarts_under_load(machine)
             check_watchdog(machine)
             check_backup(machine, backup, restore)
+            check_stopped(machine, validate)
             check_moving(machine, end, bring)
             check_upgrade(machine, validate, switch)
             check_put_back(machine, put_back)
@@ -150,9 +152,9 @@ def at_pip(commands: str) -> tuple[str, str]:
     return "\n".join([first, *rest[: at + 1]]), "\n".join([first, *rest[at + 1 :]])
 
 
-def answered(commands: str, secret: str) -> str:
+def answered(commands: str, secret: str, question: str = "Signing secret:") -> str:
     """Commands with the answer that a person gives to a question."""
-    question = 'systemd-ask-password "Signing secret:"'
+    question = f'systemd-ask-password "{question}"'
     assert question in commands
     return commands.replace(question, f"echo {secret}")
 
@@ -211,6 +213,33 @@ def check_rotation(machine: Machine, rotation: str) -> None:
     machine.run(restart)
     assert send(machine, secret=NEXT_SECRET) == 0
     assert send(machine) == 0
+    machine.run(f"rm {write.rpartition(' ')[2]}; {restart}")
+    assert send(machine, secret=NEXT_SECRET) != 0
+    assert send(machine) == 0
+
+
+def check_backend_key(machine: Machine, commands: str) -> None:
+    """The service starts with the key in its configuration."""
+    machine.run(answered(commands, "k3y", "Key:"))
+    file = "/etc/statsig-otel/statsig-otel.yaml"
+    key = "headers: {key: '${file:/run/credentials/statsig-otel.service/backend-key}'}"
+    machine.run(f'cat > /run/line <<"END"\n    {key}\nEND\nsed -i "/endpoint: localhost:4317/r /run/line" {file}')
+    machine.run("systemctl restart statsig-otel")
+    assert "REDACTED" in machine.run(f"{CLI} print-config --config {file} | grep -A1 headers").stdout
+    assert send(machine) == 0
+
+
+def check_stopped(machine: Machine, validate: str) -> None:
+    """The credentials are gone while the service is stopped, and that is no fault."""
+    config = "--config /etc/statsig-otel/statsig-otel.yaml"
+    machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
+    assert machine.run(validate).stdout.startswith("The configuration is valid.\n")
+    assert "systemd makes it while the service runs" in machine.run(f"{CLI} validate {config}", check=False).stderr
+    told = machine.run(f"{CLI} doctor {config}", check=False).stdout
+    assert re.findall(r"^(\S+(?: \S+)*) +failed ", told, re.MULTILINE) == ["exporters::otlp_grpc"], told
+    assert len(re.findall(r"^configuration +unknown ", told, re.MULTILINE)) == 3
+    assert "of a service that is not running" in machine.run(f"{CLI} queue {config}").stdout
+    machine.run("systemctl start statsig-otel.socket statsig-otel.service")
 
 
 def check_restarts_under_load(machine: Machine) -> None:
@@ -248,6 +277,7 @@ def check_backup(machine: Machine, backup: str, restore: str) -> None:
     """Of a running and of a stopped queue. What came after the first is what the second has more."""
     before = waiting(machine)
     machine.run(backup)
+    machine.run(backup)
     send(machine)
     assert waiting(machine) == before + 1
     machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
@@ -277,7 +307,6 @@ def check_look(machine: Machine, look: str) -> None:
     assert re.search(rf"^otlp_grpc +\w+ +{before + 1} ", machine.run(queue).stdout, re.MULTILINE)
     ask = f"{PYTHON}/bin/python3 -c 'import urllib.request as u; print(u.urlopen(\"{METRICS}\").read().decode())'"
     assert "statsig_otel_receiver_requests_total" in machine.run(ask).stdout
-    machine.run(backup)
 
 
 def check_moving(machine: Machine, end: str, bring: str) -> None:
@@ -315,7 +344,7 @@ def check_upgrade(machine: Machine, validate: str, switch: str) -> None:
 
 
 def check_put_back(machine: Machine, put_back: str) -> None:
-    files = "/etc/statsig-otel/statsig-otel.yaml /etc/systemd/system/statsig-otel.s*"
+    files = "/etc/statsig-otel/statsig-otel.yaml /etc/systemd/system/statsig-otel.s*[et]"
     before = machine.run(f"cat {files}").stdout
     machine.run(f"for file in {files}; do echo '# new' >> $file; done")
     machine.run(put_back)
