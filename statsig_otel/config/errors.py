@@ -74,6 +74,7 @@ class Problem:
         file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.
         unset: The environment variable that is not set, if that is what is wrong.
+        of_running: Whether the value is there only while systemd runs the service, which it does not do now.
 
     Example:
         >>> from statsig_otel.config import Problem
@@ -88,6 +89,7 @@ class Problem:
     file: str | None = None
     line: int | None = None
     unset: str | None = None
+    of_running: bool = False
 
     def __str__(self) -> str:
         text = _without_secret(f"{render(self.path)}: {self.message}" if self.path else self.message)

@@ -54,15 +54,21 @@ _UNSET_HINT: Final = "set it where the service runs, or write ${file:PATH}, with
 _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
 
 
-def check(document: Document, components: Components) -> Configuration:
+def check(document: Document, components: Components, *, may_be_stopped: bool = False) -> Configuration:
     """Check what was written.
+
+    Args:
+        document: What was written.
+        components: The models of the components.
+        may_be_stopped: Accept that credentials are missing which systemd makes only while the service runs. Random
+            strings stand for them.
 
     Raises:
         ConfigError: All that is wrong, including what was wrong when single values were read.
     """
     configuration, problems = examine(document, components)
-    if problems:
-        raise ConfigError(problems)
+    if wrong := [problem for problem in problems if not (may_be_stopped and problem.of_running)]:
+        raise ConfigError(wrong)
     return configuration
 
 

@@ -173,9 +173,9 @@ class _Builder:
             self._texts[node] = self.substitution.expand(node.value)
         text, faults = self._texts[node]
         # For each alias by itself: another document may replace the value there, or only there.
-        for message, hint, unset in faults:
-            self.unresolved.append(Problem(path, message, hint, self.file, node.line, unset))
-        return UNKNOWN if faults else text
+        for message, hint, unset, of_running in faults:
+            self.unresolved.append(Problem(path, message, hint, self.file, node.line, unset, of_running))
+        return text if all(fault.of_running for fault in faults) else UNKNOWN
 
     def _fault(self, path: Path, fault: BadNode) -> Unknown:
         message = fault.message if path else f"the file {fault.message}"  # without a path the message has no subject

@@ -6,6 +6,7 @@ The grammar is a part of the Collector's (its document "confmap", section "Envir
 - `${env:NAME:-default}`: the default if the variable is not set.
 - `${file:PATH}`: the file's content without one newline at its end. A relative path starts at the
   configuration's directory.
+- `${file:/run/credentials/UNIT/NAME}`: a credential that systemd makes while the unit's service runs.
 - `$$`: a `$`. A `$` before any other character than `{` and `$` stands for itself.
 
 The result is a string: it is not read as YAML, and references in it are not resolved.
@@ -14,6 +15,7 @@ A string that a program gives is the value itself, so `${` in it is an error, an
 """
 
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,13 @@ _DOLLARS: Final = re.compile(r"(\$+)\{")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _FILE_HINT: Final = "the service reads it as its own user; a relative path starts at the configuration's directory"
+_CREDENTIALS: Final = Path("/run/credentials")
+"""Below it systemd makes a directory of credentials for each service that runs: systemd.exec(5)."""
+
+_CREDENTIAL_HINT: Final = (
+    "systemd makes it while the service runs, if the unit has a LoadCredential= for it; while the service is stopped, "
+    "use validate --no-machine"
+)
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
 
@@ -43,11 +52,13 @@ class Unresolved(NamedTuple):
 
     Attributes:
         unset: The environment variable that is not set, if that is wrong.
+        of_running: Whether the value is there only while systemd runs the service, which it does not do now.
     """
 
     message: str
     hint: str | None = None
     unset: str | None = None
+    of_running: bool = False
 
 
 class _UnsetError(SettingError):
@@ -56,6 +67,10 @@ class _UnsetError(SettingError):
         message = f"the environment variable {shown} is not set"
         super().__init__(message, f"set it, or write a default: ${{env:{shown}:-default}}")
         self.variable: Final = variable
+
+
+class _OfRunningError(SettingError):
+    pass
 
 
 def has_old_reference(text: str) -> bool:
@@ -89,7 +104,10 @@ class Substitution:
         self._room = MAX_TEXT  # characters that references may still stand for
 
     def expand(self, text: str) -> tuple[str, list[Unresolved]]:
-        """The string with its references resolved, and what was wrong with them. Messages contain only names."""
+        """The string with its references resolved, and what was wrong with them. Messages contain only names.
+
+        A random string stands for a credential of a service that does not run, so that the rest can be checked.
+        """
         faults: list[Unresolved] = []
 
         def replace(match: re.Match[str]) -> str:
@@ -97,8 +115,9 @@ class Substitution:
                 return self._value(match)
             except SettingError as error:
                 unset = error.variable if isinstance(error, _UnsetError) else None
-                faults.append(Unresolved(error.message, error.hint, unset))
-                return ""
+                of_running = isinstance(error, _OfRunningError)
+                faults.append(Unresolved(error.message, error.hint, unset, of_running))
+                return secrets.token_hex() if of_running else ""
 
         return _REFERENCE.sub(replace, text), faults
 
@@ -158,8 +177,12 @@ class Substitution:
             content = read_regular(self._directory / name, MAX_FILE)
         except OSError as error:
             reason = error.strerror or "it can't be opened"
+            message = f"the file {shown} can't be read: {reason}"
+            if isinstance(error, FileNotFoundError) and Path(name).is_relative_to(_CREDENTIALS):
+                kind = SettingError if Path(name).parent.exists() else _OfRunningError
+                raise kind(message, _CREDENTIAL_HINT) from None
             hint = _FILE_HINT if isinstance(error, FileNotFoundError | PermissionError) else None
-            raise SettingError(f"the file {shown} can't be read: {reason}", hint) from None
+            raise SettingError(message, hint) from None
         except ValueError:  # a NUL in the path, or a surrogate
             raise SettingError("contains a ${file:...} whose path has a NUL byte or is not valid Unicode") from None
         if len(content) > MAX_FILE:

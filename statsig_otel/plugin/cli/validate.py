@@ -28,7 +28,8 @@ from statsig_otel.plugin.settings.storage import find_directory
 @click.option(
     "--no-machine",
     is_flag=True,
-    help="Skip the checks that depend on the machine: certificates, directories and ports.",
+    help="Skip the checks that depend on the machine: certificates, directories, ports, and credentials that systemd "
+    "makes only while the service runs.",
 )
 def command(locations: tuple[str, ...], listen: str | None, *, no_machine: bool) -> None:
     """Check a configuration without starting anything. It takes the options that `statsig-otel run` takes.
@@ -60,7 +61,7 @@ def command(locations: tuple[str, ...], listen: str | None, *, no_machine: bool)
 
 def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path, list[Problem]]:
     """The configuration, the queue's directory, and the resources that another process uses. Raises all problems."""
-    configuration = check(document, COMPONENTS)
+    configuration = check(document, COMPONENTS, may_be_stopped=not on_machine)
     directory = find_directory(configuration, os.environ)
     wrong, in_use = check_resources(configuration, document, directory) if on_machine else ([], [])
     problems = [*_component_problems(configuration, document, directory), *wrong]

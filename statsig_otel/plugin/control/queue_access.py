@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
@@ -66,8 +67,16 @@ class QueueAccess:
 
     @property
     def audit_logs(self) -> "Mapping[str, AuditLogSettings]":
-        """How the audit log of each receiver is read, by the configuration."""
-        return {} if self._configuration is None else self._configuration.audit_logs
+        """How the audit log of each receiver is read, by the configuration.
+
+        Raises:
+            ConfigError: A key is missing, since systemd makes it only while the service runs.
+        """
+        if self._configuration is None:
+            return {}
+        if missing := [problem for problem in self._configuration.missing if "audit_log" in problem.path]:
+            raise ConfigError(missing)
+        return self._configuration.audit_logs
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

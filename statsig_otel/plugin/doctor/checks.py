@@ -8,6 +8,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import examine
+from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor import storage, system
 from statsig_otel.plugin.doctor.endpoints import check_backends
@@ -47,13 +48,20 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str], *, listen: 
             yield Finding("environment", "warning", detail, "name them as ${env:NAME} where they are meant")
         configuration, problems = examine(document, COMPONENTS)
         yield from (of_problem("configuration", problem) for problem in ConfigError(problems).problems)
-        if not problems:
+        if all(problem.of_running for problem in problems):
             yield Finding("configuration", "ok", "valid")
             yield from (Finding("configuration", "warning", sentence) for sentence in doubts(configuration, document))
         there = tuple(name for name in configuration.service_extensions if name in configuration.extensions)
         configuration = replace(configuration, service_extensions=there)
         yield from _on_this_machine(configuration, document, environ)
-        findings, offsets = check_backends(exporter_settings(configuration))
+        without_credential = {problem.path[:2] for problem in problems if problem.of_running}
+        # Only brokers need to know who asks.
+        asked = {
+            name: one
+            for name, one in exporter_settings(configuration).items()
+            if ("exporters", name) not in without_credential or not isinstance(one, KafkaSettings)
+        }
+        findings, offsets = check_backends(asked)
         yield from findings
     yield system.clock(system.clock_is_kept(), offsets)
 

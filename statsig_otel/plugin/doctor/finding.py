@@ -20,6 +20,6 @@ class Finding:
 
 
 def of_problem(check: str, problem: Problem, status: Status = "failed") -> Finding:
-    """A problem of the configuration as a finding."""
+    """A problem of the configuration as a finding. Of a service that is stopped nobody knows the credentials."""
     text = str(Problem(problem.path, problem.message, None, problem.file, problem.line))
-    return Finding(check, status, text, problem.hint)
+    return Finding(check, "unknown" if problem.of_running else status, text, problem.hint)

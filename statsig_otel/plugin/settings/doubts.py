@@ -21,10 +21,12 @@ def doubts(configuration: Configuration, document: Document = NOWHERE) -> Iterat
         document: What it was read from, if it was.
     """
     yield from map(str, document.doubts)
+    stand_ins = {problem.path for problem in document.unresolved}
     for name, settings in receiver_settings(configuration).items():
         for index, secret in enumerate(settings.signing_secrets):
-            if message := doubt_of_secret(reveal(secret)):
-                yield str(document.problem(("receivers", name, "signing_secrets", index), message))
+            place = ("receivers", name, "signing_secrets", index)
+            if place not in stand_ins and (message := doubt_of_secret(reveal(secret))):
+                yield str(document.problem(place, message))
     for name, exporter in exporter_settings(configuration).items():
         if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings):
             yield from _of_headers(name, exporter, document)

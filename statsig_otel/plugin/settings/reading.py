@@ -29,21 +29,26 @@ PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 
 @dataclass(frozen=True, slots=True)
 class QueueConfiguration:
-    """The parts of a configuration file that a command needs. Mappers and audit logs are by receiver."""
+    """The parts of a configuration file that a command needs. Mappers and audit logs are by receiver.
+
+    `missing` has the credentials that systemd makes only while the service runs. Random strings stand for them.
+    """
 
     directory: Path
     routing: Routing
     mappers: Mapping[str, Mapper]
     audit_logs: Mapping[str, AuditLogSettings]
+    missing: tuple[Problem, ...] = ()
 
 
 def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfiguration:
-    """Read the locations of a configuration.
+    """Read the locations of a configuration, whether or not the service runs.
 
     Raises:
         ConfigError: All that is wrong with it.
     """
-    configuration = check(read_document(locations, environ), COMPONENTS)
+    document = read_document(locations, environ)
+    configuration = check(document, COMPONENTS, may_be_stopped=True)
     check_audit_logs(configuration)
     resource = resource_from_environment(environ)
     return QueueConfiguration(
@@ -51,6 +56,7 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
         routing=routing(configuration),
         mappers={name: with_resource(one, resource).mapper() for name, one in receiver_settings(configuration).items()},
         audit_logs={name: one.audit_log for name, one in receiver_settings(configuration).items() if one.audit_log},
+        missing=document.unresolved,
     )
 
 
