@@ -270,17 +270,25 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
         raise schema.DamagedError("the index of the records is not in order")
     # One row only: the interpreter's lock changes hands for each.
     there = next(_in_table(connection, "count(*), sum(seq)", routes, after, seqs[-1]), None)
-    if there not in (None, (len(seqs), sum(seqs))):
+    if there is None:
+        _search_omitted(connection, routes, after, seqs)
+    elif there != (len(seqs), sum(seqs)):
         raise schema.DamagedError(_OMITS)
 
 
 def _check_omitted(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
     """Check the same of an index that leads to records that are not there: one of its seqs can be a changed one."""
-    led_to, last = set(seqs), max(seqs, default=0)
-    if any(seq not in led_to for (seq,) in _in_table(connection, "seq", routes, after, last)):
+    led_to = set(seqs)
+    if any(seq not in led_to for (seq,) in _in_table(connection, "seq", routes, after, max(seqs, default=0))):
         raise schema.DamagedError(_OMITS)
-    # A page that can't be read ends that, and the error takes the row before it along.
-    for seq in itertools.islice((seq for seq in range(after + 1, last) if seq not in led_to), _MOST_SEARCHED):
+    _search_omitted(connection, routes, after, seqs)
+
+
+def _search_omitted(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
+    """Check the same behind a page that can't be read. The error of such a page takes the row before it along."""
+    led_to = set(seqs)
+    others = (seq for seq in range(after + 1, max(seqs, default=0)) if seq not in led_to)
+    for seq in itertools.islice(others, _MOST_SEARCHED):
         if (found := search(connection, "SELECT route FROM records WHERE seq = ?", seq)) and found[0] in routes:
             raise schema.DamagedError(_OMITS)
 
