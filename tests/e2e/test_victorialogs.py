@@ -99,7 +99,9 @@ def test_the_commands_of_the_readme(store: str, tmp_path: Path) -> None:
         if line.strip()
     ]
     start, run, send, query = commands
-    assert shlex.split(start)[0] == "victoria-logs"
+    program, *options = shlex.split(start)
+    assert program == "victoria-logs"
+    assert "-httpListenAddr=localhost:9428" in options, "it has no password, so nobody else may reach it"
     with straight(store, str(tmp_path / "queue")) as service:
         assert run.endswith("statsig-otel run --config statsig-otel.yaml")
         words = shlex.split(send.replace("http://localhost:8080", service.url.partition("/api")[0]))
