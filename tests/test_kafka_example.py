@@ -4,10 +4,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from tests.e2e.processes import clean_environment
+from tests.e2e.service_process import ServiceProcess
+from tests.e2e.statsig_client import ENV
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "kafka"
@@ -47,6 +50,20 @@ def test_a_machine_without_java_is_told_what_it_needs(tmp_path: Path) -> None:
     assert re.search(rf"!! {WITHOUT}: (java|nginx) is not on the PATH", done.stderr)
     assert "Debian: apt-get install default-jre-headless maven nginx" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_replica_answers_its_supervisor_and_prometheus_also_while_the_brokers_are_away() -> None:
+    away = {f"KAFKA_{number}": "127.0.0.1:1" for number in (1, 2, 3)}
+    free = {"WEBHOOK_ENDPOINT": "127.0.0.1:0", "HEALTH_ENDPOINT": "127.0.0.1:0", "METRICS_PORT": "0"}
+    with ServiceProcess(EXAMPLE / "statsig-otel.yaml", env={**ENV, **away, **free}) as replica:
+        log = "\n".join(replica.log)
+        answers = {}
+        for pattern, path in ((r"(http:\S+)/readyz", "/livez"), (r"(http:\S+)/metrics", "/metrics")):
+            found = re.search(pattern, log)
+            assert found is not None
+            with urlopen(found[1] + path) as answer:
+                answers[path] = answer.read().decode()
+    assert "statsig_otel_receiver_requests_total" in answers["/metrics"]
 
 
 def test_the_readme_names_what_there_is() -> None:

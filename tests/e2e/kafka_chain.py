@@ -85,7 +85,8 @@ class Chain:
         """
         port = free_port()
         run = [sys.executable, "-m", "statsig_otel", "run", "--config", str(EXAMPLE / "statsig-otel.yaml")]
-        own = {**self._environment, "WEBHOOK_ENDPOINT": f"127.0.0.1:{port}", **environment}
+        others = {"HEALTH_ENDPOINT": "127.0.0.1:0", "METRICS_PORT": "0"}
+        own = {**self._environment, **others, "WEBHOOK_ENDPOINT": f"127.0.0.1:{port}", **environment}
         return Restartable(f"replica {name}", run, own, "^Webhook URL: ", port)
 
     def consumer(self, name: str, **environment: str) -> Restartable:
