@@ -1,5 +1,6 @@
-"""Which Python the Makefile takes, and which versions of the dependencies it allows."""
+"""Which Python the Makefile takes, which versions of the dependencies it allows, and what git leaves out."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -112,3 +113,21 @@ def test_the_oldest_dependencies_are_the_lower_bounds() -> None:
         name, _, version = line.partition(";")[0].partition("==")
         assert requirement.startswith(f"{name}>={version}")
         assert line.partition(";")[2] == requirement.partition(";")[2]
+
+
+def test_git_ignores_the_queues_that_the_examples_make() -> None:
+    """They have personal data, and `make release` refuses files that are not committed."""
+    found: set[Path] = set()
+    for path in (ROOT / "examples").glob("*/*"):
+        if path.suffix in (".yaml", ".py", ".md"):
+            text = path.read_text()
+            names = re.findall(r"\bdirectory(?:=\"|: \$\{env:\w+:-)([\w.][\w./-]*)", text)
+            found |= {path.parent / name for name in [*names, *re.findall(r"-storageDataPath=(\w+)", text)]}
+    assert len(found) >= 8, found
+    for directory in found:
+        command = ["git", "check-ignore", "--quiet", f"{directory.relative_to(ROOT)}/queue.db"]
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0, directory
+    tracked = subprocess.run(
+        ["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    assert tracked.stdout == b""
