@@ -190,14 +190,16 @@ build/tools/.made: $(CONSTRAINTS)
 dependencies: $(VENV)/.dev build/tools/.made
 	$(BIN)/python -m tests.registry --uv build/tools/bin/uv
 
-# Of an installation of its own, so that nothing for developers is in it. Without times and random numbers: two runs
-# write the same file.
+# Of an installation of its own, with the image's extra, so that nothing for developers is in it. Without times and random
+# numbers: two runs write the same file. cyclonedx-py takes the product's version from pyproject.toml only.
 sbom: build/tools/.made
 	rm -rf build/product
 	$(BIN)/python -m venv --without-pip build/product
-	build/tools/bin/uv pip install --quiet --python build/product/bin/python --constraint $(CONSTRAINTS) .
-	build/tools/bin/cyclonedx-py environment --output-reproducible --gather-license-texts --pyproject pyproject.toml --mc-type application \
-		--of JSON --output-file build/sbom.json build/product/bin/python
+	build/tools/bin/uv pip install --quiet --python build/product/bin/python --constraint $(CONSTRAINTS) '.[kafka]'
+	version=$$(build/product/bin/python -c 'import statsig_otel; print(statsig_otel.__version__)') && \
+		sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml >build/product/pyproject.toml
+	build/tools/bin/cyclonedx-py environment --output-reproducible --gather-license-texts --pyproject build/product/pyproject.toml \
+		--mc-type application --of JSON --output-file build/sbom.json build/product/bin/python
 
 # All of a release but the upload: dist/ has what was checked. DRAFT=1 does the same with a version that the changelog lacks.
 release: $(VENV)/.dev build/tools/.made sbom

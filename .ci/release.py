@@ -2,13 +2,14 @@
 
     python .ci/release.py --tools build/tools/bin [--draft] [--python PYTHON]
 
-It builds the sdist and the wheel twice, in two copies of the commit in different folders, and both have to be the same
-byte for byte. Then it checks what a package index would refuse, and installs the wheel into an empty
-environment of each Python, with the newest dependencies, on the oldest one also with the oldest, and the sdist once. In
-each it runs the demo.
+It checks that build/sbom.json, which `make sbom` writes, is that of this version. It builds the sdist and the wheel
+twice, in two copies of the commit in different folders, and both have to be the same byte for byte. Then it checks what
+a package index would refuse, and installs the wheel into an empty environment of each Python, with the newest
+dependencies, on the oldest one also with the oldest, and the sdist once. In each it runs the demo.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -56,6 +57,21 @@ def version(*, is_draft: bool) -> str:
     if changed := run("git", "status", "--porcelain"):
         sys.exit(f"Commit these files first, since a release is made of a commit:\n{changed}")
     return str(found)
+
+
+def check_sbom(number: str) -> None:
+    """Check that build/sbom.json has this version, and all that it needs with the extra of the image."""
+    document = json.loads((ROOT / "build" / "sbom.json").read_text())
+    product = document["metadata"]["component"]
+    if product.get("version") != number:
+        sys.exit(f"build/sbom.json is of {product['name']} {product.get('version')}, not {number}")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["kafka"]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", one)[0]).lower() for one in needed}
+    listed = {re.sub(r"[-_.]+", "-", one["name"]).lower() for one in document["components"]}
+    if missing := names - listed:
+        sys.exit(f"build/sbom.json lacks {', '.join(sorted(missing))}")
+    print(f"build/sbom.json: {product['name']} {number} and {len(listed)} packages")
 
 
 def build(uv: Path, folder: Path) -> dict[str, bytes]:
@@ -108,6 +124,7 @@ def main() -> None:
     tools: Path = arguments.tools.absolute()
     uv = tools / "uv"
     number = version(is_draft=arguments.draft)
+    check_sbom(number)
     with TemporaryDirectory(prefix="statsig-otel-release-") as name:
         first, second = (build(uv, Path(name, folder)) for folder in ("one", "two-with-a-longer-name"))
     if first != second:
