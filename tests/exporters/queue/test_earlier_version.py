@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from statsig_otel.exporters.arrival import Arrival
 from statsig_otel.exporters.consumer import Batch, Change, Receipt
-from statsig_otel.exporters.queue import dead_letters, schema
+from statsig_otel.exporters.queue import arrivals, dead_letters, schema
+from statsig_otel.exporters.queue.arrivals import Remembered
 from statsig_otel.exporters.queue.dead_letters import Selection
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.routing import Route
@@ -27,10 +29,23 @@ from tests.exporters.queue.helpers import (
 )
 
 DIRECTORIES = sorted((ROOT / "tests" / "data" / "queues").iterdir())
-"""One for each version, written by its own code. What each contains is the same, and is said by the tests below."""
+"""One or two for each version, written by its own code. The tests below say what each contains: the same."""
+
+REMEMBERING = "-remembering"
+"""How the name ends of a directory that also has what came, as with `audit_log`."""
 
 RECEIVERS = {"statsig": Route(("otlp", "archive")), "statsig/eu": Route(("archive",))}
+REMEMBERED = {**RECEIVERS, "statsig": Route(("otlp", "archive"), remembered=30 * 86_400.0)}
 WRITTEN_AT = 1_751_457_600
+ARRIVALS = tuple(
+    Arrival(
+        f"{number:032x}", WRITTEN_AT - number, f"gate {number}", user, "Ada", None, "Gate", "updated", "\u00e9", **how
+    )
+    for number, user, how in ((2, "u1", {}), (1, None, {"filtered": True, "from_log": True}))
+)
+MISSED = {"entry-1": WRITTEN_AT - 60}
+"""An entry of the audit log without a change."""
+
 SPLIT = "43f831adb64795f32e9e8de9c103019c"
 """The uid of the change that was split over three services."""
 
@@ -97,7 +112,23 @@ def test_the_dead_letters_of_each_kind_are_listed_with_their_content(directory: 
         assert stored[0].uid == found[2].uid
 
 
-def test_its_schema_is_byte_for_byte_that_of_a_new_queue(directory: Path, tmp_path: Path) -> None:
+def test_what_came_and_what_is_missed_is_remembered(directory: Path, request: pytest.FixtureRequest) -> None:
+    expected = Remembered(WRITTEN_AT + 1, WRITTEN_AT, WRITTEN_AT - 60, list(ARRIVALS))
+    with (
+        running(
+            directory, receivers=REMEMBERED, exporters=("otlp", "archive"), clock=lambda: WRITTEN_AT + 9.0
+        ) as queue,
+        reading(queue.database) as at,
+    ):
+        found = arrivals.read(at, "statsig", 0, 1 << 40)
+    if not request.node.callspec.id.endswith(REMEMBERING):
+        expected = Remembered(WRITTEN_AT + 9, WRITTEN_AT + 9, None, [])
+    assert found == expected
+
+
+def test_its_schema_is_byte_for_byte_that_of_a_new_queue(
+    directory: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     def schema_of(database: Path) -> list[tuple[object, ...]]:
         with contextlib.closing(sqlite3.connect(database)) as connection:
             pragmas = [
@@ -110,6 +141,7 @@ def test_its_schema_is_byte_for_byte_that_of_a_new_queue(directory: Path, tmp_pa
     found = schema_of(directory / "queue.db")
     with running(directory, receivers=RECEIVERS, exporters=("otlp", "archive")):
         pass
-    with contextlib.closing(schema.connect(tmp_path / "new.db")):
-        pass
+    with contextlib.closing(schema.connect(tmp_path / "new.db")) as new:
+        if request.node.callspec.id.endswith(REMEMBERING):
+            schema.upgrade(new, schema.REMEMBERING)
     assert schema_of(directory / "queue.db") == schema_of(tmp_path / "new.db") == found

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporters.queue.test_earlier_version import DIRECTORIES
+from statsig_otel.exporters.queue import schema
+from tests.exporters.queue.test_earlier_version import DIRECTORIES, REMEMBERING
 from tests.exporters.queue.write_directory import check, content, write
 from tests.looped import looped
 
@@ -23,6 +24,17 @@ def test_what_the_code_writes_passes_and_a_missing_directory_does_not(written: P
     check(written)
     with pytest.raises(SystemExit, match="is missing, and every later version has to open it"):
         check(tmp_path / "missing")
+
+
+def test_a_directory_that_remembers_what_came_is_checked_too(tmp_path: Path) -> None:
+    directory = tmp_path / f"queue{REMEMBERING}"
+    write(DIRECTORIES[0], directory)
+    check(directory)
+    assert content(directory)["user_version"] == (schema.REMEMBERING,)
+    with contextlib.closing(sqlite3.connect(directory / "queue.db", isolation_level=None)) as connection:
+        connection.execute("DELETE FROM missed")
+    with pytest.raises(SystemExit, match="not what this code writes"):
+        check(directory)
 
 
 def test_another_format_is_named(written: Path, tmp_path: Path) -> None:

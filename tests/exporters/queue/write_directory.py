@@ -1,8 +1,10 @@
-"""Writes the queue directory of this version, which later versions have to open: tests/data/queues/VERSION.
+"""Writes the queue directories of this version, which later versions have to open: in tests/data/queues.
+
+VERSION is one without `audit_log`, VERSION-remembering one with it, whose schema is a later one.
 
     python -m tests.exporters.queue.write_directory [--check]
 
-With --check it writes nothing there. It fails if the directory is missing, or is not what the code writes now.
+With --check it writes nothing there. It fails if a directory is missing, or is not what the code writes now.
 
 The records and dead letters are those of an earlier version's directory; this version's code stores them anew.
 test_earlier_version.py says what the directory contains.
@@ -19,15 +21,24 @@ from tempfile import TemporaryDirectory
 
 from statsig_otel import __version__
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
+from statsig_otel.exporters.queue import arrivals
 from statsig_otel.exporters.queue.records import Stored
 from tests.exporters.queue.helpers import PATIENCE, ROOT, consume, dead_letters_in, read_all, running
-from tests.exporters.queue.test_earlier_version import DIRECTORIES, RECEIVERS, WRITTEN_AT
+from tests.exporters.queue.test_earlier_version import (
+    ARRIVALS,
+    DIRECTORIES,
+    MISSED,
+    RECEIVERS,
+    REMEMBERED,
+    REMEMBERING,
+    WRITTEN_AT,
+)
 
 _EXPORTERS = ("otlp", "archive")
 
 
 def write(earlier: Path, directory: Path) -> None:
-    """Store what an earlier version has in a new directory."""
+    """Store what an earlier version has in a new directory; with what came, if its name ends with `-remembering`."""
     with TemporaryDirectory(prefix="statsig-otel-") as name:
         copy = Path(shutil.copytree(earlier, Path(name) / "queue"))
         letters = dead_letters_in(copy / "queue.db")
@@ -54,6 +65,14 @@ def write(earlier: Path, directory: Path) -> None:
         otlp.finish(otlp.read(2, 1 << 20), [record])
         archive.finish(archive.read(2, 1 << 20), [batch, damaged])
         otlp.finish(otlp.read(1, 1 << 20))
+    if directory.name.endswith(REMEMBERING):
+        with running(directory, receivers=REMEMBERED, exporters=_EXPORTERS, clock=lambda: float(now)) as queue:
+            consume(queue, Batch("statsig", arrivals=ARRIVALS)).result(PATIENCE)
+            queue.submit(
+                lambda writer: arrivals.note(
+                    writer, "statsig", MISSED, begin=WRITTEN_AT - 600, end=WRITTEN_AT, kept=WRITTEN_AT - 86_400
+                )
+            ).result(PATIENCE)
     for file in directory.iterdir():
         if file.name not in ("queue.db", "state.json"):
             file.unlink()
@@ -78,7 +97,7 @@ def check(directory: Path) -> None:
     if not directory.is_dir():
         sys.exit(f"{directory} is missing, and every later version has to open it: {how}")
     with TemporaryDirectory(prefix="statsig-otel-") as name:
-        written = Path(name) / "queue"
+        written = Path(name) / directory.name
         write(_earlier(directory), written)
         kept, new = content(directory), content(written)
     if differing := [name for name in {**kept, **new} if kept.get(name) != new.get(name)]:
@@ -94,17 +113,19 @@ def _change(*records: Stored) -> Change:
 
 
 def main() -> None:
-    """Write the directory of this version, or check it; an older one of the same version is replaced."""
+    """Write the directories of this version, or check them; older ones of the same version are replaced."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only fail if the directory is not what would be written")
-    directory = ROOT / "tests" / "data" / "queues" / __version__
-    if parser.parse_args().check:
-        check(directory)
-        return
-    earlier = _earlier(directory)
-    shutil.rmtree(directory, ignore_errors=True)
-    write(earlier, directory)
-    print(f"{directory.relative_to(ROOT)} has what {earlier.name} has, written by version {__version__}")
+    parser.add_argument("--check", action="store_true", help="only fail if a directory is not what would be written")
+    only_check = parser.parse_args().check
+    for name in (__version__, __version__ + REMEMBERING):
+        directory = ROOT / "tests" / "data" / "queues" / name
+        if only_check:
+            check(directory)
+            continue
+        earlier = _earlier(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        write(earlier, directory)
+        print(f"{directory.relative_to(ROOT)} has what {earlier.name} has, written by version {__version__}")
 
 
 if __name__ == "__main__":
