@@ -21,6 +21,8 @@ from tests.waiting import wait_until
 FILES = ROOT / "examples" / "proxies"
 HOST = "statsig.example.com"
 PATH = "/api/v1/data/events/receiver/statsig"
+HEALTH_PATH = "/healthz"
+"""Passed like the webhook's. So the files for systemd, Docker and Kubernetes have it as `health_path`."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from tests.deploy.images import IMAGE, Podman, missing, podman
 from tests.deploy.machine import ROOT, skipped_if_unavailable
 from tests.deploy.page import SHELLS, commands, run_with_answer
-from tests.deploy.proxies import PATH, free_port
+from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
 from tests.e2e.processes import Process
 from tests.e2e.statsig_client import SECRET, change, http, post
 from tests.peers.otlp_servers import GrpcSink
@@ -150,6 +150,7 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
         made.build(build)
         with container(made, tmp_path, ports) as process:
             assert post(url, change(1)).status == 200
+            assert http.request("GET", f"http://127.0.0.1:{ports.webhook}{HEALTH_PATH}").status == 200
             check_process(made, ports)
             check_reload(made, reload, tmp_path)
             check_commands(made, others, tmp_path)

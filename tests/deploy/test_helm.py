@@ -22,7 +22,7 @@ from statsig_otel import __version__
 from tests.conftest import HAS_KAFKA
 from tests.deploy.machine import ROOT
 from tests.deploy.page import SHELLS, commands, run_with_answer
-from tests.deploy.proxies import PATH, free_port
+from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
 from tests.e2e.processes import Process, signed
 from tests.e2e.service_process import environment, run_to_end
 from tests.e2e.statsig_client import SECRET, change, http, post
@@ -377,6 +377,7 @@ def started(kinds: dict[str, Any], folder: Path) -> Iterator[dict[str, int]]:
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             asked = container[probe]["httpGet"]
             assert http.request("GET", f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}").status == 200
+        assert http.request("GET", f"http://127.0.0.1:{ports['webhook']}{HEALTH_PATH}").status == 200
         assert b"statsig_otel_" in http.request("GET", f"http://127.0.0.1:{ports['metrics']}/metrics").data
         yield ports
         assert process.stop() == 0

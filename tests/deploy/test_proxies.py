@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from statsig_otel.plugin.record.record import uid
-from tests.deploy.proxies import HOST, KINDS, PATH, Proxy, free_port, is_missing, running
+from tests.deploy.proxies import HEALTH_PATH, HOST, KINDS, PATH, Proxy, free_port, is_missing, running
 from tests.e2e.processes import Process, signed, write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, SECRET, change
@@ -39,7 +39,7 @@ pytestmark = [
 def configured(folder: Path, port: int) -> Path:
     """A queued service; its records are lines in `changes.jsonl`."""
     exporters = {"file": {"path": str(folder / "changes.jsonl")}}
-    return write_config(folder, exporters, queued=True, endpoint=f"127.0.0.1:{port}", health_path="/healthz")
+    return write_config(folder, exporters, queued=True, endpoint=f"127.0.0.1:{port}", health_path=HEALTH_PATH)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def tls(proxy: Proxy) -> ssl.SSLSocket:
 
 def test_only_the_webhook_and_the_health_check_are_passed(name: str, tmp_path: Path) -> None:
     with behind(name, tmp_path) as (proxy, started), proxy.pool() as pool:
-        health = pool.request("GET", "/healthz")
+        health = pool.request("GET", HEALTH_PATH)
         assert (health.status, health.json()) == (200, {"status": "ready"})
         for number, path in enumerate((PATH, f"{PATH}/")):  # as the service takes it
             assert post(pool, json.dumps({"data": [change(number)]}).encode(), path=path).status == 200, path
@@ -124,13 +124,13 @@ def test_only_the_webhook_and_the_health_check_are_passed(name: str, tmp_path: P
             f"{PATH}//",
             f"{PATH}/x",
             f"/x{PATH}",
-            "/healthz/../metrics",
+            f"{HEALTH_PATH}/../metrics",
         )
         for path in others:
             assert pool.request("POST", path, body=b"{}").status in {400, 404}, path
         started.process.send_signal(signal.SIGTERM)
         started.process.wait(30)
-        assert pool.request("GET", "/healthz").status == KINDS[name].gone
+        assert pool.request("GET", HEALTH_PATH).status == KINDS[name].gone
 
 
 def test_each_request_is_logged(name: str, tmp_path: Path) -> None:

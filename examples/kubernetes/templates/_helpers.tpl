@@ -22,7 +22,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $given := dict
   "endpoint" "0.0.0.0:8080"
   "signing_secrets" (list (printf "${file:%s/signing-secret}" $folder) (printf "${file:%s/next-signing-secret}" $folder)) }}
-{{- $_ := set $receivers $id (merge $given (omit $settings "signingSecret")) }}
+{{- $_ := set $receivers $id (merge $given (omit $settings "signingSecret") (dict "health_path" "/healthz")) }}
 {{- end }}
 {{- $exporters := dict }}
 {{- range $id, $settings := .Values.exporters }}
