@@ -199,7 +199,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     def __init__(self, path: Path, reply: Callable[[bytes, socket.socket], None]) -> None:
         self._path = path
         self._reply = reply
-        self._is_unreachable = False  # another file is in the socket's place, or it can't be made again
+        self._is_unreachable = False  # another file is in the socket's place, it can't be made again, or can't be seen
         self._room = threading.Semaphore(_MAX_CLIENTS)
         self._lock = threading.Lock()  # over the connections that have not sent their line yet
         self._silent: set[socket.socket] = set()
@@ -215,6 +215,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
                 self.handle_request()
                 if not self._is_in_place():
                     self._listen_again()
+                elif self._is_unreachable:
+                    self._is_unreachable = False
+                    _logger.info("%s is in its place again: commands reach this service", self._path)
 
     def stop(self) -> None:
         """End `serve` and the connections that have not sent their line yet."""
@@ -239,21 +242,26 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         with self._lock:
             if self._stopped:
                 return
-            why = "another file is in its place"
-            if not os.path.lexists(self._path):
+            why = f"somebody deleted or replaced {self._path}, and another file is in its place"
+            try:
+                self._path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
                 before = self.socket
                 try:
                     self.socket, self._file = _listen(self._path)
                 except OSError as error:
-                    why = f"it can't be made again now ({error.strerror or error})"
+                    reason = error.strerror or error
+                    why = f"somebody deleted {self._path}, and it can't be made again now ({reason})"
                 else:
                     before.close()
                     self._is_unreachable = False
                     _logger.error("Somebody deleted %s while it was in use. It is made again", self._path)
                     return
+            except OSError as error:  # it may still be there, behind a directory that this process may not enter
+                why = f"{self._path} is out of reach ({error.strerror or error})"
         if not self._is_unreachable:
             self._is_unreachable = True
-            _logger.error("Somebody deleted or replaced %s: no command reaches this service, since %s", self._path, why)
+            _logger.error("No command reaches this service: %s", why)
 
     def get_request(self) -> tuple[Any, Any]:
         try:

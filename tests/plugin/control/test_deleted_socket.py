@@ -2,6 +2,7 @@
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,26 @@ def test_a_socket_whose_directory_is_deleted_is_made_once_there_is_one(
         directory.mkdir()
         wait_until(lambda: is_answered(path), "it is made again")
     assert caplog.text.count("can't be made again") == 1
+
+
+@pytest.mark.usefixtures("soon_checked")
+def test_a_socket_that_is_only_out_of_reach_was_not_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop of links stands for a directory that may not be entered: as root nothing is forbidden."""
+    caplog.set_level("INFO")
+    directory, away = tmp_path / "queue", tmp_path / "away"
+    directory.mkdir()
+
+    def is_said(text: str, times: int) -> bool:
+        return caplog.text.count(text) == times
+
+    with serving(directory / "control.sock") as path:
+        for times in (1, 2):
+            directory.rename(away)
+            directory.symlink_to(directory)
+            said = f"No command reaches this service: {path} is out of reach (Too many levels of symbolic links)"
+            wait_until(partial(is_said, said, times), "it is noticed")
+            directory.unlink()
+            away.rename(directory)
+            wait_until(partial(is_said, "in its place again", times), "it is noticed")
+            assert is_answered(path)
+    assert "deleted" not in caplog.text
