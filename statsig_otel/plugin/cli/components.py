@@ -5,8 +5,9 @@ from typing import Final
 import click
 
 from statsig_otel import __version__
+from statsig_otel.config.errors import Fault
 from statsig_otel.config.resolved import to_yaml
-from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
+from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS, missing_library
 from statsig_otel.plugin.settings.exporter_types import InstalledType
 
 _STABILITY: Final = "Alpha"
@@ -31,7 +32,7 @@ def list_components() -> dict[str, list[dict[str, object]]]:
     return {
         "receivers": [_entry(type_, "logs") for type_ in BUILT_IN.receivers],
         "exporters": [
-            *(_entry(type_, "logs") for type_ in BUILT_IN.exporters),
+            *({**_entry(type_, "logs"), **_problem(missing_library(type_))} for type_ in BUILT_IN.exporters),
             *(_installed_entry(one) for one in EXPORTERS.installed()),
         ],
         "extensions": [_entry(type_, "extension") for type_ in BUILT_IN.extensions],
@@ -50,11 +51,15 @@ def _entry(type_: str, signal: str) -> dict[str, object]:
 
 
 def _installed_entry(one: InstalledType) -> dict[str, object]:
-    fault = EXPORTERS.fault(one)
     return {
         "name": one.name,
         "module": one.distribution,
         "built_in": False,
         "entry_point": one.value,
-        **({"problem": fault.message, "hint": fault.hint} if fault else {}),
+        **_problem(EXPORTERS.fault(one)),
     }
+
+
+def _problem(fault: Fault | None) -> dict[str, object]:
+    """Why an exporter can't be used, if it can't."""
+    return {"problem": fault.message, "hint": fault.hint} if fault else {}

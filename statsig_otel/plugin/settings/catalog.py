@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from statsig_otel.config.configuration import Components
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Fault, Problem
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
@@ -96,14 +96,24 @@ def _otlp_http(name: str, settings: OtlpHttpSettings) -> Exporter:
 
 
 def _kafka(name: str, settings: KafkaSettings) -> Exporter:
+    if fault := missing_library("kafka"):
+        raise ConfigError([Problem(("exporters", name), *fault)])
+    from statsig_otel.exporters.kafka.exporter import KafkaExporter  # noqa: PLC0415 - likewise, and it is optional
+
+    return KafkaExporter(name, settings)
+
+
+def missing_library(type_: str) -> Fault | None:
+    """Why a built-in exporter type can't be used on this machine; imports the library that it needs, if any."""
+    if type_ != "kafka":
+        return None
     try:
-        from statsig_otel.exporters.kafka.exporter import KafkaExporter  # noqa: PLC0415 - likewise, and it is optional
+        import confluent_kafka  # noqa: F401, PLC0415 - optional
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "confluent_kafka":
             raise
-        message = f"needs the package confluent-kafka, which can't be imported: {error}"
-        raise ConfigError([Problem(("exporters", name), message, KAFKA_EXTRA)]) from None
-    return KafkaExporter(name, settings)
+        return Fault(f"needs the package confluent-kafka, which can't be imported: {error}", KAFKA_EXTRA)
+    return None
 
 
 KAFKA_EXTRA: Final = "pip install 'statsig-otel[kafka]'"

@@ -8,6 +8,7 @@ import pytest
 
 from statsig_otel.config import ConfigError
 from statsig_otel.exporters import KafkaSettings
+from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.settings.catalog import create_exporter
 
 
@@ -18,6 +19,10 @@ def test_without_the_library_the_error_has_the_command(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(ConfigError) as caught:
         create_exporter("kafka/eu", KafkaSettings())
+    listed = {one["name"]: one for one in list_components()["exporters"]}
+    assert str(listed["kafka"]["problem"]).startswith("needs the package confluent-kafka, which can't be imported: ")
+    assert listed["kafka"]["hint"] == "pip install 'statsig-otel[kafka]'"
+    assert [name for name in listed if "problem" in listed[name]] == ["kafka"]
     (problem,) = caught.value.problems
     assert problem.path == ("exporters", "kafka/eu")
     assert problem.message.startswith("needs the package confluent-kafka, which can't be imported: ")
