@@ -9,6 +9,7 @@ _OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics", "/v1development/profiles")
 _GRPC_PORT: Final = 4317
 _HTTP_PORT: Final = 4318
 _TLS_PORT: Final = 443
+INSECURE: Final = "tls: {insecure: true} (without a file: OTEL_EXPORTER_OTLP_INSECURE=true)"
 _NOT_INSECURE: Final = "leave tls::insecure out (without a file: OTEL_EXPORTER_OTLP_INSECURE)"
 _USE_HTTP: Final = "otlp_http (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
 _USE_GRPC: Final = "otlp_grpc (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
@@ -38,7 +39,7 @@ def encrypted_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
 
 def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
     """The hint for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
-    return "http:// instead of https://" if _has_scheme(settings) else "tls: {insecure: true}"
+    return "http:// instead of https://" if _has_scheme(settings) else INSECURE
 
 
 def _has_scheme(settings: OtlpGrpcSettings | OtlpHttpSettings) -> bool:

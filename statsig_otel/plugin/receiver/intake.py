@@ -27,6 +27,7 @@ from statsig_otel.plugin.receiver.counting import begin_counts, ignored_names
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, ParsedBody, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
+from statsig_otel.plugin.webhook.secret import SECRETS_SETTING, THEN_RELOAD
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verification, Verifier
 
 _logger: Final = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ class Intake:
             kind = f"{answer.reason} {answer.subject}"
             self._throttle.log(logging.WARNING, kind, message, self.name, answer.status, answer.reason, detail)
         elif answer.reason == "url_verification":
-            todo = "Copy its signing secret from Statsig's console into signing_secrets, and reload or restart."
+            todo = f"Copy its signing secret from Statsig's console into {SECRETS_SETTING}. {THEN_RELOAD}"
             done = "Signed events are accepted."
             message = "%s: a URL verification was answered. %s"
             hint = done if self.verifier.has_secret else todo

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from statsig_otel._journal import SERVER_ERROR
+from statsig_otel.plugin.webhook.secret import SECRETS_SETTING, THEN_RELOAD
 
 COMPARE: Final = (
-    "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
-    "Generic Webhook)."
+    f"Compare {SECRETS_SETTING} with the secret that Statsig's console shows for this webhook (Settings > Integrations "
+    "> Generic Webhook)."
 )
 _KEY: Final = (
-    f"{COMPARE} If they differ, correct it and run `statsig-otel reload`; a secret in a file of its own needs none. If "
-    "they are the same, perhaps a proxy changes the body on the way, or somebody else has sent this."
+    f"{COMPARE} If they differ, correct it. {THEN_RELOAD} A secret in a file of its own needs neither. If they are the "
+    "same, perhaps a proxy changes the body on the way, or somebody else has sent this."
 )
 ANEW: Final = "Was a new secret generated for the webhook, or does a second webhook use this URL?"
 _PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
@@ -52,7 +53,7 @@ WORDS_OF: Final[Mapping[str, tuple[str, str]]] = {
     "timestamp_outside_tolerance": ("wrong time", _CLOCK),
     "no_secret": (
         "no signing secret is set yet",
-        "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
+        f"Copy the webhook's signing secret from Statsig's console into {SECRETS_SETTING}. {THEN_RELOAD}",
     ),
     "not_found": ("wrong path", _URL),
     "method": ("the method is not POST", "Statsig sends POST. A browser that opens the URL sends GET."),

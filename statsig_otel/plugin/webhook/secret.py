@@ -7,6 +7,12 @@ from statsig_otel.config.errors import Fault
 PREFIX: Final = "webhook-"
 """How Statsig's signing secrets begin. It is a part of the secret."""
 
+SECRETS_SETTING: Final = "signing_secrets (without a file: STATSIG_SIGNING_SECRET)"
+"""Where secrets are set, for messages that are written where nobody knows whether there is a configuration file."""
+
+THEN_RELOAD: Final = "Then run `statsig-otel reload`, or without a file start again."
+"""How a secret that was set becomes active, likewise."""
+
 _SHORTEST: Final = len(PREFIX) + 6
 """Characters. Statsig's secrets have about 50. A few behind the prefix, as a test may have them, can be guessed."""
 

@@ -15,7 +15,7 @@ from statsig_otel._arguments import check_type, mistyped
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.exporters.wording import about
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
-from statsig_otel.plugin.webhook.secret import fault_of_reference
+from statsig_otel.plugin.webhook.secret import SECRETS_SETTING, fault_of_reference
 
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
 """The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
@@ -99,7 +99,7 @@ class Verifier:
                 tolerance.
         """
         if not self._keyed:
-            raise UnauthorizedError("no_secret", "the receiver has no signing secret: add it to signing_secrets")
+            raise UnauthorizedError("no_secret", f"the receiver has no signing secret: add it to {SECRETS_SETTING}")
         signature = _only(signatures, "signature", SIGNATURE_HEADER)
         timestamp = _only(timestamps, "timestamp", TIMESTAMP_HEADER)
         signed = _SIGNATURE.fullmatch(signature)

@@ -322,7 +322,11 @@ def test_a_server_that_answers_with_a_page_and_no_status_is_named_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "plain"), [("", "tls: {insecure: true}"), ("https://", "http:// instead of https://")]
+    ("scheme", "plain"),
+    [
+        ("", "tls: {insecure: true} (without a file: OTEL_EXPORTER_OTLP_INSECURE=true)"),
+        ("https://", "http:// instead of https://"),
+    ],
 )
 def test_a_server_without_tls_is_named_with_what_has_an_effect(scheme: str, plain: str) -> None:
     with GrpcSink() as sink:

@@ -10,6 +10,7 @@ import pytest
 
 from statsig_otel.config import Settings
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.hints import INSECURE
 from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, NOT_HTTP2, SEE_ITS_LOG, SPEAKS_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin.control.socket import ControlServer
@@ -94,7 +95,7 @@ def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
         for settings, address, hint in (
             (http(sink.url.replace("http", "https")), sink.address, "write http:// instead of https://"),
             (grpc(f"https://{rpc.address}"), rpc.address, "write http:// instead of https://"),
-            (grpc(rpc.address), rpc.address, "write tls: {insecure: true}"),
+            (grpc(rpc.address), rpc.address, f"write {INSECURE}"),
         ):
             found = look("a", settings)[0]
             assert (found.status, found.detail) == ("failed", f"{address} speaks without TLS")
