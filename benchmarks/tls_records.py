@@ -27,7 +27,7 @@ _NONCE_SIZE = 12
 def _context() -> ssl.SSLContext:
     descriptor, name = mkstemp()
     os.close(descriptor)
-    atexit.register(os.unlink, name)
+    atexit.register(Path(name).unlink, missing_ok=True)  # a forked child may have ended before
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
