@@ -70,9 +70,10 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@
 
-# On a terminal the demo keeps listening after its sample day; otherwise it ends.
+# On a terminal the demo keeps listening after its sample day; otherwise it ends. The trap leaves Ctrl-C to the demo, so
+# that the shell does not end by it, which make would report as a failure.
 demo: $(VENV)/.demo
-	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
+	@trap : INT; if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
 
 # Ctrl-C ends it. ARGS=--once kills a replica, a broker and a Collector, and ends once everything has arrived.
 kafka: $(VENV)/.dev
