@@ -58,7 +58,8 @@ service:
 
 _COMMANDS_TO_TRY: Final = """\
 
-Still listening. Try this in another terminal; the secret is that of this run:
+Still listening. The live page shows this day, and the forged webhook as a refused request: {page}
+Try this in another terminal; the secret is that of this run:
 
   export {variable}={secret}
   {program} send --url {url} --sample experiment
@@ -275,7 +276,9 @@ class Demo:
         program = "statsig-otel" if shutil.which("statsig-otel") else f"{shlex.quote(sys.executable)} -m statsig_otel"
         url = shlex.quote(self._url)
         self._table.print(
-            _COMMANDS_TO_TRY.format(variable=SECRET_VARIABLE, secret=self._secret, program=program, url=url)
+            _COMMANDS_TO_TRY.format(
+                variable=SECRET_VARIABLE, secret=self._secret, program=program, url=url, page=self._page
+            )
         )
         while True:
             self._handle(self._events.get())

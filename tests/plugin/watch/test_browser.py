@@ -17,6 +17,7 @@ import pytest
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.watch import routes
 from tests.e2e.service_process import ServiceProcess
+from tests.e2e.test_demo import CHANGES, LISTENING, demo
 from tests.peers.browser import PATIENCE, chromium, missing
 from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
 from tests.plugin.fresh import fresh_process
@@ -28,6 +29,11 @@ ROOT: Final = Path(__file__).parents[3]
 AXE: Final = ROOT / "build" / "tools" / "node_modules" / "axe-core" / "axe.min.js"
 MISSING: Final = missing({"axe-core": AXE.exists()})
 HOSTILE: Final = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>\u202e\"'&amp;"
+LOOKS: Final[dict[str, dict[str, Any]]] = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"viewport": {"width": 375, "height": 800}, "has_touch": True, "is_mobile": True},
+}
 _RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 pytestmark = [
@@ -50,19 +56,26 @@ def fresh() -> Iterator[None]:
 
 @contextmanager
 def shown(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
-    """The page of a service. Whatever goes wrong in it, and everything that it loads from elsewhere, fails the test."""
+    """The page of a service of this process."""
     zpages = service._assembly.zpages
     assert zpages is not None
+    with opened(browser, zpages.url, **options) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
+    """A page by its address. Whatever goes wrong in it, and everything that it loads from elsewhere, fails the test."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(f"an error: {error}"))
     page.on("dialog", lambda dialog: wrong.append(f"a dialog: {dialog.message}"))
-    page.on("request", lambda sent: None if sent.url.startswith((zpages.url, "data:")) else wrong.append(sent.url))
+    page.on("request", lambda sent: None if sent.url.startswith((url, "data:")) else wrong.append(sent.url))
     page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
     try:
-        page.goto(zpages.url)
+        page.goto(url)
         yield page
         assert wrong == []
     finally:
@@ -377,12 +390,25 @@ def test_a_filter_finds_a_change_that_is_not_listed_any_more(browser: Any, tmp_p
             page.get_by_text("And 11 older ones").wait_for()
 
 
-@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+def test_the_demo_shows_the_page_of_the_pictures(browser: Any, tmp_path: Path) -> None:
+    """A pictured page is that of a whole process, as somebody sees it who has followed the README."""
+    with demo(tmp_path) as running:
+        running.wait_for(LISTENING)
+        url = running.output.partition("as a refused request: ")[2].partition("\n")[0]
+        for look, options in LOOKS.items():
+            with opened(browser, url, **options) as page:
+                page.locator("#live", has_text="Live").wait_for()
+                page.locator("#state", has_text="Receiving. Last config change").wait_for()
+                page.locator("#troubles h3", has_text="Some requests are refused: the signature does not").wait_for()
+                assert page.locator("#troubles h3").count() == 1, "besides the forged webhook something is wrong"
+                assert page.locator("#changes tbody tr").count() == CHANGES
+                keep(page, f"page-{look}")
+
+
+@pytest.mark.parametrize("look", LOOKS)
 def test_everybody_can_read_it(browser: Any, tmp_path: Path, look: str) -> None:
     """axe finds nothing on a page that shows everything, nor in its dialog, in light and dark and on a phone."""
-    options: dict[str, Any] = {"color_scheme": "dark" if look == "dark" else "light", "bypass_csp": True}
-    if look == "phone":
-        options |= {"viewport": {"width": 375, "height": 800}, "has_touch": True, "is_mobile": True}
+    options = {**LOOKS[look], "bypass_csp": True}
     with running(tmp_path, f"http://127.0.0.1:{closed_port()}") as service:
         send(service, change("layout_v2"))
         send(service, change("checkout_button", type="Experiment", action="started"))
@@ -393,7 +419,6 @@ def test_everybody_can_read_it(browser: Any, tmp_path: Path, look: str) -> None:
             row(page, "exporters", "retrying").wait_for()
             row(page, "dead-letters", "metadata.name").wait_for()
             page.locator("#live", has_text="Live").wait_for()
-            keep(page, f"page-{look}")
             for text in ("a_name_" * 30, "x" * 500, "ميزة جديدة " * 50):
                 send(service, change(text, type=text, action=text, environments=[text] * 9, description=text * 9))
                 row(page, "changes", text[:100]).wait_for()
