@@ -246,7 +246,7 @@ def _rows(
                 if row[0] == following and is_sound(row):
                     yield row
                 else:
-                    yield from _up_to(row, _found(search, following, min(row[0], max(last, following)) + 1), is_sound)
+                    yield from _up_to(row, _found(search, following, row[0] + 1), is_sound)
                 following = row[0] + 1
             else:
                 if following > last:
