@@ -56,7 +56,7 @@ def garble_log(directory: Path) -> None:
 
 def delete_log_and_index(directory: Path) -> None:
     delete_log(directory)
-    (directory / "queue.db-shm").unlink()
+    (directory / "queue.db-shm").unlink(missing_ok=True)  # the service may have noticed already
 
 
 HARMS = [delete_log, replace_log, garble_log, delete_log_and_index]
