@@ -118,7 +118,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert sent_by(upgrade, tmp_path) == installed.replace("storage: 1Gi", "storage: 2Gi") != installed
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="LOUD: there is no kubectl")
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="NO KUBECTL: install it to run the commands of the page")
 @pytest.mark.parametrize(("option", "status"), [("replicas=3", 0), ("exporters.otlp_grpc.endpont=x", 1)])
 def test_the_check_of_the_page_before_an_upgrade(option: str, status: int, tmp_path: Path) -> None:
     made, taken, checked = commands("In Kubernetes")[3].splitlines()[1].split(" | ")

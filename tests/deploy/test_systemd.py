@@ -230,7 +230,7 @@ def check_backend_key(machine: Machine, commands: str) -> None:
 
 
 def check_stopped(machine: Machine, validate: str) -> None:
-    """The credentials are gone while the service is stopped, and that is no fault."""
+    """While the service is stopped its credentials are gone, and `validate` accepts that."""
     config = "--config /etc/statsig-otel/statsig-otel.yaml"
     machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
     assert machine.run(validate).stdout.startswith("The configuration is valid.\n")
