@@ -236,7 +236,6 @@ def _rows(
     query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid"  # noqa: S608 - ours
     one = f"SELECT {columns} FROM {table} WHERE rowid = ?"  # noqa: S608 - ours
     search = partial(queries.search, connection, one, is_damage=_is_damage)
-    last = _last_key(connection, table)
     following = after + 1
     while following <= _LAST_KEY:
         try:
@@ -249,7 +248,7 @@ def _rows(
                     yield from _up_to(row, _found(search, following, row[0] + 1), is_sound)
                 following = row[0] + 1
             else:
-                if following > last:
+                if following > _last_key(connection, table):
                     return
         except sqlite3.Error as error:
             if not _is_damage(error):
