@@ -1,6 +1,7 @@
 """Warns of settings that are valid and probably unintended: keys without an effect, and values that look wrong."""
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
@@ -9,8 +10,16 @@ from statsig_otel.exporters.kafka.settings import KafkaSettings
 from statsig_otel.exporters.otlp.hints import doubt
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, placeholder
 from statsig_otel.plugin.settings.exporters import ConfiguredExporter
-from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings
+from statsig_otel.plugin.settings.reading import (
+    configured_exporters,
+    exporter_settings,
+    exporters_of,
+    receiver_settings,
+)
 from statsig_otel.plugin.webhook.secret import doubt_of_secret, is_in_quotes
+
+_AROUND_A_RECORD: Final = 100
+"""Bytes of a Kafka message beside its record: the key, and what a broker counts for it."""
 
 
 def doubts(configuration: Configuration, document: Document = NOWHERE) -> Iterator[str]:
@@ -31,6 +40,7 @@ def doubts(configuration: Configuration, document: Document = NOWHERE) -> Iterat
         if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings):
             yield from _of_headers(name, exporter, document)
     yield from _of_exporters(configured_exporters(configuration))
+    yield from _of_sizes(configuration)
 
 
 def _of_headers(name: str, exporter: OtlpGrpcSettings | OtlpHttpSettings, document: Document) -> Iterator[str]:
@@ -64,6 +74,23 @@ def _of_exporters(exporters: Mapping[str, ConfiguredExporter]) -> Iterator[str]:
             yield f"{where}::num_consumers: {queue.num_consumers} is not used: one sender keeps the order"
         if queue.batch.min_size or queue.batch.flush_timeout:
             yield f"{where}::batch: min_size and flush_timeout are not used: what waits is sent at once"
+
+
+def _of_sizes(configuration: Configuration) -> Iterator[str]:
+    """Records that a receiver makes, and that an exporter to Kafka refuses as too large."""
+    exporters = exporter_settings(configuration)
+    for receiver, settings in receiver_settings(configuration).items():
+        for name in exporters_of(configuration, receiver):
+            exporter = exporters.get(name)
+            if isinstance(exporter, KafkaSettings):
+                least = settings.max_record_bytes + _AROUND_A_RECORD
+                if exporter.producer.max_message_bytes < least:
+                    yield (
+                        f"receivers::{receiver}::max_record_bytes: a record may have {settings.max_record_bytes} "
+                        f"bytes, which exporters::{name}::producer::max_message_bytes "
+                        f"({exporter.producer.max_message_bytes}) refuses: make that at least {least}, "
+                        "and the topic's max.message.bytes too, or this smaller"
+                    )
 
 
 def _is_plain(settings: KafkaSettings) -> bool:

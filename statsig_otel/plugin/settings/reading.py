@@ -143,6 +143,12 @@ def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
     return tuple(name for name, one in configured_exporters(configuration).items() if one.is_queued)
 
 
+def exporters_of(configuration: Configuration, receiver: str) -> tuple[str, ...]:
+    """The exporters of all pipelines of a receiver."""
+    pipelines = [one for one in configuration.pipelines.values() if receiver in one.receivers]
+    return tuple(dict.fromkeys(name for pipeline in pipelines for name in pipeline.exporters))
+
+
 def routing(configuration: Configuration) -> Routing:
     """Which exporters the records of each receiver are for. If its pipelines share one, that gets each record once."""
     configured = configured_exporters(configuration)
@@ -165,8 +171,7 @@ def routing(configuration: Configuration) -> Routing:
 
 def _route(configuration: Configuration, receiver: str, settings: StatsigReceiverSettings) -> Route:
     queued = queued_exporters(configuration)
-    pipelines = [one for one in configuration.pipelines.values() if receiver in one.receivers]
-    exporters = tuple(dict.fromkeys(name for pipeline in pipelines for name in pipeline.exporters))
+    exporters = exporters_of(configuration, receiver)
     return Route(
         queued=tuple(name for name in exporters if name in queued),
         window=settings.deduplication.window,

@@ -139,3 +139,24 @@ def test_a_value_that_was_replaced_is_not_told() -> None:
     assert said(read(file, 'exporters: {otlp_http: {headers: {authorization: "x"}}}')) == []
     assert len(said(read(file, "exporters: {otlp_http: {headers: {other: x}}}"))) == 1
     assert len(said(read(file, "exporters: {otlp_http: {headers: {other: $OTHER}}}"))) == 2
+
+
+def test_records_that_kafka_refuses_as_too_large_are_told() -> None:
+    """Only for the receiver whose records the exporter gets."""
+    text = """\
+receivers:
+  statsig: {signing_secrets: [webhook-012345], max_record_bytes: %d}
+  statsig/other: {signing_secrets: [webhook-543210], path: /other, max_record_bytes: 950000}
+exporters:
+  kafka: {brokers: ["broker:9092"], tls: {}, producer: {max_message_bytes: 900000}, sending_queue: {enabled: %s}}
+  otlp_http: {endpoint: https://backend}
+service:
+  pipelines:
+    logs: {receivers: [statsig], exporters: [kafka]}
+    logs/other: {receivers: [statsig/other], exporters: [otlp_http]}
+"""
+    for queue in ("true", "false"):
+        assert said(read(text % (899_900, queue))) == []
+        (sentence,) = said(read(text % (899_901, queue)))
+        assert sentence.startswith("receivers::statsig::max_record_bytes: a record may have 899901 bytes, which ")
+        assert "exporters::kafka::producer::max_message_bytes (900000) refuses: make that at least 900001" in sentence
