@@ -6,7 +6,7 @@
   The application limits the time of bodies.
 - A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks. The
   rest has to wait for a turn, and one connection of all has one at a time. With TLS the same is true of records. When
-  more arrives, what was read before is not read again.
+  more arrives, what was read before is not read again. What a refused client still sends is read in such turns, too.
 - An answer for a client that still sends, or that has closed its sending side.
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
 """
@@ -122,6 +122,9 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request."""
+        if self._is_lingering:  # clients that were refused may send as fast as they can
+            self._pause_reading()
+            self._wait_for_turn()
         if self._is_closing:
             return
         if self._exchange is not None and self._reader.is_complete:
@@ -265,8 +268,10 @@ class HttpConnection(asyncio.Protocol):
             self._server.wants_turn(self._next_turn)
 
     def _next_turn(self) -> None:
-        """Read what one turn has left, if the application has taken what was read before."""
+        """Read what one turn has left, if the application has taken what was read before, or discard more."""
         self._waits_for_turn = False
+        if self._is_lingering:
+            self._resume_reading()
         if self._is_closing or self._is_discarding or len(self._reader.body) > _MOST_UNTAKEN:
             return
         data, self._unread = self._unread, b""
