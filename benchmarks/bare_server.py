@@ -9,7 +9,6 @@
 """
 
 import argparse
-import asyncio
 import contextlib
 import hmac
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 import falcon.asgi
 import msgspec
+import uvloop
 
 from benchmarks import backlog, measure
 from benchmarks.service import Running
@@ -89,7 +89,7 @@ def main() -> None:
     server = HttpServer(application, host=measure.HOST, port=given.port)
     server.bind()
     collect_garbage_rarely()
-    asyncio.run(server.serve())
+    uvloop.run(server.serve())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Each is compared with the standard library, in processor time, measured in turns
   all threads of the service's process, for each record.
 - msgspec (A) reads bodies, the standard library's json (B) does: a body of 500 exposures, one of 499 exposures and a
   change, and a single change; from bytes to the changes among the items.
+- uvloop (A) runs the server, asyncio's own loop (B) does: the processor time of the service's process for one durable
+  webhook with one change.
 
 docs/dependencies.md says what is made of it.
 
@@ -13,22 +15,32 @@ docs/dependencies.md says what is made of it.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from benchmarks import backlog, measure, webhooks
 from benchmarks.drain import drain_queue
+from benchmarks.load import post
+from benchmarks.service import service
 from benchmarks.sink import Sink, sink
 from statsig_otel.exporters.queue.records import quick_crc32
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.body import is_config_change, parse
 
 ISAL, ZLIB = "isal", "zlib"
+UVLOOP, ASYNCIO = "uvloop", "asyncio"
+_ON_ASYNCIO: Final = (
+    "import asyncio, runpy, uvloop; uvloop.run = asyncio.run; runpy.run_module('statsig_otel', run_name='__main__')"
+)
+PROGRAMS: Final = {UVLOOP: ("-m", "statsig_otel"), ASYNCIO: ("-c", _ON_ASYNCIO)}
+CLIENTS: Final = (8, 64)
 SHAPES: Final = {
     "500 exposures": webhooks.EXPOSURES,
     "499 exposures and a change": webhooks.BATCH,
@@ -91,6 +103,23 @@ def per_call(function: Callable[[], object], seconds: float) -> float:
     return used / calls * 1e6
 
 
+def webhooks_on_loops(given: argparse.Namespace, directory: Path, backend: Sink) -> dict[tuple[str, int], list[float]]:
+    """The service's processor time for a durable webhook in microseconds, by its loop and the number of clients."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        services = {
+            name: stack.enter_context(service(directory / name, backend.address, program=program))
+            for name, program in PROGRAMS.items()
+        }
+        for clients in CLIENTS:
+            for name in measure.alternating(tuple(services), given.rounds):
+                began = measure.processor_time(services[name].pid)
+                posted = post(services[name].port, webhooks.CHANGE, clients=clients, seconds=given.seconds)
+                backend.settle(posted.good)
+                found[name, clients].append((measure.processor_time(services[name].pid) - began) / posted.good * 1e6)
+    return found
+
+
 def compare(given: argparse.Namespace) -> None:
     rows = []
     with measure.working_directory(given.directory) as directory, sink() as backend:
@@ -100,6 +129,13 @@ def compare(given: argparse.Namespace) -> None:
         for name in measure.alternating((ISAL, ZLIB), given.rounds):
             costs[name].append(drain(name, filled, given.records, backend))
         rows.append(measure.comparison("isal / zlib: a drained record", costs[ISAL], costs[ZLIB], ".2f"))
+        loops = webhooks_on_loops(given, directory, backend)
+        rows += [
+            measure.comparison(
+                f"uvloop / asyncio: a webhook, {clients} clients", loops[UVLOOP, clients], loops[ASYNCIO, clients]
+            )
+            for clients in CLIENTS
+        ]
     for label, shape in SHAPES.items():
         both = readers(shape)
         times: dict[str, list[float]] = {name: [] for name in both}
@@ -110,7 +146,7 @@ def compare(given: argparse.Namespace) -> None:
     measure.publish(
         "dependencies",
         "Processor time in microseconds, with a library (A) and with the standard library (B).",
-        f"{measure.machine((ISAL, 'msgspec'))}.",
+        f"{measure.machine((ISAL, 'msgspec', UVLOOP))}.",
         measure.arguments(given, ("rounds", "records", "seconds")),
         measure.table(measure.COMPARISON, rows),
     )
@@ -119,7 +155,7 @@ def compare(given: argparse.Namespace) -> None:
 def main() -> None:
     parser = measure.parser(__doc__, rounds=7, quick={"rounds": 3, "records": 20_000, "seconds": 0.2})
     parser.add_argument("--records", type=int, default=100_000, help="waiting records (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="processor time of a measurement of a reader")
+    parser.add_argument("--seconds", type=float, default=1.0, help="the length of one other measurement")
     measure.add_directory(parser)
     compare(parser.parse_args())
 

@@ -12,7 +12,6 @@ fsync for groups of the size that A reached.
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -21,6 +20,8 @@ from collections import defaultdict
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from benchmarks import backlog, measure
 from benchmarks.load import post
@@ -58,7 +59,7 @@ def serve_at_once(port: int) -> None:
     server = HttpServer(create_app({DEFAULT_PATH: receiver}), host=measure.HOST, port=port)
     server.bind()
     collect_garbage_rarely()
-    asyncio.run(server.serve())
+    uvloop.run(server.serve())
 
 
 def append(file: Path, group: int, seconds: float) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httptools
+import uvloop
 from falcon.asgi import Request, Response
 
 from benchmarks import backlog, measure
@@ -119,14 +120,14 @@ def main() -> None:
     given = parser.parse_args()
     collect_garbage_rarely()
     if given.name == FLOOR:
-        asyncio.run(serve_floor(given.port))
+        uvloop.run(serve_floor(given.port))
         return
     app: Any = dropping
     if given.name != HTTP:
         app = create_app({DEFAULT_PATH: receiver_of(given.name, given.directory)})
     server = HttpServer(app, host=measure.HOST, port=given.port)
     server.bind()
-    asyncio.run(server.serve())
+    uvloop.run(server.serve())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import ssl
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def service(
     receiver: Mapping[str, object] | None = None,
     has_page: bool = False,
     tls: ssl.SSLContext | None = None,
+    program: Sequence[str] = ("-m", "statsig_otel"),
 ) -> Iterator[Running]:
     """Run the service during the block, which begins with the service's first answer.
 
@@ -46,6 +47,7 @@ def service(
         receiver: Further settings of the receiver.
         has_page: Whether it has the live page.
         tls: Trusts the certificate of a receiver that has one.
+        program: What Python runs.
     """
     port = measure.free_port()
     page = measure.free_port() if has_page else 0
@@ -56,9 +58,7 @@ def service(
         directory=directory, backend=first, port=port, more=more, receiver=receiver, page=page
     )
     config.write_text(written)
-    process = measure.spawn(
-        "-m", "statsig_otel", "run", "--config", str(config), "--log-level", "error", stdout=subprocess.DEVNULL
-    )
+    process = measure.spawn(*program, "run", "--config", str(config), "--log-level", "error", stdout=subprocess.DEVNULL)
     try:
         latest = time.monotonic() + measure.START_TIMEOUT
         while answer(port, tls) is None:

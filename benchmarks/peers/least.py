@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 import falcon.asgi
 import grpc
 import msgspec
+import uvloop
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 
 from benchmarks import measure
@@ -253,4 +254,4 @@ class Least:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))

@@ -283,6 +283,16 @@ GUARDS: Final[dict[str, Guard]] = {
             ),
         ),
     ),
+    "turns of refused clients": Guard(
+        "Of the clients that still send after they were refused, one at a time is read from.",
+        (
+            Edit(
+                CONNECTION,
+                "            self._pause_reading()\n            self._wait_for_turn()\n        if self._is_closing:",
+                "            pass\n        if self._is_closing:",
+            ),
+        ),
+    ),
     "nosniff": Guard(
         "All answers have X-Content-Type-Options: nosniff.",
         (Edit(EXCHANGE, "\\r\\nx-content-type-options: nosniff", ""),),

@@ -17,8 +17,7 @@ import trustme
 from benchmarks import tls_records
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
-from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
+from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
 from tests.attacks.attack import PATIENCE, Serve, Site
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
 from tests.plugin.http_client import read_response, request
@@ -225,31 +224,6 @@ def send_to_nobody(framing: bytes, part: bytes) -> None:
         app.release.set()
         wait_until(lambda: app.sizes, "the application", within=PATIENCE)
     assert app.sizes[0] <= MOST_KEPT, f"{app.sizes[0]} bytes were read, and nobody had asked for them"
-
-
-def tiny_chunks(_: Serve) -> None:
-    """What one turn has read is what the application gets at once."""
-    app = EchoApp()
-    with serving(echo_server(app)) as running, running.connect() as connection:
-        chunks = b"8\r\n01234567\r\n" * 20 * CHUNKS_A_TURN
-        connection.sendall(
-            b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
-        )
-        assert read_answer(connection)[0] == 200
-    assert max(app.sizes) <= 4 * 8 * CHUNKS_A_TURN, "it may be asked for only after some turns"
-
-
-def tiny_records(_: Serve) -> None:
-    """What one turn has decrypted is what the application gets at once."""
-    app, size = EchoApp(), 800
-    with tls_server(app) as running, running.connect() as connection:
-        client = tls_records.connected(connection.sendall, lambda: connection.recv(1 << 16))
-        connection.sendall(
-            client.record(POST % (b"", size, b"")) + b"".join(client.record(b"%d" % (at % 10)) for at in range(size))
-        )
-        assert answered(client, connection)
-    assert len(app.bodies[0]) == size
-    assert max(app.sizes) <= 4 * RECORDS_A_TURN, "it may be asked for only after some turns"
 
 
 def empty_records(_: Serve) -> None:

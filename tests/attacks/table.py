@@ -35,7 +35,6 @@ from tests.attacks.steps import (
     slow_body,
     slow_header,
     smuggled,
-    tiny_chunks,
     too_large,
     trickling_connections,
     unfinished_bodies,
@@ -45,6 +44,7 @@ from tests.attacks.steps import (
     webhook,
     without_sniffing,
 )
+from tests.attacks.turns import sent_after_a_refusal, tiny_chunks
 from tests.plugin.adapters import SECRET, signed
 from tests.plugin.http_client import request
 
@@ -342,6 +342,12 @@ ATTACKS: Final = (
         expected="its answer arrives, and the rest is discarded",
         guards=("lingering close",),
         act=answer_under_fire,
+    ),
+    Attack(
+        name="clients that go on sending, as fast as they can, after they were refused",
+        expected="one of them at a time is read from",
+        guards=("turns of refused clients",),
+        act=sent_after_a_refusal,
     ),
     Attack(
         name="an answer that a browser takes for something else",

@@ -18,7 +18,7 @@ Version: TypeAlias = tuple[int, ...]
 
 _LIBRARIES: Final = (
     "falcon", "grpcio", "httptools", "msgspec", "opentelemetry-api", "opentelemetry-proto", "protobuf", "pydantic",
-    "ruamel.yaml", "urllib3",
+    "ruamel.yaml", "urllib3", "uvloop",
 )  # fmt: skip
 
 # https://sqlite.org/wal.html#walresetbug; https://sqlite.org/releaselog/3_51_3.html

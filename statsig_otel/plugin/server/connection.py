@@ -62,13 +62,15 @@ class HttpConnection(asyncio.Protocol):
 
     Args:
         app: Called for each request.
+        accepted: Its socket.
         head_timeout: Seconds for a whole head, from the connection or from the end of the previous answer; and for
             a client to read a part of its answer.
         server: Is told what the connection waits for.
     """
 
-    def __init__(self, app: AsgiApp, *, head_timeout: float, server: Server) -> None:
+    def __init__(self, app: AsgiApp, accepted: socket.socket, *, head_timeout: float, server: Server) -> None:
         self._app = app
+        self._accepted = accepted
         self._head_timeout = head_timeout
         self._server = server
         self._loop = asyncio.get_running_loop()
@@ -102,8 +104,8 @@ class HttpConnection(asyncio.Protocol):
         # The smallest buffer, so that `pause_writing` and `resume_writing` say whether everything is sent.
         transport.set_write_buffer_limits(high=1, low=0)
         self._addresses = {
-            "server": _address(transport.get_extra_info("sockname")),
-            "client": _address(transport.get_extra_info("peername")),
+            "server": _address(self._accepted.getsockname),
+            "client": _address(self._accepted.getpeername),
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
         }
         self._expire_after(self._head_timeout)
@@ -361,10 +363,10 @@ class HttpConnection(asyncio.Protocol):
             self._all_sent.set_result(None)
 
     def _end_writing(self) -> None:
-        """Close the sending side. asyncio's `write_eof` fails in the loop if the client has left."""
-        if self._transport is not None and self._addresses["scheme"] == "http":
+        """Close the sending side. A transport's `write_eof` fails in the loop if the client has left."""
+        if self._addresses["scheme"] == "http":
             with contextlib.suppress(OSError):
-                self._transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+                self._accepted.shutdown(socket.SHUT_WR)
 
     def _expire_after(self, seconds: float) -> None:
         """Set the deadline. The timer is only moved when it fires: most deadlines are replaced before."""
@@ -391,7 +393,7 @@ class HttpConnection(asyncio.Protocol):
             self._expire_after(self._head_timeout)
         elif unsent:
             # A reset, so that the system does not keep the rest of the answer for this client.
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.abort()
         elif self._is_closing:
             self.abort()
@@ -401,6 +403,10 @@ class HttpConnection(asyncio.Protocol):
             self._expire_after(_LINGER)
 
 
-def _address(name: object) -> tuple[str, int] | None:
-    """Host and port, of the name of a socket."""
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+def _address(name: Callable[[], object]) -> tuple[str, int] | None:
+    """Host and port of one end; None if the client has left already."""
+    try:
+        found = name()
+    except OSError:
+        return None
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None

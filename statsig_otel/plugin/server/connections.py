@@ -28,7 +28,7 @@ from statsig_otel.plugin.server.tls_transport import TlsTransport, log_failed_ha
 
 _logger: Final = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_logger)
-_ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
+_ACCEPTED_AT_ONCE: Final = 16  # connections, before those that are open have their turn, and those that left are closed
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
@@ -235,20 +235,17 @@ class Connections:
         return None
 
     def _abort(self, connection: HttpConnection) -> None:
-        """Close a connection at once. From now on it does not count."""
-        beginning = self._beginning.get(connection)
-        if beginning is not None:
+        """Close a connection. From now on it does not count. Its descriptor is free in the next turn."""
+        if (beginning := self._beginning.get(connection)) is not None:
             beginning.cancel()
         connection.abort()
-        accepted = self._open.pop(connection, None)
-        if accepted is not None and beginning is None:
-            accepted.close()  # its transport would do so in the next turn, and until then it takes a descriptor
+        self._open.pop(connection, None)
         self._waiting.pop(connection, None)
 
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         close_in_child(accepted)
-        connection = HttpConnection(self._app, head_timeout=self._head_timeout, server=self)
+        connection = HttpConnection(self._app, accepted, head_timeout=self._head_timeout, server=self)
         self._open[connection] = accepted
         self._waiting[connection] = self._loop.time(), False
         self._all_closed.clear()

@@ -81,7 +81,8 @@ _sockets: Final[WeakSet[socket.socket]] = WeakSet()
 
 def _close_all() -> None:
     for one in list(_sockets):
-        one.close()
+        if (descriptor := one.detach()) >= 0:  # `close` would wait for the event loop, which the child does not run
+            os.close(descriptor)
 
 
 os.register_at_fork(after_in_child=_close_all)

@@ -9,6 +9,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Final
 
+import uvloop
+
 from statsig_otel._futures import uncancellable
 from statsig_otel._times import SERVER_CLOSING
 from statsig_otel.plugin.server.server import HttpServer
@@ -100,7 +102,7 @@ class ServerThread:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            uvloop.run(self._serve())
         except BaseException as error:
             _logger.exception("The server failed: %s", self._effect)
             # An exit that an application asks for is a failure too: whoever waits must not end as if all was well.

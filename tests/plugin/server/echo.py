@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer
@@ -84,7 +85,7 @@ class Running:
         self.server = server
         server.bind()
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._serving = self._pool.submit(lambda: asyncio.run(server.serve()))
+        self._serving = self._pool.submit(lambda: uvloop.run(server.serve()))
 
     def join(self) -> None:
         self._serving.result(timeout=LONG)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer
@@ -44,7 +45,7 @@ def _in_main_loop(coroutine: Coroutine[Any, Any, T]) -> T:
         async with asyncio.timeout(LONG):
             return await coroutine
 
-    return asyncio.run(bounded())
+    return uvloop.run(bounded())
 
 
 def test_port_0_is_resolved_and_kept_alive_connections_are_served() -> None:
@@ -319,7 +320,7 @@ def test_a_server_that_cannot_accept_any_more_ends_with_an_error() -> None:
     server.bind()
     assert server._socket is not None
     with server._socket.dup() as copy, ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(lambda: asyncio.run(server.serve()))
+        serving = pool.submit(lambda: uvloop.run(server.serve()))
         with socket.create_connection(server.address, timeout=LONG) as connection:
             assert post(connection, b"", b"x") == (200, b"x")
         copy.shutdown(socket.SHUT_RDWR)
