@@ -59,8 +59,8 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
 
 def test_each_command_of_the_page_is_run_by_a_test() -> None:
     counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
-    of_systemd = {"With systemd": 7, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
-    assert counts == {**of_systemd, "In a container": 6, "In Kubernetes": 5}
+    of_systemd = {"With systemd": 11, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
+    assert counts == {**of_systemd, "In a container": 11, "In Kubernetes": 5}
 
 
 LOAD = """
@@ -107,7 +107,8 @@ def property_of(machine: Machine, name: str) -> str:
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     """Each of its commands, in their order, and what they are for."""
-    install, set_up, first_secret, rotation, reload, backend_key, look = commands("With systemd")
+    install, set_up, first_secret, rotation, rotation_end, reload, *more = commands("With systemd")
+    backend_key, tls, open_port, look, file_exporter = more
     backup, restore = commands("Backup")
     end, bring = commands("Moving to another machine")
     prepare, switch = commands("Upgrade")
@@ -117,9 +118,9 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     folder = tmp_path / "machine"
     folder.mkdir()
     with skipped_if_unavailable(), Machine(folder) as machine:
-        machine.install(named(install, "first") + made)
+        machine.install(f"umask 077\n{named(install, 'first')}umask 077\n{made}")
         with machine.boot():
-            machine.run(set_up)
+            machine.run(f"umask 077\n{set_up}")
             check_without_a_secret(machine)
             machine.run(answered(first_secret, SECRET))
             assert send(machine) == 0
@@ -127,8 +128,10 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
             check_look(machine, look)
             check_reload(machine, reload)
             check_restrictions(machine)
-            check_rotation(machine, rotation)
+            check_rotation(machine, rotation, rotation_end)
             check_backend_key(machine, backend_key)
+            check_tls(machine, tls, open_port)
+            check_file_exporter(machine, file_exporter)
             check_restarts_under_load(machine)
             check_watchdog(machine)
             check_backup(machine, backup, restore)
@@ -146,10 +149,10 @@ def named(commands: str, name: str) -> str:
 
 
 def at_pip(commands: str) -> tuple[str, str]:
-    """Commands up to the installation of the package, and the others. Both begin with the folder's name."""
-    first, *rest = commands.splitlines()
+    """Commands up to the installation of the package, and the others. Both begin with the umask and the folder."""
+    umask, name, *rest = commands.splitlines()
     (at,) = [number for number, line in enumerate(rest) if "pip install" in line]
-    return "\n".join([first, *rest[: at + 1]]), "\n".join([first, *rest[at + 1 :]])
+    return "\n".join([umask, name, *rest[: at + 1]]), "\n".join([umask, name, *rest[at + 1 :]])
 
 
 def answered(commands: str, secret: str, question: str = "Signing secret:") -> str:
@@ -203,8 +206,8 @@ def check_restrictions(machine: Machine) -> None:
     assert modes <= {"-rw-------", "srw-------"}, listed
 
 
-def check_rotation(machine: Machine, rotation: str) -> None:
-    """A reload is not enough, as the page says."""
+def check_rotation(machine: Machine, rotation: str, rotation_end: str) -> None:
+    """A reload is not enough, as the page says. In the end only the new secret counts, also if it ends twice."""
     assert send(machine, secret=NEXT_SECRET) != 0
     write, restart = answered(rotation, NEXT_SECRET).splitlines()
     machine.run(write)
@@ -213,8 +216,15 @@ def check_rotation(machine: Machine, rotation: str) -> None:
     machine.run(restart)
     assert send(machine, secret=NEXT_SECRET) == 0
     assert send(machine) == 0
-    machine.run(f"rm {write.rpartition(' ')[2]}; {restart}")
-    assert send(machine, secret=NEXT_SECRET) != 0
+    assert send(machine, secret=NEXT_SECRET) == 0
+    assert "verified with secret 2 of 2" in machine.run(f"{CLI} queue --directory /var/lib/statsig-otel").stdout
+    for _ in range(2):
+        machine.run(rotation_end)
+        assert send(machine, secret=NEXT_SECRET) == 0
+        assert send(machine) != 0
+    modes = machine.run("stat -c %a:%U /etc/statsig-otel/signing-secret /etc/statsig-otel/next-signing-secret").stdout
+    assert set(modes.split()) == {"600:root"}
+    machine.run(f"echo {SECRET} > /etc/statsig-otel/signing-secret; {restart}")
     assert send(machine) == 0
 
 
@@ -226,6 +236,54 @@ def check_backend_key(machine: Machine, commands: str) -> None:
     machine.run(f'cat > /run/line <<"END"\n    {key}\nEND\nsed -i "/endpoint: localhost:4317/r /run/line" {file}')
     machine.run("systemctl restart statsig-otel")
     assert "REDACTED" in machine.run(f"{CLI} print-config --config {file} | grep -A1 headers").stdout
+    assert send(machine) == 0
+
+
+def check_tls(machine: Machine, tls: str, open_port: str) -> None:
+    """The service answers with the certificate at port 443, and after a restart with a renewed one."""
+    kept = ["/etc/statsig-otel/statsig-otel.yaml", "/etc/statsig-otel/before-tls.yaml"]
+    (lines,) = re.findall(r"^```yaml\n(    tls:.*?)^```", SECTIONS["With systemd"], re.DOTALL | re.MULTILINE)
+    certificates = "/etc/letsencrypt/live/example.com"
+    new = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost "
+        f"-keyout {certificates}/privkey.pem -out {certificates}/fullchain.pem"
+    )
+    machine.run(f"umask 077; mkdir -p {certificates}; {new}; cp -p {' '.join(kept)}")
+    machine.run(tls.replace("YOUR-HOST", "example.com"))
+    machine.run(f'cat > /run/line <<"END"\n{lines}END\nsed -i "/^  statsig:/r /run/line" {kept[0]}')
+    machine.run(open_port)
+    check = (
+        f"import ssl, urllib.request as u; c = ssl.create_default_context(cafile='{certificates}/fullchain.pem'); "
+        "print(u.urlopen('https://localhost/healthz', context=c).status)"
+    )
+    assert machine.run(f'{PYTHON}/bin/python3 -c "{check}"').stdout == "200\n"
+    machine.run(new)
+    assert machine.run(f'{PYTHON}/bin/python3 -c "{check}"', check=False).returncode != 0
+    machine.run("systemctl reload statsig-otel")
+    assert machine.run(f'{PYTHON}/bin/python3 -c "{check}"', check=False).returncode != 0
+    machine.run("systemctl restart statsig-otel")
+    assert machine.run(f'{PYTHON}/bin/python3 -c "{check}"').stdout == "200\n"
+    machine.run(f"rm /etc/systemd/system/statsig-otel.s*.d/tls.conf; mv {kept[1]} {kept[0]}; systemctl daemon-reload")
+    machine.run(open_port)
+    assert send(machine) == 0
+
+
+def check_file_exporter(machine: Machine, commands: str) -> None:
+    """It writes where the drop-in lets it write."""
+    file, kept = "/etc/statsig-otel/statsig-otel.yaml", "/etc/statsig-otel/before-file.yaml"
+    machine.run(commands)
+    exporter = "  file: {path: /var/log/statsig-otel/changes.jsonl}"
+    machine.run(
+        f"cp -p {file} {kept}; sed -i -e 's|^exporters:|&\\n{exporter}|' -e 's/exporters: .otlp_grpc/&, file/' {file}; "
+        "systemctl restart statsig-otel"
+    )
+    assert send(machine) == 0
+    wait_until(
+        lambda: "sample_gate" in machine.run("cat /var/log/statsig-otel/changes.jsonl", check=False).stdout,
+        "the file has the change",
+    )
+    machine.run(f"mv {kept} {file}; rm /etc/systemd/system/statsig-otel.service.d/file.conf; systemctl daemon-reload")
+    machine.run("systemctl restart statsig-otel")
     assert send(machine) == 0
 
 
@@ -337,7 +395,7 @@ def check_upgrade(machine: Machine, validate: str, switch: str) -> None:
     before = waiting(machine)
     assert running_version(machine) == "/opt/statsig-otel-first"
     assert machine.run(validate).stdout.startswith("The configuration is valid.\n")
-    machine.run(f"{validate.splitlines()[0]}\n{switch}")
+    machine.run("\n".join([*validate.splitlines()[:2], switch]))
     assert running_version(machine) == "/opt/statsig-otel-new"
     assert waiting(machine) == before
     assert send(machine) == 0
