@@ -20,8 +20,9 @@ from ruamel.yaml import YAML
 
 from statsig_otel import __version__
 from tests.conftest import HAS_KAFKA
+from tests.deploy.helm import CHART, TOOLS, VALUES, container_of, needs_helm, pod_of, render, tool, valid
 from tests.deploy.machine import ROOT
-from tests.deploy.page import SHELLS, commands, run_with_answer
+from tests.deploy.page import SECTIONS, SHELLS, commands, run_with_answer
 from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
 from tests.e2e.processes import Process, signed
 from tests.e2e.service_process import environment, run_to_end
@@ -29,32 +30,12 @@ from tests.e2e.statsig_client import SECRET, change, http, post
 from tests.peers.otlp_servers import GrpcSink
 from tests.waiting import wait_until
 
-CHART = ROOT / "examples" / "kubernetes"
-TOOLS = ROOT / "build" / "deploy" / "bin"
-VALUES = sorted((CHART / "values").glob("*.yaml"))
 SIDECAR = CHART / "values" / "sidecar.yaml"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (TOOLS / "helm").exists(), reason="LOUD: helm is missing: make deploy-tools"),
-]
+pytestmark = [pytest.mark.slow, needs_helm]
 
 each_values = pytest.mark.parametrize("values", VALUES, ids=[path.stem for path in VALUES])
-
-
-def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=False)
-
-
-def render(*options: str) -> dict[str, Any]:
-    """What the chart makes, by kind."""
-    done = tool("helm", "template", "changes", str(CHART), *options)
-    assert done.returncode == 0, done.stderr
-    documents = [document for document in YAML(typ="safe").load_all(done.stdout) if document]
-    kinds = {document["kind"]: document for document in documents}
-    assert len(kinds) == len(documents)
-    return kinds
 
 
 def test_there_are_values_for_both_modes_for_projects_and_for_a_sidecar() -> None:
@@ -66,14 +47,6 @@ def test_helm_and_kubernetes_find_nothing_wrong(values: Path, tmp_path: Path) ->
     lint = tool("helm", "lint", "--strict", "--values", str(values), str(CHART))
     assert lint.returncode == 0, lint.stdout
     valid(["--values", str(values)], tmp_path)
-
-
-def valid(options: list[str], folder: Path) -> None:
-    """Kubernetes' schemas know everything that the chart makes."""
-    rendered = tool("helm", "template", "changes", str(CHART), *options)
-    (folder / "rendered.yaml").write_text(rendered.stdout)
-    found = tool("kubernetes-validate", "--strict", "--no-warn", str(folder / "rendered.yaml"))
-    assert found.returncode == 0, found.stdout + found.stderr
 
 
 @each_values
@@ -91,7 +64,7 @@ def test_the_service_understands_the_configuration(values: Path, tmp_path: Path)
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
     """Without a cluster: what Helm would send to it, the keys of the Secret, and the pod's name."""
-    begin, real_secret, rotation, later, grow = commands("In Kubernetes")
+    begin, real_secret, rotation, later, reload, grow, backup, restore = commands("In Kubernetes")
     made_up_secret, copy, install = begin.splitlines()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
@@ -109,7 +82,18 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     )
     (workload,) = [one for one in YAML(typ="safe").load_all(installed) if one and one["kind"] == "StatefulSet"]
     assert execute.split()[2] == f"{workload['metadata']['name']}-0"
-    assert execute.split()[4] == workload["spec"]["template"]["spec"]["containers"][0]["name"]
+    container = workload["spec"]["template"]["spec"]["containers"][0]
+    assert execute.split()[4] == container["name"]
+    upgrade, reload = reload.splitlines()
+    assert sent_by(upgrade, tmp_path) == installed
+    before, _, inside = reload.partition(" -- ")
+    assert inside.split() == ["statsig-otel", "reload", *container["args"][1:]]
+    in_pod = f"{before} -- "
+    back_up, copy, remove = (line.removeprefix(in_pod) for line in backup.splitlines())
+    (volume,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "queue"]
+    assert back_up == f"statsig-otel queue --directory {volume} backup {volume}/backup.db"
+    assert (copy, remove) == (f"cat {volume}/backup.db > backup.db", f"rm {volume}/backup.db")
+    check_restoring(restore, workload)
     claim, delete, upgrade = grow.splitlines()
     (template,) = workload["spec"]["volumeClaimTemplates"]
     assert claim.split()[3] == f"{template['metadata']['name']}-{workload['metadata']['name']}-0"
@@ -118,8 +102,103 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert sent_by(upgrade, tmp_path) == installed.replace("storage: 1Gi", "storage: 2Gi") != installed
 
 
+def check_restoring(restore: str, workload: dict[str, Any]) -> None:
+    """The script is that for Docker, which a test runs. Its pod has the volume and the rights of the chart's pod."""
+    down, _, apply, _, put, delete, up = map(shlex.split, restore.splitlines())
+    assert [down[3], up[3]] == [workload["metadata"]["name"]] * 2
+    (docker,) = [line for line in commands("In a container")[-1].splitlines() if " run " in line]
+    assert put[put.index("-c") :] == shlex.split(docker)[shlex.split(docker).index("-c") :]
+    pod = YAML(typ="safe").load((ROOT / apply[-1]).read_text())
+    assert pod["metadata"]["name"] == delete[-1] == put[3]
+    chart = workload["spec"]["template"]["spec"]
+    assert pod["spec"]["securityContext"] == chart["securityContext"]
+    (one,) = pod["spec"]["containers"]
+    assert one["securityContext"] == chart["containers"][0]["securityContext"]
+    assert one["image"] == chart["containers"][0]["image"]
+    assert one["volumeMounts"][0] in chart["containers"][0]["volumeMounts"]
+    claim = f"{one['volumeMounts'][0]['name']}-{workload['metadata']['name']}-0"
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+
+
+@pytest.mark.parametrize("name", ["ingress", "restore"])
+def test_kubernetes_knows_the_keys_of_the_other_files(name: str) -> None:
+    found = tool("kubernetes-validate", "--strict", "--no-warn", str(CHART / f"{name}.yaml"))
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_ingress_leads_to_the_chart_s_service() -> None:
+    done = tool(
+        "helm", "template", "statsig-otel", str(CHART), "--values", str(VALUES[0]), "--show-only=templates/network.yaml"
+    )
+    (service,) = [
+        one
+        for one in YAML(typ="safe").load_all(done.stdout)
+        if (one["kind"], one["metadata"]["name"]) == ("Service", "statsig-otel")
+    ]
+    ingress = YAML(typ="safe").load((CHART / "ingress.yaml").read_text())
+    (rule,) = ingress["spec"]["rules"]
+    assert [one["path"] for one in rule["http"]["paths"]] == [PATH, f"{PATH}/", HEALTH_PATH]
+    for one in rule["http"]["paths"]:
+        port = {"name": service["spec"]["ports"][0]["name"]}
+        assert one["backend"] == {"service": {"name": service["metadata"]["name"], "port": port}}
+    annotations = ingress["metadata"]["annotations"]
+    scaling = (ROOT / "docs" / "scaling.md").read_text()
+    for key in ("proxy-next-upstream", "proxy-body-size"):
+        name = f"nginx.ingress.kubernetes.io/{key}"
+        assert f"`{name}: {annotations[name]}`" in scaling
+
+
+def test_a_connection_is_open_for_longer_than_an_ingress_keeps_it() -> None:
+    """ingress-nginx keeps one for 60 s, and does not send a POST again that met its end."""
+    values = ["--values", str(CHART / "values" / "projects.yaml")]
+    for options, expected in (([], "75s"), (["--set", "server.read_header_timeout=5m"], "5m")):
+        config = YAML(typ="safe").load(render(*values, *options)["ConfigMap"]["data"]["statsig-otel.yaml"])
+        assert [one["read_header_timeout"] for one in config["receivers"].values()] == [expected] * 2
+
+
+def test_receivers_of_one_s_own_replace_that_of_the_chart() -> None:
+    options = ["--set-json", 'receivers={"statsig": null, "statsig/web": {"signingSecret": "web"}}']
+    config = YAML(typ="safe").load(
+        render("--values", str(VALUES[0]), *options)["ConfigMap"]["data"]["statsig-otel.yaml"]
+    )
+    assert list(config["receivers"]) == ["statsig/web"]
+
+
+def test_only_a_restart_on_change_changes_the_pod() -> None:
+    """The label of another version of the chart changes it, too, as an upgrade has to."""
+    for on_change in (True, False):
+        options = ["--values", str(VALUES[0]), "--set", f"restartOnChange={json.dumps(on_change)}"]
+        one, other = (render(*options, *more) for more in ([], ["--set", "exporters.otlp_grpc.timeout=3s"]))
+        assert one["ConfigMap"] != other["ConfigMap"]
+        assert (one["StatefulSet"] != other["StatefulSet"]) is on_change
+
+
+def test_openshift_gives_the_pod_a_user() -> None:
+    context = pod_of(render("--values", str(VALUES[0]), "--set", "runAsUser=null"))["securityContext"]
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
+    assert context["runAsNonRoot"] is True
+
+
+def test_a_load_balancer_does_not_publish_the_metrics() -> None:
+    for values in VALUES[:2]:
+        kinds = render("--values", str(values), "--set", "service.type=LoadBalancer")
+        assert [port["name"] for port in kinds["Service"]["spec"]["ports"]] == ["webhook"]
+        assert [port["name"] for port in kinds["Service-metrics"]["spec"]["ports"]] == ["metrics"]
+        assert "type" not in kinds["Service-metrics"]["spec"]
+
+
+def test_the_key_of_a_backend_is_a_file(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", SECTIONS["In Kubernetes"], re.DOTALL | re.MULTILINE)
+    (tmp_path / "key.yaml").write_text(shown)
+    options = ["--values", str(VALUES[0]), "--values", str(tmp_path / "key.yaml")]
+    valid(options, tmp_path)
+    kinds = render(*options)
+    exporter = YAML(typ="safe").load(kinds["ConfigMap"]["data"]["statsig-otel.yaml"])["exporters"]["otlp_grpc"]
+    assert exporter["headers"]["api-key"] == f"${{file:{container_of(kinds)['volumeMounts'][-1]['mountPath']}/key}}"
+
+
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="NO KUBECTL: install it to run the commands of the page")
-@pytest.mark.parametrize(("option", "status"), [("replicas=3", 0), ("exporters.otlp_grpc.endpont=x", 1)])
+@pytest.mark.parametrize(("option", "status"), [("server.max_connections=9", 0), ("exporters.otlp_grpc.endpont=x", 1)])
 def test_the_check_of_the_page_before_an_upgrade(option: str, status: int, tmp_path: Path) -> None:
     made, taken, checked = commands("In Kubernetes")[3].splitlines()[1].split(" | ")
     (tmp_path / "my-values.yaml").write_text(VALUES[0].read_text())
@@ -190,6 +269,7 @@ def test_what_operators_add_gets_where_it_belongs(tmp_path: Path) -> None:
         "volume": {"storageClassName": "-"},
         "service": {"type": "LoadBalancer", "annotations": {"team": "flags"}},
         "podAnnotations": {"prometheus.io/scrape": "true"},
+        "podLabels": {"team": "flags", "app.kubernetes.io/name": "ignored"},
         "priorityClassName": "high",
         "terminationGracePeriodSeconds": 60,
     }
@@ -210,6 +290,8 @@ def test_what_operators_add_gets_where_it_belongs(tmp_path: Path) -> None:
     assert pod_of(kinds)["terminationGracePeriodSeconds"] == 60
     template = kinds["StatefulSet"]["spec"]["template"]
     assert template["metadata"]["annotations"].items() > added["podAnnotations"].items()
+    assert template["metadata"]["labels"]["team"] == "flags"
+    assert template["metadata"]["labels"].items() >= kinds["StatefulSet"]["spec"]["selector"]["matchLabels"].items()
     assert kinds["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "-"
     assert kinds["Service"]["spec"]["type"] == "LoadBalancer"
     assert kinds["Service"]["metadata"]["annotations"] == {"team": "flags"}
@@ -260,23 +342,13 @@ def test_a_disk_has_one_pod_with_a_volume_and_kafka_has_replicas_without() -> No
     config = YAML(typ="safe").load(kafka["ConfigMap"]["data"]["statsig-otel.yaml"])
     assert config["exporters"]["kafka"]["sending_queue"] == {"enabled": False}
     assert config["exporters"]["kafka"]["timeout"] == "15s", "as docs/scaling.md says"
+    assert "lifecycle" not in container_of(disk), "the next pod would start later"
+    assert "preStop" in container_of(kafka)["lifecycle"]
     for kinds in (disk, kafka):
         pod = pod_of(kinds)
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert container_of(kinds)["securityContext"]["readOnlyRootFilesystem"] is True
-
-
-def pod_of(kinds: dict[str, Any]) -> dict[str, Any]:
-    workload = kinds.get("StatefulSet") or kinds["Deployment"]
-    pod: dict[str, Any] = workload["spec"]["template"]["spec"]
-    return pod
-
-
-def container_of(kinds: dict[str, Any]) -> dict[str, Any]:
-    container: dict[str, Any] = pod_of(kinds)["containers"][0]
-    assert container["name"] == "statsig-otel"
-    return container
 
 
 def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() -> None:
@@ -301,45 +373,6 @@ def test_a_sidecar_is_reached_by_its_service_only_and_does_not_see_the_secret() 
     ]
     assert annotations[0] != annotations[1]
     assert "collector.yaml" not in render("--values", str(VALUES[0]))["ConfigMap"]["data"]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("mode=memory", "mode"),
-        ("replicas=0", "replicas"),
-        ("image.repository=", "repository"),
-        ("receivers.statsig.endpoint=localhost:1", "receivers.statsig.endpoint: the chart sets it"),
-        ("receivers.statsig.signing_secrets={x}", "receivers.statsig.signing_secrets: the chart sets it"),
-        ("receivers.statsig/app.path=/app", "signingSecret"),
-        ("receivers.statsig/A_b.signingSecret=one", "statsig/A_b"),
-        ("exporters=null", "exporters"),
-        ("volume.size=1", "size"),
-        ("mode=kafka", "mode kafka takes one exporter of the type kafka, and here are otlp_grpc"),
-        ("mode=kafka,exporters.kafka.brokers={b:1}", "here are kafka, otlp_grpc"),
-        ("collector.image=otelcol", "config"),
-        ("misspelt=1", "misspelt"),
-    ],
-)
-def test_wrong_values_are_refused(wrong: str, message: str) -> None:
-    assert message in refused(VALUES[0], wrong)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("exporters.kafka.sending_queue.enabled=true", "exporters.kafka.sending_queue: mode kafka has no volume"),
-        ("collector.image=otelcol,collector.config.receivers.otlp=null", "collector: only for mode disk"),
-    ],
-)
-def test_what_needs_a_volume_is_refused_without_one(wrong: str, message: str) -> None:
-    assert message in refused(VALUES[1], wrong)
-
-
-def refused(values: Path, wrong: str) -> str:
-    done = tool("helm", "template", "changes", str(CHART), "--values", str(values), "--set", wrong)
-    assert done.returncode != 0
-    return done.stderr
 
 
 def secrets(folder: Path, generation: str, current: str, following: str) -> None:

@@ -9,6 +9,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "statsig-otel.labels" -}}
 {{ include "statsig-otel.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
@@ -22,7 +23,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $given := dict
   "endpoint" "0.0.0.0:8080"
   "signing_secrets" (list (printf "${file:%s/signing-secret}" $folder) (printf "${file:%s/next-signing-secret}" $folder)) }}
-{{- $_ := set $receivers $id (merge $given (omit $settings "signingSecret") (dict "health_path" "/healthz")) }}
+{{- $_ := set $receivers $id (merge $given (omit $settings "signingSecret") ($.Values.server | default dict)) }}
 {{- end }}
 {{- $exporters := dict }}
 {{- range $id, $settings := .Values.exporters }}
@@ -45,11 +46,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* What a pod is, with a volume or without. */}}
 {{- define "statsig-otel.pod" -}}
 metadata:
-  labels:
-    {{- include "statsig-otel.labels" . | nindent 4 }}
+  labels: {{ merge (include "statsig-otel.labels" . | fromYaml) .Values.podLabels | toYaml | nindent 4 }}
   annotations:
-    # A changed configuration starts new pods. A changed secret does not need that.
-    checksum/config: {{ print (include "statsig-otel.config" .) (toYaml .Values.collector) | sha256sum }}
+    # A changed configuration starts new pods. A changed secret does not need that. A Collector can't reload its own.
+    checksum/config: {{ print (.Values.restartOnChange | ternary (include "statsig-otel.config" .) "") (toYaml .Values.collector) | sha256sum }}
     {{- with .Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -62,9 +62,11 @@ spec:
   {{- end }}
   securityContext:
     runAsNonRoot: true
-    runAsUser: 10001
-    runAsGroup: 10001
-    fsGroup: 10001
+    {{- with .Values.runAsUser }}
+    runAsUser: {{ . }}
+    runAsGroup: {{ . }}
+    fsGroup: {{ . }}
+    {{- end }}
     fsGroupChangePolicy: OnRootMismatch
     seccompProfile: {type: RuntimeDefault}
   {{- with .Values.imagePullSecrets }}
@@ -95,10 +97,12 @@ spec:
         httpGet: {path: /readyz, port: health}
         periodSeconds: 5
         timeoutSeconds: 3
+      {{- if eq .Values.mode "kafka" }}
       lifecycle:
         # Kubernetes tells others that this pod goes at the same moment as the pod. Webhooks still come until they know.
         preStop:
           exec: {command: [python3, -c, import time; time.sleep(10)]}
+      {{- end }}
       resources: {{ toYaml .Values.resources | nindent 8 }}
       securityContext:
         allowPrivilegeEscalation: false
