@@ -28,7 +28,8 @@ from statsig_otel.plugin.server.tls_transport import TlsTransport, log_failed_ha
 
 _logger: Final = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_logger)
-_ACCEPTED_AT_ONCE: Final = 16  # connections, before those that are open have their turn, and those that left are closed
+_ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
+_MOST_MAKE_ROOM: Final = 16  # of these, at most an eighth of all; their descriptors are free in the next round only
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
@@ -188,32 +189,42 @@ class Connections:
             self._loop.remove_reader(self._listening)
 
     def _accept_waiting(self) -> None:
+        may_make_room = min(_MOST_MAKE_ROOM, max(self._max_connections // 8, 1))
         for _ in range(_ACCEPTED_AT_ONCE):
-            removable = self._removable() if self._is_full() else None
-            if self._is_full() and removable is None:
-                self._pause()
-                self.accept()
-                return
+            removable = None
+            if self._is_full():
+                removable = self._removable()
+                if removable is None:
+                    self._pause()
+                    self.accept()
+                    return
+                if not may_make_room:
+                    return
             try:
                 accepted, _address = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._pause()
-                if error.errno in _BROKEN:
-                    if not self.failed.done():
-                        self.failed.set_exception(error)
-                    return
-                message = "can't accept connections, trying again every %g s: %s"
-                _throttle.log(logging.WARNING, "accept", message, _ACCEPT_RETRY, error.strerror)
-                self._next_try = self._next_try or self._loop.call_later(_ACCEPT_RETRY, self._try_again)
+                self._accept_later(error)
                 return
             if self._context() is not None and _has_left(accepted):
                 accepted.close()
                 continue
             if removable is not None:
                 self._abort(removable)
+                may_make_room -= 1
             self._connect(accepted)
+
+    def _accept_later(self, error: OSError) -> None:
+        """Try again in a while, unless the listening socket is broken."""
+        self._pause()
+        if error.errno in _BROKEN:
+            if not self.failed.done():
+                self.failed.set_exception(error)
+            return
+        message = "can't accept connections, trying again every %g s: %s"
+        _throttle.log(logging.WARNING, "accept", message, _ACCEPT_RETRY, error.strerror)
+        self._next_try = self._next_try or self._loop.call_later(_ACCEPT_RETRY, self._try_again)
 
     def _is_full(self) -> bool:
         return len(self._open) >= self._max_connections
@@ -235,7 +246,7 @@ class Connections:
         return None
 
     def _abort(self, connection: HttpConnection) -> None:
-        """Close a connection. From now on it does not count. Its descriptor is free in the next turn."""
+        """Close a connection. From now on it does not count. Its descriptor is free in the next round."""
         if (beginning := self._beginning.get(connection)) is not None:
             beginning.cancel()
         connection.abort()
