@@ -31,18 +31,18 @@ class QueueAccess:
     """The queue in a directory, or else that of a configuration, or else the one in the default directory.
 
     Raises:
-        ConfigError: The configuration is wrong.
+        ConfigError: The configuration is wrong, and no service runs on the queue.
         ControlError: There is no queue.
     """
+
+    _wrong: ConfigError | None = None
+    """What is wrong with the configuration."""
 
     def __init__(self, *, directory: Path | None, locations: tuple[str, ...], environ: Mapping[str, str]) -> None:
         # What reads configurations takes longer to load than everything else.
         self._configuration: QueueConfiguration | None = None
         if locations:
-            from statsig_otel.plugin.settings.reading import read  # noqa: PLC0415 - see above
-
-            self._configuration = read(locations, environ)
-            directory = directory or self._configuration.directory
+            directory = self._read(locations, environ, directory)
         elif directory is None:
             from statsig_otel.plugin.settings.storage import find_directory  # noqa: PLC0415 - see above
 
@@ -54,15 +54,35 @@ class QueueAccess:
             raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
         except OSError as error:
             raise ControlError(f"{self.directory} can't be read: {error.strerror}") from error
+        if self._wrong is not None and (not found or self.ask("queue") is None):
+            raise self._wrong
         if not found and self.configured == ():
             raise ControlError(f"no exporter of this configuration has a sending queue: {_INSTEAD}")
         if not found:
             place = f"{self.directory} contains no queue: name the right place with --config or --directory"
             raise ControlError(f"{place}. If no exporter of the service has a sending queue, {_INSTEAD}")
 
+    def _read(self, locations: tuple[str, ...], environ: Mapping[str, str], directory: Path | None) -> Path:
+        """Read the configuration, and return the queue's directory.
+
+        A running service knows its configuration, and this process may lack the variables that it names. So what is
+        wrong with it is only kept, unless it is not known either where the queue is.
+        """
+        from statsig_otel.plugin.settings.reading import read, read_directory  # noqa: PLC0415 - it takes long to load
+
+        try:
+            self._configuration = read(locations, environ)
+        except ConfigError as error:
+            self._wrong = error
+            try:
+                return directory or read_directory(locations, environ)
+            except ConfigError:
+                raise error from None
+        return directory or self._configuration.directory
+
     @property
     def configured(self) -> tuple[str, ...] | None:
-        """The queued exporters of the configuration; None without one."""
+        """The queued exporters of the configuration; None if none was read."""
         return None if self._configuration is None else tuple(self._configuration.routing.exporters)
 
     @property
@@ -70,8 +90,11 @@ class QueueAccess:
         """How the audit log of each receiver is read, by the configuration.
 
         Raises:
-            ConfigError: A key is missing, since systemd makes it only while the service runs.
+            ConfigError: The configuration is wrong; or a key is missing, since systemd makes it only while the service
+                runs.
         """
+        if self._wrong is not None:
+            raise self._wrong
         if self._configuration is None:
             return {}
         if missing := [problem for problem in self._configuration.missing if "audit_log" in problem.path]:
@@ -115,11 +138,14 @@ class QueueAccess:
         """A function that carries out commands that change the queue.
 
         Raises:
+            ConfigError: The configuration is wrong, and the service has stopped in the meantime.
             ControlError: The queue can't be opened.
         """
         if self.ask("queue") is not None:
             yield self._call
             return
+        if self._wrong is not None:
+            raise self._wrong
         with ExitStack() as stack:
             queue = self._open(stack)
             known = self._configuration

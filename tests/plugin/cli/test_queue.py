@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.consumer import Invalid
 from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.queue import store
@@ -20,6 +21,7 @@ from statsig_otel.exporters.wording import ranges
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.cli.served_queue import (
@@ -365,6 +367,35 @@ def test_a_wrong_configuration_file_is_said_with_a_way_out(tmp_path: Path) -> No
     assert result.exit_code == 1
     assert "NO_SUCH_VARIABLE" in result.output
     assert "--directory DIR, without --config, needs no configuration" in result.output
+
+
+def test_a_running_service_is_found_without_the_variables_of_its_configuration(tmp_path: Path) -> None:
+    """In a second terminal, which does not know the secrets. A stopped service's configuration is needed as a whole."""
+    directory = tmp_path / "queue"
+    add_dead_letter(directory, letter_of_record("x"), letter_of_record("y"))
+    config = ("--config", str(config_file(tmp_path, directory, signing_secrets=["${env:NO_SUCH_VARIABLE}"])))
+    commands = (["queue", "resume", "good"], ["dead-letters", "list"], ["dead-letters", "drop", "2", "--yes"])
+    with Served(directory):
+        assert "the queue of the running service" in CliRunner().invoke(main, ["queue", *config]).stdout
+        for command in commands:
+            done = CliRunner().invoke(main, [*command, *config])
+            assert done.exit_code == 0, done.output
+        access = QueueAccess(directory=None, locations=config[1:], environ={})
+        with pytest.raises(ConfigError, match="NO_SUCH_VARIABLE"):
+            assert not access.audit_logs
+    for command in commands:
+        done = CliRunner().invoke(main, [*command, *config])
+        assert (done.exit_code, "the environment variable NO_SUCH_VARIABLE is not set" in done.output) == (1, True)
+    with pytest.raises(ConfigError, match="NO_SUCH_VARIABLE"), access.changing():
+        pass  # it stopped in the meantime, and nothing may be replayed to an exporter that is not configured
+
+
+def test_all_is_told_that_is_wrong_if_the_directory_is_not_known_either(tmp_path: Path) -> None:
+    config = config_file(tmp_path, Path("${env:NO_DIRECTORY}"), signing_secrets=["${env:NO_SUCH_VARIABLE}"])
+    done = CliRunner().invoke(main, ["queue", "--config", str(config)])
+    assert done.exit_code == 1
+    assert "NO_DIRECTORY" in done.output
+    assert "NO_SUCH_VARIABLE" in done.output
 
 
 def test_the_default_place_is_that_of_a_service_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from statsig_otel.exporters.terminal import width
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.cli.top import _screen
+from tests.plugin.cli.served_queue import config_file
 from tests.plugin.fresh import fresh_process
 from tests.plugin.services import Keeper, post_change, service
 from tests.waiting import wait_until
@@ -105,6 +106,13 @@ def test_a_service_that_does_not_run_is_said(tmp_path: Path) -> None:
         in found.stderr
     )
     assert top(tmp_path / "elsewhere").exit_code == 1
+
+
+def test_a_running_service_is_shown_without_the_variables_of_its_configuration(tmp_path: Path) -> None:
+    config = config_file(tmp_path, tmp_path / "queue", signing_secrets=["${env:NO_SUCH_VARIABLE}"])
+    with service(tmp_path / "queue", {"mine": Keeper()}):
+        found = CliRunner().invoke(main, ["top", "--once", "--config", str(config)])
+    assert (found.exit_code, found.stderr) == (0, "")
 
 
 def at_rest(directory: Path, exporter: str) -> bool:
