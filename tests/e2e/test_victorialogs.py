@@ -12,6 +12,8 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 
+from statsig_otel.exporters import OtlpHttpSettings
+from statsig_otel.plugin.doctor.endpoints import check_backends
 from tests.e2e import otelcol
 from tests.e2e.otelcol import UnavailableError
 from tests.e2e.processes import SECRET, post, signed
@@ -88,6 +90,11 @@ def test_every_documented_field_is_found_by_flag_and_time(way: Way, store: str, 
         "scope.name": "statsig_otel",
         "severity_number": "9",
     }
+
+
+def test_the_doctor_finds_it_well(store: str) -> None:
+    (finding,), _ = check_backends({"otlp_http": OtlpHttpSettings(endpoint=f"{store}/insert/opentelemetry")})
+    assert (finding.status, finding.hint) == ("ok", None)
 
 
 def test_the_commands_of_the_readme(store: str, tmp_path: Path) -> None:

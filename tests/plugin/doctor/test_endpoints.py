@@ -1,8 +1,11 @@
 """How the doctor checks whether a backend answers, without sending it a record."""
 
 import socket
+import threading
 import time
 from email.utils import formatdate
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,26 @@ def test_a_server_for_https_that_answers_without_is_told() -> None:
     with RawServer(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n") as server:
         found = look("a", http(f"http://{server.address}"))[0]
     assert (found.status, found.hint) == ("warning", "if it expects TLS, write https:// instead of http://")
+
+
+class _NoHead(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_error(HTTPStatus.BAD_REQUEST)
+
+    def do_GET(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+
+
+def test_a_server_that_refuses_only_a_head_is_well() -> None:
+    """As VictoriaLogs."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoHead) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            found = look("a", http(f"http://127.0.0.1:{server.server_port}"))[0]
+        finally:
+            server.shutdown()
+    assert (found.status, found.hint) == ("ok", None)
 
 
 def test_a_server_that_accepts_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
