@@ -209,7 +209,7 @@ def check_restoring(made: Podman, commands: str, folder: Path) -> None:
     _, restore, _ = commands.splitlines()
     run, *options, service, c, script, less, file = shlex.split(restore.removeprefix(COMPOSE))
     assert (run, service, c, less, file) == ("run", "statsig-otel", "-c", "<", "backup.db")
-    assert options == ["--rm", "--no-deps", "--no-TTY", "--entrypoint", "python3"]
+    assert options == ["--rm", "--no-deps", "-T", "--entrypoint", "python3"]
     words = made.run("--interactive", "--entrypoint=python3", "--volume=queue:/var/lib/statsig-otel", IMAGE, c, script)
     with (folder / file).open("rb") as backup:
         subprocess.run(words, stdin=backup, check=True)
