@@ -51,7 +51,8 @@ def test_helm_and_kubernetes_find_nothing_wrong(values: Path, tmp_path: Path) ->
 
 @each_values
 def test_the_service_understands_the_configuration(values: Path, tmp_path: Path) -> None:
-    config = render("--values", str(values))["ConfigMap"]["data"]["statsig-otel.yaml"]
+    limits = "server.max_connections=500,server.max_in_flight_bytes=64MiB"
+    config = render("--values", str(values), "--set", limits)["ConfigMap"]["data"]["statsig-otel.yaml"]
     for folder in set(re.findall(r"/etc/statsig-otel/secrets/([a-z-]+)/", config)):
         secrets(tmp_path / "secrets" / folder, "0", SECRET, "")
     file = tmp_path / "statsig-otel.yaml"

@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.slow, needs_helm]
         ("extraVolumes[0].name=secrets-statsig", "extraVolumes: the chart has a volume with the name secrets-statsig"),
         ("receivers.statsig.health_path=/h", "receivers.statsig.health_path: it is the same for all receivers"),
         ("receivers.statsig.max_connections=9", "set server.max_connections"),
+        ("receivers.statsig.max_in_flight_bytes=9MiB", "set server.max_in_flight_bytes"),
         ("receivers.statsig/web.signingSecret=web", "receivers.statsig and receivers.statsig/web: both have the path"),
         ("receivers=null", "receivers"),
         ("mode=kafka", "mode kafka takes one exporter of the type kafka, and here are otlp_grpc"),

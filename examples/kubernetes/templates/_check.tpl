@@ -26,7 +26,7 @@
 {{- fail (printf "receivers.%s.%s: the chart sets it. signingSecret names the Secret, service.port the port, and your ingress has TLS" $id .) }}
 {{- end }}
 {{- end }}
-{{- range tuple "read_header_timeout" "health_path" "max_connections" }}
+{{- range tuple "read_header_timeout" "health_path" "max_connections" "max_in_flight_bytes" }}
 {{- if hasKey $settings . }}
 {{- fail (printf "receivers.%s.%s: it is the same for all receivers, which share a port: set server.%s" $id . .) }}
 {{- end }}
