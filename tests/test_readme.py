@@ -142,6 +142,15 @@ def test_the_configuration_file(tmp_path: Path) -> None:
         assert service.url.endswith("/statsig")
 
 
+def test_the_live_page(tmp_path: Path) -> None:
+    found = re.search(r"`(zpages: \{.*\})`", (ROOT / QUICK_START).read_text())
+    assert found is not None
+    config, _ = blocks("yaml", QUICK_START)
+    config = config.replace("extensions:\n", f"extensions:\n  {found[1]}\n", 1)
+    file, variables = saved(config.replace("[file_storage]", "[file_storage, zpages]"), tmp_path)
+    assert check(read(file, environ=variables), COMPONENTS).service_extensions == ("file_storage", "zpages")
+
+
 @documented
 @pytest.mark.parametrize("secrets", ["", "[]"])
 def test_without_a_collector(secrets: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import resource
+import shlex
 import signal
 import sqlite3
 import sys
@@ -116,12 +117,17 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
             stop_telling()
             raise
         collect_garbage_rarely()
+        reload = "send SIGHUP"
+        if queued_exporters(configuration):
+            reload = f"run: statsig-otel reload --directory {shlex.quote(str(directory))} (or send SIGHUP)"
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
     try:
-        asyncio.run(_run(service, assembly, notifier, document, early))
+        asyncio.run(
+            _run(service, assembly, notifier, lambda name: _where_the_secret_goes(document, name, reload), early)
+        )
     finally:
         service.shutdown()
         stop_telling()
@@ -165,11 +171,11 @@ def _secrets(configuration: Configuration) -> list[str]:
     return [secret for secret in secrets_in(parts) if len(secret) >= _SHORTEST_SECRET]
 
 
-def _where_the_secret_goes(document: Document, receiver: str) -> str:
+def _where_the_secret_goes(document: Document, receiver: str, reload: str) -> str:
     place = document.place(("receivers", receiver, "signing_secrets"))
     if place is not None and place.file == SECRET_VARIABLE:
         return f"as {SECRET_VARIABLE}, and start again"
-    return "in signing_secrets, and run: statsig-otel reload (or send SIGHUP)"
+    return f"in signing_secrets. If you wrote ${{env:NAME}} there, start again with that variable. Else {reload}"
 
 
 def collect_garbage_rarely() -> None:
@@ -262,7 +268,11 @@ def _raise_open_files() -> None:
 
 
 async def _run(
-    service: Service, assembly: Assembly, notifier: Notifier, document: Document, early: Sequence[int]
+    service: Service,
+    assembly: Assembly,
+    notifier: Notifier,
+    where_the_secret_goes: Callable[[str], str],
+    early: Sequence[int],
 ) -> None:
     """Reload and stop the service on signals. The service itself runs in threads of its own.
 
@@ -270,7 +280,7 @@ async def _run(
         service: The service.
         assembly: Its parts.
         notifier: The supervisor's.
-        document: The configuration.
+        where_the_secret_goes: Says of a receiver where its secret has to be set.
         early: The signals to stop that came since the service began to start.
     """
     loop = asyncio.get_running_loop()
@@ -297,8 +307,7 @@ async def _run(
     for name, url in service.urls.items():
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
-            where = _where_the_secret_goes(document, name)
-            click.echo(_SETUP_STEPS.format(name=name, url=url, where=where))
+            click.echo(_SETUP_STEPS.format(name=name, url=url, where=where_the_secret_goes(name)))
     notifier.started()
     reloading = loop.create_task(_reload_on(reload_requested, service))
     watched = loop.create_task(_report_alive(notifier, assembly, stopping))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,25 @@ def test_a_service_with_only_variables_can_be_reached_from_elsewhere(tmp_path: P
         )
         refused = "MiB left, and webhooks are refused below 1048576000 MiB: free some space"
         wait_until(lambda: service.has_logged(refused), "it is said")
+
+
+def test_the_printed_way_to_reload_works_in_another_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    directory = tmp_path / "a queue"
+    file.write_text(
+        "receivers: {statsig: {endpoint: 'localhost:0', signing_secrets: []}}\n"
+        "exporters: {debug: {}}\n"
+        f"extensions: {{file_storage: {{directory: '{directory}'}}}}\n"
+        "service:\n  extensions: [file_storage]\n"
+        "  pipelines: {logs: {receivers: [statsig], exporters: [debug]}}\n"
+    )
+    with ServiceProcess(file) as service:
+        service.wait_for_output("Until then all requests")
+        (line,) = [one for one in service.output if one.startswith("  4. ")]
+        before, _, command = line.partition("Else run: statsig-otel ")
+        assert "set it in signing_secrets. If you wrote ${env:NAME} there, start again with that variable." in before
+        done = call(*shlex.split(command.removesuffix(" (or send SIGHUP).")))
+        assert (done.exit_code, done.output) == (0, "Nothing has changed.\n")
 
 
 @pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor", "explain"])
