@@ -1,0 +1,41 @@
+"""docs/webhook.md: the lines that sign a change by hand do so."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.service_process import ServiceProcess, environment
+
+ROOT = Path(__file__).parent.parent
+SECRET = "webhook-0123456789abcdef"
+
+
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("openssl")),
+    reason="LOUD: curl or openssl is missing, the lines of docs/webhook.md are not tried",
+)
+def test_a_change_is_signed_by_hand(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```sh\n(url=.*?)```", (ROOT / "docs" / "webhook.md").read_text(), re.DOTALL)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"receivers: {{statsig: {{endpoint: 'localhost:0', signing_secrets: [{SECRET}]}}}}\n"
+        "exporters: {debug: {}}\n"
+        "extensions: {file_storage: {directory: queue}}\n"
+        "service:\n"
+        "  extensions: [file_storage]\n"
+        "  pipelines: {logs: {receivers: [statsig], exporters: [debug]}}\n"
+    )
+    with ServiceProcess(config, folder=tmp_path) as service:
+        there = re.sub(r"(?m)^url=http://localhost:8080(.*)", lambda found: f"url={service.url}", lines)
+        assert service.url in there
+        sent = subprocess.run(
+            ["sh", "-eu", "-c", there],
+            env=environment({"STATSIG_SIGNING_SECRET": SECRET}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert '"accepted":1,' in sent.stdout, sent.stdout + sent.stderr
