@@ -25,7 +25,7 @@ _COMMANDS: Final = {
     "top": "Show a running service at a glance, each second.",
     "queue": "Show the durable queue, and unblock it.",
     "dead-letters": "List, show, replay or drop what could not be delivered.",
-    "reconcile": "Find changes in Statsig's audit log that no webhook brought (beta).",
+    "reconcile": "Find changes in Statsig's audit log that no webhook brought (experimental).",
     "doctor": "Check everything that the service depends on, and suggest fixes.",
     "send": "Sign a webhook as Statsig would, and post it.",
     "explain": "Show how a receiver would answer and map a body. Sends nothing.",

@@ -99,7 +99,7 @@ def command(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Find the changes in Statsig's audit log that no webhook brought (beta).
+    """Find the changes in Statsig's audit log that no webhook brought (experimental).
 
     Says of each config change in the log whether it was received, was dropped by the receiver's filter, or is missed;
     and what the log says about the webhook itself, such as a new signing secret. It only reads, and works whether or

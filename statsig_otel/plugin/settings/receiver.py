@@ -258,8 +258,8 @@ class StatsigReceiverSettings(Settings):
 
     audit_log: AuditLogSettings | None = Field(
         default=None,
-        description="Beta. Remember what comes, and find in Statsig's audit log what did not come. Without it nothing "
-        "is remembered.",
+        description="Experimental. Remember what comes, and find in Statsig's audit log what did not come. Without it "
+        "nothing is remembered.",
     )
 
     @field_validator("path")
