@@ -42,6 +42,7 @@ BODIES: Final = "statsig_otel.plugin.receiver.bodies"
 ANSWERS: Final = "statsig_otel.plugin.receiver.responses"
 ASGI: Final = "statsig_otel.plugin.receiver.asgi"
 WSGI: Final = "statsig_otel.plugin.receiver.wsgi"
+INBOUND: Final = "statsig_otel.plugin.service.inbound"
 SIGNATURE: Final = "statsig_otel.plugin.webhook.signature"
 
 _HTTPTOOLS: Final = "httptools.HttpRequestParser(found).feed_data(head)"
@@ -339,6 +340,10 @@ GUARDS: Final[dict[str, Guard]] = {
     "large bodies": Guard(
         "Bodies over 256 KiB have at most 7/8 of `max_in_flight_bytes`, and give way to each other first.",
         (Edit(BODIES, "while large and self._large_size", "while False and self._large_size"),),
+    ),
+    "one limit": Guard(
+        "The receivers of an endpoint share `max_in_flight_bytes`.",
+        (Edit(INBOUND, "share_memory(self.intakes, settings, listens=listen)", "pass"),),
     ),
     "unsigned body": Guard(
         "Of a request without valid signature headers at most 4 KiB are read, as it may be a URL verification.",

@@ -11,6 +11,7 @@ from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_FIELDS
 from tests.attacks.attack import ALL, Attack, sends
 from tests.attacks.beside import bodies_for_others
 from tests.attacks.costly import COSTLY
+from tests.attacks.several import unfinished_bodies_for_each
 from tests.attacks.steps import (
     BODY,
     LONG,
@@ -418,6 +419,12 @@ ATTACKS: Final = (
         guards=("large bodies",),
         act=large_unfinished_bodies,
         sites=("server", "asgi"),
+    ),
+    Attack(
+        name="bodies without an end, as many as fit, for each receiver of an endpoint",
+        expected="the oldest large one gives way, whoever it is for, and signed webhooks for all receivers are taken",
+        guards=("one limit",),
+        act=unfinished_bodies_for_each,
     ),
     Attack(
         name="a large body without a signature",

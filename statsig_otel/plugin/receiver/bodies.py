@@ -1,5 +1,7 @@
 """Keeps the bodies of all requests within a limit of memory: when it is reached, the oldest unfinished body gives way.
 
+Receivers that anybody can reach at one address share the limit (`share_memory` in plugin/service/endpoints.py).
+
 A body is read before its signature is known, so anybody can begin one and never end it. Refusing new bodies at the
 limit would let them refuse signed webhooks until `read_timeout`. A signed webhook arrives as a whole within a round
 trip, and a body that has arrived as a whole stays. Age counts from the first byte: a client that sends another byte
@@ -82,7 +84,7 @@ class Body:
 
 
 class Bodies:
-    """The bodies of all requests of a receiver. Safe to use from several threads.
+    """The bodies of all requests of a receiver, or of several ones. Safe to use from several threads.
 
     Args:
         max_bytes: Bytes of all bodies.

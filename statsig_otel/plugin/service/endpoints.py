@@ -1,4 +1,4 @@
-"""Groups receivers by address, checks that those on one address agree, and makes the server of each address."""
+"""Groups receivers by address, checks that those on one address agree, and makes what they share: server and memory."""
 
 import logging
 import resource
@@ -9,6 +9,8 @@ from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.bodies import Bodies
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.server import HttpServer, connections_within
@@ -20,9 +22,12 @@ _logger: Final = logging.getLogger(__name__)
 SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls", "health_path")
 """The settings of a server, which have to agree for all receivers on one endpoint."""
 
+_MEMORY_KEY: Final = "max_in_flight_bytes"
+"""Has to agree too, and also for the receivers of one application."""
+
 
 def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings], *, listens: bool) -> None:
-    """Check that receivers on one endpoint have the same settings of their server, and different paths.
+    """Check that receivers on one endpoint have the same settings of what they share, and different paths.
 
     Args:
         receivers: The receivers' settings.
@@ -37,10 +42,11 @@ def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings], *, 
     for name, settings in receivers.items():
         endpoint = settings.endpoint if listens else ""
         other = first.setdefault(endpoint, name)
-        for key in SERVER_KEYS if listens else ():
+        for key in (*(SERVER_KEYS if listens else ()), _MEMORY_KEY):
             if getattr(settings, key) != getattr(receivers[other], key):
-                message = f"differs from receivers::{other}::{key}, which listens on the same endpoint"
-                hint = "let them agree, or give each its own endpoint"
+                where = "listens on the same endpoint" if listens else "is in the same application"
+                message = f"differs from receivers::{other}::{key}, which {where}"
+                hint = "let them agree, or give each its own endpoint" if listens else "let them agree"
                 problems.append(Problem(("receivers", name, key), message, hint))
         other = paths.setdefault((endpoint, settings.path), name)
         if other != name:
@@ -54,6 +60,26 @@ def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings], *, 
             problems.append(Problem(("receivers", name, "health_path"), message, "choose another, such as /healthz"))
     if problems:
         raise ConfigError(problems)
+
+
+def share_memory(
+    intakes: Mapping[str, Intake], receivers: Mapping[str, StatsigReceiverSettings], *, listens: bool
+) -> None:
+    """Let receivers on one endpoint share `max_in_flight_bytes`. Otherwise anybody could take it once for each of them.
+
+    Args:
+        intakes: What answers for each receiver. They have no requests yet.
+        receivers: The receivers' settings, which agree.
+        listens: Whether they have servers. If not, they are parts of one application.
+    """
+    groups: dict[str, list[Intake]] = {}
+    for name, settings in receivers.items():
+        groups.setdefault(settings.endpoint if listens else "", []).append(intakes[name])
+    for group in groups.values():
+        limits = [intake.limits for intake in group]
+        bodies = Bodies(limits[0].max_in_flight_bytes, max(one.max_large_bytes for one in limits))
+        for intake in group:
+            intake.bodies = bodies
 
 
 class Endpoint:

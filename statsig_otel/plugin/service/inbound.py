@@ -14,7 +14,13 @@ from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
-from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of, expired_certificates
+from statsig_otel.plugin.service.endpoints import (
+    Endpoint,
+    check_shared_endpoints,
+    endpoints_of,
+    expired_certificates,
+    share_memory,
+)
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.watch.facts import ReceiverFacts, receiver_facts
@@ -71,6 +77,7 @@ class Inbound:
         self._endpoints: list[Endpoint] = []
         self.server_thread: Final = ServerThread([])
         self.intakes: Final = {name: one.intake(name) for name, one in self.complete_settings.items()}
+        share_memory(self.intakes, settings, listens=listen)
         self.receivers: Final = {name: StatsigReceiver(intake, consumer) for name, intake in self.intakes.items()}
         self.wsgi_receivers: Final = {
             name: StatsigWsgiReceiver(intake, consumer) for name, intake in self.intakes.items()

@@ -203,7 +203,9 @@ class StatsigReceiverSettings(Settings):
     )
     max_request_body_size: Size = Field(default=20 << 20, gt=0, description="The largest body.")
     max_in_flight_bytes: Size = Field(
-        default=128 << 20, gt=0, description="The most that all bodies together may take in memory."
+        default=128 << 20,
+        gt=0,
+        description="The most that the bodies for all receivers of the endpoint may take in memory together.",
     )
     read_header_timeout: Duration = Field(
         default=10.0,

@@ -44,6 +44,10 @@ DIFFERS = (
     "receivers::statsig/b::max_connections: differs from receivers::statsig::max_connections, "
     "which listens on the same endpoint"
 )
+MORE_BYTES = {"signing_secrets": [], "path": "/more", "max_in_flight_bytes": "256MiB"}
+DIFFERS_IN_BYTES = (
+    "receivers::statsig/b::max_in_flight_bytes: differs from receivers::statsig::max_in_flight_bytes, which"
+)
 NO_TYPE = "exporters::my own: a type has letters, digits and _ only, begins with a letter and has at most 63 of them"
 DIRECT = SendingQueueSettings(enabled=False)
 
@@ -69,6 +73,10 @@ BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
          ["receivers::statsig: has OtlpGrpcSettings, which are not settings of its type"]),
         ({"receivers": {"statsig": RECEIVER, "statsig/b": OTHER}},
          [DIFFERS]),
+        ({"receivers": {"statsig": RECEIVER, "statsig/b": MORE_BYTES}},
+         [f"{DIFFERS_IN_BYTES} listens on the same endpoint"]),
+        ({"receivers": {"statsig": RECEIVER, "statsig/b": MORE_BYTES}, "listen": False},
+         [f"{DIFFERS_IN_BYTES} is in the same application"]),
         ({"exporters": {"otlp_grpc": OtlpHttpSettings(endpoint="http://localhost")}},
          ["exporters::otlp_grpc: has OtlpHttpSettings, which are not settings of its type"]),
         ({"exporters": {"otlp_grpc": {"endpoint": "x:1", "compression": "zstd"}}},

@@ -1,4 +1,4 @@
-"""Which receiver gets which of the sockets that a supervisor passes."""
+"""Which receiver gets which of the sockets that a supervisor passes, and which ones share memory."""
 
 import resource
 import socket
@@ -10,11 +10,12 @@ import pytest
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin import StatsigReceiverSettings
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
+from statsig_otel.plugin.receiver.bodies import Body
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
-from statsig_otel.plugin.service.endpoints import endpoints_of, within_open_files
+from statsig_otel.plugin.service.endpoints import endpoints_of, share_memory, within_open_files
 from statsig_otel.plugin.watch.health import Health
 
 NOWHERE = "192.0.2.1:1"
@@ -94,3 +95,26 @@ def test_all_servers_together_leave_open_files_to_the_rest() -> None:
         ([10**9, 10**9], resource.RLIM_INFINITY, [10**9, 10**9]),
     ):
         assert within_open_files(connections, limit) == most
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_which_receivers_share_the_memory_of_bodies(*, listens: bool) -> None:
+    """One body of the largest size fits for each of them."""
+    size = 1 << 20
+    endpoints = {"statsig": "localhost:1", "statsig/same": "localhost:1", "statsig/another": "localhost:2"}
+    settings = {
+        name: StatsigReceiverSettings(
+            signing_secrets=[],
+            endpoint=one,
+            max_request_body_size=size if name == "statsig/same" else 1,
+            max_in_flight_bytes=size,
+        )
+        for name, one in endpoints.items()
+    }
+    intakes = {name: one.intake(name) for name, one in settings.items()}
+    share_memory(intakes, settings, listens=listens)
+    body = Body(size)
+    assert intakes["statsig"].bodies.add(body, bytes(size))
+    intakes["statsig/same"].bodies.finish(body)
+    assert not intakes["statsig/same"].bodies.add(Body(1), b"x")
+    assert intakes["statsig/another"].bodies.add(Body(1), b"x") is listens
