@@ -354,10 +354,10 @@ class Request:
         self.arrived()
         if self._body.gave_way:
             return refusal(HTTPStatus.REQUEST_TIMEOUT, "gave_way")
-        body = b"".join(self._body.chunks)
-        self._body.chunks.clear()
+        chunks = self._body.chunks
         complete = complete and (self._length is None or self._body.size >= self._length)
-        code = parse_url_verification(body) if complete else None
+        is_short = self._body.size <= MAX_URL_VERIFICATION_SIZE
+        code = parse_url_verification(b"".join(chunks)) if complete and is_short else None
         if code is not None:
             return Answer(HTTPStatus.OK, {"verification_code": code}, "url_verification")
         if isinstance(self._signature, UnauthorizedError):
@@ -367,9 +367,12 @@ class Request:
             return refusal(HTTPStatus.BAD_REQUEST, "truncated")
         try:
             self._intake.verified(self._signature.finish(), self._signature.ahead_ms, self._now_ns)
-            parsed = parse(body)
         except UnauthorizedError as error:
             return _unauthorized(error)
+        body = b"".join(chunks)  # not before: a copy of a forged body would be memory that no limit counts
+        chunks.clear()
+        try:
+            parsed = parse(body)
         except MalformedBodyError as error:
             self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))

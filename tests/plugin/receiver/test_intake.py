@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -107,6 +108,23 @@ def test_a_body_is_held_once_and_reserved_until_the_end() -> None:
     assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
     request.close()  # a second time gives nothing back
     assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
+
+
+def test_a_forged_body_is_not_copied() -> None:
+    """Several receivers finish their large bodies at the same time, and no limit would count the copies."""
+    request = begin(intake(), b"another")
+    for _ in range(4):
+        request.feed(bytes(SMALL_BODY))
+    tracemalloc.start()
+    try:
+        answer = request.finish(complete=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        request.close()
+    assert isinstance(answer, Answer)
+    assert answer.reason == "signature_wrong"
+    assert peak < SMALL_BODY
 
 
 @pytest.mark.parametrize("declared", [True, False])
