@@ -207,6 +207,17 @@ def test_verdicts_without_end_cost_no_memory(clock: Clock) -> None:
     assert [one.reason for one in journal.last_requests()] == [f"reason {number}" for number in range(4800, 5000)]
 
 
+def test_strangers_at_many_receivers_do_not_push_out_what_may_be_lost(clock: Clock) -> None:
+    journal = kept()
+    journal.add_request("statsig/0", 503, "storage_failed", "")
+    for number in range(20):
+        for status in range(400, 415):
+            journal.add_request(f"statsig/{number}", status, f"reason {status}", "")
+            journal.add_request(f"statsig/{number}", 503, "in_flight_bytes", "")
+    reasons = [one.reason for one in journal.last_requests()]
+    assert (len(reasons), reasons.count("storage_failed")) == (200, 1)
+
+
 def test_only_the_last_changes_are_kept_newest_first_and_each_once() -> None:
     journal = kept()
     journal.add_changes("statsig", 1, [OneChange("a", (b"1",)), OneChange("b", (b"2", b"2"))])
