@@ -289,8 +289,8 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 CONNECTION,
-                "            self._pause_reading()\n            self._wait_for_turn()\n        if self._is_closing:",
-                "            pass\n        if self._is_closing:",
+                "if self._discarded > _MOST_AT_ONCE:",
+                "if False:",
             ),
         ),
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from typing import Final
 
 import uvloop
@@ -13,6 +12,7 @@ from benchmarks import tls_records
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, BadRequestError
 from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
+from statsig_otel.plugin.server.turns import NextTurn, Turns
 from tests.attacks.attack import PATIENCE, Serve
 from tests.attacks.steps import answered, tls_server
 from tests.plugin.server.echo import POST, EchoApp, echo_server, read_answer, serving
@@ -44,24 +44,32 @@ def tiny_records(_: Serve) -> None:
 
 
 def sent_after_a_refusal(_: Serve) -> None:
-    """What is discarded is read once, and again only in a turn that the server gives."""
+    """What is discarded is read once, and again only in a turn that the server gives. One that left needs none."""
 
     async def refused() -> None:
-        turns = Turns()
+        server = Recorder()
         accepted, client = socket.socketpair()
         client.setblocking(False)
-        connection = HttpConnection(EchoApp(), accepted, head_timeout=PATIENCE, server=turns)
+        connection = HttpConnection(EchoApp(), accepted, head_timeout=PATIENCE, server=server)
         loop = asyncio.get_running_loop()
         transport, _connection = await loop.connect_accepted_socket(lambda: connection, accepted)
         await loop.sock_sendall(client, b"nonsense\r\n")
         assert (await loop.sock_recv(client, 1 << 16)).startswith(b"HTTP/1.1 400 ")
+        for _ in range(4):
+            await loop.sock_sendall(client, bytes(16 << 10))
+            await asyncio.sleep(0.01)
+        assert transport.is_reading(), "a little more is read at once, so that the end is noticed"
+        next_turn: NextTurn | None = None
         for _ in range(3):
             await loop.sock_sendall(client, b"x")
-            next_turn = await turns.wanted.get()
+            next_turn = await server.turns.wanted.get()
             assert not transport.is_reading(), "it is read without a turn"
             next_turn()
             assert transport.is_reading()
+        await loop.sock_sendall(client, b"x")
+        await server.turns.wanted.get()
         transport.abort()
+        assert await server.turns.dropped.get() == next_turn
         client.close()
 
     async def bounded() -> None:
@@ -71,14 +79,27 @@ def sent_after_a_refusal(_: Serve) -> None:
     uvloop.run(bounded())
 
 
-class Turns:
-    """A server that notes who wants a turn."""
+class RecordedTurns(Turns):
+    """Turns that are given by a test."""
 
     def __init__(self) -> None:
-        self.wanted: Final = asyncio.Queue[Callable[[], None]]()
+        super().__init__()
+        self.wanted: Final = asyncio.Queue[NextTurn]()
+        self.dropped: Final = asyncio.Queue[NextTurn]()
 
-    def wants_turn(self, next_turn: Callable[[], None]) -> None:
+    def add(self, next_turn: NextTurn, *, discards: bool = False) -> None:
+        assert discards
         self.wanted.put_nowait(next_turn)
+
+    def drop(self, next_turn: NextTurn) -> None:
+        self.dropped.put_nowait(next_turn)
+
+
+class Recorder:
+    """A server of one connection."""
+
+    def __init__(self) -> None:
+        self.turns: RecordedTurns = RecordedTurns()
 
     def connection_waits(self, connection: HttpConnection) -> None: ...
 

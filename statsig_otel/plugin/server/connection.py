@@ -26,26 +26,30 @@ from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Scope
 from statsig_otel.plugin.server.exchange import Exchange, answer_head
 from statsig_otel.plugin.server.reader import BadRequestError, Head, RequestReader
+from statsig_otel.plugin.server.turns import Turns
 
 _throttle: Final = LogThrottle(logging.getLogger(__name__))
 
 _LINGER: Final = 5.0  # seconds in which a closing connection reads and discards what the client still sends
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, for no time
 _PROGRESS: Final = 16 * 1024  # bytes of a request after which its client has been heard from again
+_MOST_AT_ONCE: Final = 64 * 1024  # bytes that a refused client may still send before it has to wait for turns
+_TICK: Final = 0.001  # seconds; a timer of the loop may be early by as much
 _MOST_UNTAKEN: Final = 64 * 1024  # bytes of a body that may wait for the application; above it the client has to wait
 
 
 class Server(Protocol):
     """The server, as a connection knows it."""
 
+    @property
+    def turns(self) -> Turns:
+        """The connections that have more to read than one turn may take."""
+
     def connection_waits(self, connection: "HttpConnection") -> None:
         """The connection has heard enough from its client, and waits for more. It may be closed to make room."""
 
     def connection_works(self, connection: "HttpConnection") -> None:
         """The connection has a whole request, and must not be closed to make room."""
-
-    def wants_turn(self, next_turn: Callable[[], None]) -> None:
-        """A connection has more to read than one turn may take: let it read on later."""
 
     def application_called(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
@@ -88,10 +92,12 @@ class HttpConnection(asyncio.Protocol):
         self._is_shutting_down = False  # the next answer is the last one
         self._is_closing = False
         self._is_lingering = False  # it is closed once the client has stopped sending
+        self._discarded = 0  # bytes since then
         self._unsent: int | None = None  # bytes of answers at the beginning of the deadline for a client to read them
         self._all_sent: asyncio.Future[None] | None = None  # the application waits until no such bytes are left
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
 
     # Called by the transport.
 
@@ -120,13 +126,16 @@ class HttpConnection(asyncio.Protocol):
         self._let_go_on()
         if self._timer is not None:
             self._timer.cancel()
+        self._server.turns.drop(self._next_turn)
         self._server.connection_closed(self)
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request."""
-        if self._is_lingering:  # clients that were refused may send as fast as they can
-            self._pause_reading()
-            self._wait_for_turn()
+        if self._is_lingering:
+            self._discarded += len(data)
+            if self._discarded > _MOST_AT_ONCE:  # before that a client that leaves is noticed at once
+                self._pause_reading()
+                self._wait_for_turn()
         if self._is_closing:
             return
         if self._exchange is not None and self._reader.is_complete:
@@ -267,7 +276,7 @@ class HttpConnection(asyncio.Protocol):
     def _wait_for_turn(self) -> None:
         if not self._waits_for_turn:
             self._waits_for_turn = True
-            self._server.wants_turn(self._next_turn)
+            self._server.turns.add(self._next_turn, discards=self._is_lingering)
 
     def _next_turn(self) -> None:
         """Read what one turn has left, if the application has taken what was read before, or discard more."""
@@ -371,17 +380,21 @@ class HttpConnection(asyncio.Protocol):
     def _expire_after(self, seconds: float) -> None:
         """Set the deadline. The timer is only moved when it fires: most deadlines are replaced before."""
         self._deadline = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._deadline:
+        if self._timer is None or self._timer_at > self._deadline:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._check_deadline)
 
     def _check_deadline(self) -> None:
         self._timer = None
-        if self._deadline <= self._loop.time():
+        if self._deadline - self._loop.time() < _TICK:
             self._expire()
         elif self._deadline != math.inf:
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+            self._set_timer()
 
     def _expire(self) -> None:
         """Close, unless the client has read a part of its answer since the beginning of the deadline."""

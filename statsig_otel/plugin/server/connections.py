@@ -12,7 +12,6 @@ import logging
 import select
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -24,7 +23,8 @@ from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.listening import close_in_child
 from statsig_otel.plugin.server.reader import BadRequestError
-from statsig_otel.plugin.server.tls_transport import TlsTransport, log_failed_handshake
+from statsig_otel.plugin.server.tls_transport import READ, TlsTransport, log_failed_handshake
+from statsig_otel.plugin.server.turns import Turns
 
 _logger: Final = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_logger)
@@ -47,6 +47,7 @@ class Connections:
 
     Attributes:
         failed: The error that ends the server: it can't accept connections any more.
+        turns: The connections that have more to read than one turn may take.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Connections:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.turns: Turns = Turns()
         self._app = app
         self._listening = listening
         self._port: int = listening.getsockname()[1]
@@ -75,7 +77,7 @@ class Connections:
         self._waiting: dict[HttpConnection, tuple[float, bool]] = {}
         self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
-        self._turns: deque[Callable[[], None]] = deque()  # of connections that have more to read
+        self._tls_buffer = bytearray(READ)
         self._accepting = False
         self._next_try: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -94,18 +96,6 @@ class Connections:
     def connection_works(self, connection: HttpConnection) -> None:
         """The connection has a whole request."""
         self._waiting.pop(connection, None)
-
-    def wants_turn(self, next_turn: Callable[[], None]) -> None:
-        """Let a connection read on later. One has its turn at a time, so that many can't hold up the others."""
-        self._turns.append(next_turn)
-        if len(self._turns) == 1:
-            self._loop.call_soon(self._give_turn)
-
-    def _give_turn(self) -> None:
-        next_turn = self._turns.popleft()
-        if self._turns:
-            self._loop.call_soon(self._give_turn)
-        next_turn()
 
     def application_called(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
@@ -279,7 +269,9 @@ class Connections:
         context = self._context()
         protocol: asyncio.BaseProtocol = connection
         if context is not None:
-            protocol = TlsTransport(connection, context, wants_turn=self.wants_turn, failed=self._handshake_failed)
+            protocol = TlsTransport(
+                connection, context, turns=self.turns, buffer=self._tls_buffer, failed=self._handshake_failed
+            )
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:
             connection.shutdown()

@@ -21,11 +21,12 @@ from typing import Final, cast
 
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.plugin.server.tls import why_handshake_failed
+from statsig_otel.plugin.server.turns import Turns
 
 _throttle: Final = LogThrottle(logging.getLogger(__name__))
 
 _RECORD: Final = 16 * 1024  # bytes of the longest TLS record (RFC 8446, 5.1)
-_READ: Final = 16 * 1024  # bytes that are read at a time
+READ: Final = 16 * 1024  # bytes that are read at a time
 _HEADER: Final = 5  # bytes of a record's header: its type, its version (3.x), and the length of the rest
 _MAJOR_VERSION: Final = 3
 _LONGEST: Final = _HEADER + _RECORD + 2048  # bytes of an encrypted record (RFC 5246, 6.2.3)
@@ -56,7 +57,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     Args:
         protocol: Gets what is decrypted.
         context: For servers.
-        wants_turn: Called with what reads on after the other connections had their turn.
+        turns: The connections that have more to read than one turn may take.
+        buffer: `READ` bytes, which all transports of a loop share. They are in use only while the socket is read.
         failed: Called with the error of a handshake that failed.
     """
 
@@ -65,13 +67,15 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         protocol: asyncio.Protocol,
         context: ssl.SSLContext,
         *,
-        wants_turn: Callable[[Callable[[], None]], None],
+        turns: Turns,
+        buffer: bytearray,
         failed: Callable[[ssl.SSLError], None],
     ) -> None:
         super().__init__()
         self._protocol = protocol
         self._context = context
-        self._wants_turn = wants_turn
+        self._turns = turns
+        self._buffer = buffer
         self._failed = failed
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -80,7 +84,6 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._is_paused = False
         self._waits_for_turn = False
         self._is_closing = False
-        self._buffer = bytearray()  # for the next read; empty between reads
         self._unread = bytearray()  # encrypted records that OpenSSL does not have yet
         self._credit = CREDIT
 
@@ -94,18 +97,17 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the protocol."""
         self._is_closing = True
+        self._turns.drop(self._next_turn)
         self._protocol.connection_lost(exc)
         self._protocol = asyncio.Protocol()  # else both wait for the garbage collector, with what OpenSSL has taken
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
-        """A small one: many connections may wait for their turn with what they have read."""
-        self._buffer = bytearray(_READ)
+        """That of all connections. It is small, since many may wait for their turn with what they have read."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt."""
-        read, self._buffer = self._buffer, bytearray()
-        self._unread += memoryview(read)[:nbytes]
+        self._unread += memoryview(self._buffer)[:nbytes]
         self._decrypt()
 
     def eof_received(self) -> bool | None:
@@ -218,7 +220,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if self._may_read() and self._has_record() and self._socket is not None:
             self._waits_for_turn = True
             self._socket.pause_reading()
-            self._wants_turn(self._next_turn)
+            self._turns.add(self._next_turn)
 
     def _excess(self) -> str:
         if self._is_established:
