@@ -8,7 +8,6 @@ commit does.
     python -m benchmarks.promises {service|least} PORT BACKEND DIRECTORY
 """
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
 from typing import Final
+
+import uvloop
 
 from benchmarks import backlog, measure, stages
 from benchmarks.load import post
@@ -267,7 +268,7 @@ def main() -> None:
         collect_garbage_rarely()
     else:
         serve = least.serve(least.DELIVER, int(port), backend, Path(directory))
-        threading.Thread(target=asyncio.run, args=(serve,), daemon=True).start()
+        threading.Thread(target=uvloop.run, args=(serve,), daemon=True).start()
     for _ in sys.stdin:
         print(json.dumps(counter.take()), flush=True)
 
