@@ -43,14 +43,9 @@ _DELIVERING: Final = (least.DELIVER, _SERVICE)
 
 
 class Ladder:
-    """The running servers.
-
-    Attributes:
-        between: By the number of clients, the microseconds that the service takes more than the least program (median).
-    """
+    """The running servers."""
 
     def __init__(self, directory: Path, backend: Sink, stack: contextlib.ExitStack) -> None:
-        self.between: dict[int, float] = {}
         self._backend = backend
         self._servers: dict[str, Running] = {_UNIT: stack.enter_context(bare_server(FALCON))}
         for number, rung in enumerate(least.RUNGS):
@@ -67,7 +62,6 @@ class Ladder:
         costs: dict[str, list[float]] = defaultdict(list)
         for name in measure.alternating(tuple(self._servers), given.rounds):
             costs[name].append(self._measure(name, BATCH if given.batch else CHANGE, clients, given.seconds))
-        self.between[clients] = statistics.median(costs[_SERVICE]) - statistics.median(costs[least.DELIVER])
         rows = []
         for rung in least.RUNGS:
             row = [rung, *_against(costs[rung], costs[_UNIT])]
@@ -108,11 +102,9 @@ def compare(given: argparse.Namespace) -> None:
             for part in (f"Clients: {clients}.", measure.table(HEAD, ladder.rows(clients, given)))
         ]
     if not given.batch:
-        between = ladder.between.get(promises.CLIENTS)
         tables += [
             f"Bytecode instructions of one webhook with one change, from one of {promises.CLIENTS} clients.",
-            "Microseconds: what the service takes more than the least program, divided as the instructions are.",
-            measure.table(promises.HEAD, promises.rows(given.counted, given.directory, between)),
+            measure.table(promises.HEAD, promises.rows(given.counted, given.directory)),
         ]
     measure.publish(
         "ladder",

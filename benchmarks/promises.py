@@ -232,28 +232,25 @@ def instructions(program: str, webhooks: int, directory: Path) -> Mapping[str, f
     return costs
 
 
-def rows(webhooks: int, directory: Path, between: float | None) -> list[list[str]]:
+def rows(webhooks: int, directory: Path) -> list[list[str]]:
     """A row for each promise, and one for all: the instructions of both programs, and what is between them.
 
     Args:
         webhooks: As for `instructions`.
         directory: Likewise.
-        between: The microseconds that the service takes more than the least program; None if they are not known.
     """
     least_costs, costs = (instructions(program, webhooks, directory) for program in (LEAST, SERVICE))
     whole, least_whole = sum(costs.values()), sum(least_costs.values())
-    each = None if between is None else between / (whole - least_whole)
 
     def row(name: str, one: float, other: float) -> list[str]:
         more = other - one
-        us = "" if each is None else f"{more * each:+.1f}"
-        return [name, f"{one:.0f}", f"{other:.0f}", f"{more:+.0f}", f"{more / whole:+.1%}", us]
+        return [name, f"{one:.0f}", f"{other:.0f}", f"{more:+.0f}", f"{more / whole:+.1%}"]
 
     made = [row(name, least_costs.get(name, 0.0), costs.get(name, 0.0)) for name in (*PROMISES, stages.OTHER)]
     return [*made, row("all of it", least_whole, whole)]
 
 
-HEAD: Final = ("what it is needed for", "the least", "the service", "more", "of the service's", "microseconds")
+HEAD: Final = ("what it is needed for", "the least", "the service", "more", "of the service's")
 
 
 def main() -> None:
