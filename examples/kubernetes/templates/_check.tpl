@@ -21,6 +21,9 @@
 {{- end }}
 {{- $paths := dict }}
 {{- range $id, $settings := .Values.receivers }}
+{{- if not (regexMatch "^statsig(/[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?)?$" $id) }}
+{{- fail (printf "receivers.%s: the name has to be statsig, or statsig/ and at most 40 lower case letters, digits and hyphens, such as statsig/mobile" $id) }}
+{{- end }}
 {{- range tuple "endpoint" "signing_secrets" "tls" }}
 {{- if hasKey $settings . }}
 {{- fail (printf "receivers.%s.%s: the chart sets it. signingSecret names the Secret, service.port the port, and your ingress has TLS" $id .) }}
