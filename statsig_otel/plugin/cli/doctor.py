@@ -23,7 +23,8 @@ def command(locations: tuple[str, ...], listen: str | None, *, as_json: bool) ->
 
     Checks versions, SQLite's known bugs, the configuration, the queue's directory, the clock, the limits, and whether
     the exporters' endpoints answer. Changes nothing and sends no record. Works while the service runs. If the
-    configuration has errors, checks its valid parts. Run it as the service's own user, with the same environment.
+    configuration has errors, checks its valid parts. Run it as the service's own user, or as root, with the same
+    environment.
 
     \b
     Exit codes:
