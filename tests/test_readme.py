@@ -225,9 +225,11 @@ def test_no_page_installs_from_an_index_where_the_package_is_not() -> None:
         assert found == [], page
 
 
-def test_the_chart_has_the_version() -> None:
-    """Twice: its own, and that of the image that it runs by default."""
+def test_the_chart_and_the_image_have_the_version() -> None:
+    """The chart twice: its own, and that of the image that it runs by default."""
     from statsig_otel import __version__
 
     chart = (ROOT / "examples" / "kubernetes" / "Chart.yaml").read_text()
     assert re.findall(r'(?m)^(?:version|appVersion): "?([^"\n]+)"?$', chart) == [__version__, __version__]
+    image = (ROOT / "examples" / "docker" / "Dockerfile").read_text()
+    assert re.findall(r"image\.version=(\S+)", image) == [__version__]
