@@ -20,6 +20,11 @@ def commands(section: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE)
 
 
+def lines(block: str) -> list[str]:
+    """The commands of a block, without what joins them."""
+    return [line.removesuffix(" &&") for line in block.splitlines()]
+
+
 def run_with_answer(command: str, secret: str, *, shell: str, folder: Path, programs: Path) -> None:
     """Run a command that asks for a secret, and answer.
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import pytest
 from ruamel.yaml import YAML
 
+from statsig_otel import __version__
 from tests.deploy.images import IMAGE, Podman, missing, podman
 from tests.deploy.machine import ROOT, skipped_if_unavailable
-from tests.deploy.page import SHELLS, commands, run_with_answer
+from tests.deploy.page import SHELLS, commands, lines, run_with_answer
 from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
 from tests.e2e.processes import Process
 from tests.e2e.statsig_client import SECRET, change, http, post
@@ -74,7 +75,8 @@ def test_neither_git_nor_a_build_takes_the_secrets() -> None:
 def test_the_commands_make_the_secrets_that_compose_mounts(tmp_path: Path) -> None:
     """All but the last: there is no Docker here."""
     *secrets, last = commands("In a container")[1].splitlines()
-    *writes, rotation_end = commands("In a container")[2:5]
+    first, _, following, rotation_end = commands("In a container")[2:6]
+    writes = [first, following]
     assert last.startswith("docker compose --file examples/docker/compose.yaml up ")
     folder = tmp_path / "examples" / "docker"
     folder.mkdir(parents=True)
@@ -149,7 +151,8 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
     (tmp_path / "secrets" / "next-signing-secret").touch()
     ports = Ports(free_port(), free_port(), free_port(), free_port())
     url = f"http://127.0.0.1:{ports.webhook}{PATH}"
-    build, _, _, _, _, reload, others, check, _, _, restore = commands("In a container")
+    build, _, _, look, _, _, reload, backup, check, _, _, restore, remove = commands("In a container")
+    queue = inside(look)[-1]
     with skipped_if_unavailable(), podman() as made:
         made.build(build)
         with container(made, tmp_path, ports) as process:
@@ -157,14 +160,17 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
             assert http.request("GET", f"http://127.0.0.1:{ports.webhook}{HEALTH_PATH}").status == 200
             check_process(made, ports)
             check_reload(made, reload, tmp_path)
-            check_commands(made, others, tmp_path)
+            check_look(made, look, ports)
+            check_backup(made, backup, tmp_path)
             assert post(url, change(2)).status == 200
-            assert waiting(made, others) == 2
+            assert waiting(made, queue) == 3
             assert process.stop() == 0
         check_validation(made, check, tmp_path)
         check_restoring(made, restore, tmp_path)
         with container(made, tmp_path, ports) as process:
-            assert waiting(made, others) == 1, "as in the backup"
+            assert waiting(made, queue) == 2, "as in the backup"
+            made(*inside(remove)[0])
+            assert subprocess.run(made.words(*inside(remove)[0]), capture_output=True, check=False).returncode != 0
             assert process.stop() == 0
         with GrpcSink(port=ports.backend) as backend, container(made, tmp_path, ports):
             wait_until(lambda: backend.records, "the record that waited in the volume")
@@ -186,17 +192,26 @@ def check_reload(made: Podman, reload: str, folder: Path) -> None:
 COMPOSE = "docker compose --file examples/docker/compose.yaml "
 
 
-def waiting(made: Podman, others: str) -> int:
-    queue = shlex.split(others.splitlines()[0].removeprefix(COMPOSE))
-    (found,) = re.findall(r"^otlp_grpc +\w+ +(\d+) ", made(*["exec", "service", *queue[2:]]), re.MULTILINE)
+def inside(block: str) -> list[list[str]]:
+    """The commands that the page gives to `docker compose exec` and `cp`, for the container of the test."""
+    assert all(line.startswith(COMPOSE) for line in lines(block))
+    words = [shlex.split(line.removeprefix(COMPOSE)) for line in lines(block)]
+    return [
+        ["exec", "service", *one[2:]]
+        if one[0] == "exec"
+        else [word.replace("statsig-otel:/", "service:/") for word in one]
+        for one in words
+    ]
+
+
+def waiting(made: Podman, queue: list[str]) -> int:
+    (found,) = re.findall(r"^otlp_grpc +\w+ +(\d+) ", made(*queue), re.MULTILINE)
     return int(found)
 
 
 def check_validation(made: Podman, commands: str, folder: Path) -> None:
     """The new image says whether it takes the configuration."""
-    run, *options, service, validate, no_machine, config, path = shlex.split(
-        commands.splitlines()[-1].removeprefix(COMPOSE)
-    )
+    run, *options, service, validate, no_machine, config, path = shlex.split(lines(commands)[-1].removeprefix(COMPOSE))
     assert (run, options, service) == ("run", ["--rm", "--no-deps"], "statsig-otel")
     volumes = [f"--volume={folder}/config:/etc/statsig-otel:ro", f"--volume={folder}/secrets:/run/secrets:ro"]
     words = made.run(*volumes, IMAGE, validate, no_machine, config, path)
@@ -206,7 +221,7 @@ def check_validation(made: Podman, commands: str, folder: Path) -> None:
 
 def check_restoring(made: Podman, commands: str, folder: Path) -> None:
     """The backup that `check_commands` made."""
-    _, restore, _ = commands.splitlines()
+    _, restore, _ = lines(commands)
     run, *options, service, c, script, less, file = shlex.split(restore.removeprefix(COMPOSE))
     assert (run, service, c, less, file) == ("run", "statsig-otel", "-c", "<", "backup.db")
     assert options == ["--rm", "--no-deps", "-T", "--entrypoint", "python3"]
@@ -215,20 +230,23 @@ def check_restoring(made: Podman, commands: str, folder: Path) -> None:
         subprocess.run(words, stdin=backup, check=True)
 
 
-def check_commands(made: Podman, others: str, folder: Path) -> None:
-    """The commands that the page gives to `docker compose exec` and `cp`. There is no backend, so one record waits."""
-    for line in others.splitlines():
-        assert line.startswith(COMPOSE)
-    inside = [shlex.split(line.removeprefix(COMPOSE)) for line in others.splitlines()]
-    words = [[word.replace("statsig-otel:/", "service:/") for word in one] for one in inside]
-    queue, doctor, backup, copy, remove = (
-        ["cp", one[1], str(folder)] if one[0] == "cp" else ["exec", "service", *one[2:]] for one in words
-    )
-    assert re.search(r"^otlp_grpc +\w+ +1 ", made(*queue), re.MULTILINE)
+def check_look(made: Podman, look: str, ports: Ports) -> None:
+    """There is no backend, which is all that the doctor finds. One record waits, and then the sample too."""
+    doctor, send, queue = inside(look)
+    assert waiting(made, queue) == 1
     told = subprocess.run(made.words(*doctor), capture_output=True, text=True, check=False).stdout
     assert re.findall(r"^(\S+(?: \S+)*) +failed ", told, re.MULTILINE) == ["exporters::otlp_grpc"], told
+    shown = "http://localhost:8080/"
+    assert sum(shown in word for word in send) == 1
+    answer = made(*[word.replace(shown, f"http://127.0.0.1:{ports.webhook}/") for word in send])
+    assert answer.startswith("200 OK\n")
+    assert waiting(made, queue) == 2
+
+
+def check_backup(made: Podman, commands: str, folder: Path) -> None:
+    backup, copy, remove = inside(commands)
     made(*backup)
-    made(*copy)
+    made(*copy[:-1], str(folder))
     made(*remove)
     assert sqlite3.connect(folder / "backup.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
     again = subprocess.run(made.words(*remove), capture_output=True, check=False)
@@ -241,7 +259,9 @@ def check_process(made: Podman, ports: Ports) -> None:
     status = Path(f"/proc/{pid}/status").read_text()
     for line in ("Uid:\t10001\t10001\t10001\t10001", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"):
         assert line in status
-    kind, *check = json.loads(made("inspect", "--type=image", IMAGE))[0]["Healthcheck"]["Test"]
+    image = json.loads(made("inspect", "--type=image", IMAGE))[0]
+    assert image["Labels"]["org.opencontainers.image.version"] == __version__
+    kind, *check = image["Healthcheck"]["Test"]
     assert kind == "CMD"
     assert "localhost:13133" in check[-1]
     assert b"statsig_otel_" in http.request("GET", f"http://127.0.0.1:{ports.metrics}/metrics").data

@@ -22,7 +22,7 @@ from statsig_otel import __version__
 from tests.conftest import HAS_KAFKA
 from tests.deploy.helm import CHART, TOOLS, VALUES, container_of, needs_helm, pod_of, render, tool, valid
 from tests.deploy.machine import ROOT
-from tests.deploy.page import SECTIONS, SHELLS, commands, run_with_answer
+from tests.deploy.page import SECTIONS, SHELLS, commands, lines, run_with_answer
 from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
 from tests.e2e.processes import Process, signed
 from tests.e2e.service_process import environment, run_to_end
@@ -65,36 +65,45 @@ def test_the_service_understands_the_configuration(values: Path, tmp_path: Path)
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
     """Without a cluster: what Helm would send to it, the keys of the Secret, and the pod's name."""
-    begin, real_secret, rotation, later, reload, grow, backup, restore = commands("In Kubernetes")
-    made_up_secret, copy, install = begin.splitlines()
+    blocks = commands("In Kubernetes")
+    begin, install, real_secret, look, rotation, rotation_end, check, upgrade, reload, grow, backup, restore, old = (
+        blocks
+    )
+    tag, push, made_up_secret, copy = begin.splitlines()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
     installed = sent_by(install, tmp_path)
     config = render("--values", str(VALUES[0]))["ConfigMap"]["data"]["statsig-otel.yaml"]
     keys = re.findall(r"--from-literal=([a-z-]+)=", made_up_secret)
     assert keys == re.findall(r"/etc/statsig-otel/secrets/statsig/([a-z-]+)", config)
-    assert re.findall(r'"([a-z-]+-secret)": "', real_secret + rotation) == [keys[0], keys[1], keys[1]]
-    for secret in (made_up_secret, real_secret, *rotation.splitlines()):
+    assert re.findall(r'"([a-z-]+-secret)": "', real_secret + rotation + rotation_end) == [keys[0], keys[1], keys[1]]
+    assert f"image: {json.dumps(tag.split()[-1])}" in installed
+    assert push.split()[-1] == tag.split()[-1]
+    for secret in (made_up_secret, real_secret, rotation, rotation_end):
         (name,) = re.findall(r"kubectl (?:create secret generic|patch secret) (\S+) ", secret)
         assert f"secretName: {name}" in installed
-    execute, _, upgrade = later.splitlines()
     assert (
         sent_by(upgrade, tmp_path) == installed.replace(f"statsig-otel:{__version__}", "statsig-otel:NEW") != installed
     )
     (workload,) = [one for one in YAML(typ="safe").load_all(installed) if one and one["kind"] == "StatefulSet"]
-    assert execute.split()[2] == f"{workload['metadata']['name']}-0"
     container = workload["spec"]["template"]["spec"]["containers"][0]
-    assert execute.split()[4] == container["name"]
+    in_pod = f"kubectl exec {workload['metadata']['name']}-0 --container {container['name']} -- "
+    assert in_pod.replace("exec", "exec --stdin") in check
+    (volume,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "queue"]
+    doctor, send, queue = (line.removeprefix(in_pod).split() for line in look.splitlines())
+    assert doctor == ["statsig-otel", "doctor", *container["args"][1:]]
+    assert send[:3] == ["statsig-otel", "send", "--secret-file"]
+    assert f"${{file:{send[3]}}}" in config
+    assert send[5] == f"http://localhost:{container['ports'][0]['containerPort']}{PATH}"
+    assert queue == ["statsig-otel", "queue", "--directory", volume]
     upgrade, reload = reload.splitlines()
     assert sent_by(upgrade, tmp_path) == installed
-    before, _, inside = reload.partition(" -- ")
-    assert inside.split() == ["statsig-otel", "reload", *container["args"][1:]]
-    in_pod = f"{before} -- "
-    back_up, copy, remove = (line.removeprefix(in_pod) for line in backup.splitlines())
-    (volume,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "queue"]
+    assert reload.removeprefix(in_pod).split() == ["statsig-otel", "reload", *container["args"][1:]]
+    back_up, copy, remove = (line.removeprefix(in_pod) for line in lines(backup))
     assert back_up == f"statsig-otel queue --directory {volume} backup {volume}/backup.db"
     assert (copy, remove) == (f"cat {volume}/backup.db > backup.db", f"rm {volume}/backup.db")
     check_restoring(restore, workload)
+    assert old.removeprefix(in_pod) == f"rm -r {volume}/old\n"
     claim, delete, upgrade = grow.splitlines()
     (template,) = workload["spec"]["volumeClaimTemplates"]
     assert claim.split()[3] == f"{template['metadata']['name']}-{workload['metadata']['name']}-0"
@@ -105,9 +114,9 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
 
 def check_restoring(restore: str, workload: dict[str, Any]) -> None:
     """The script is that for Docker, which a test runs. Its pod has the volume and the rights of the chart's pod."""
-    down, _, apply, _, put, delete, up = map(shlex.split, restore.splitlines())
+    down, _, apply, _, put, delete, up = map(shlex.split, lines(restore))
     assert [down[3], up[3]] == [workload["metadata"]["name"]] * 2
-    (docker,) = [line for line in commands("In a container")[-1].splitlines() if " run " in line]
+    (docker,) = [line for line in lines(commands("In a container")[-2]) if " run " in line]
     assert put[put.index("-c") :] == shlex.split(docker)[shlex.split(docker).index("-c") :]
     pod = YAML(typ="safe").load((ROOT / apply[-1]).read_text())
     assert pod["metadata"]["name"] == delete[-1] == put[3]
@@ -198,10 +207,10 @@ def test_the_key_of_a_backend_is_a_file(tmp_path: Path) -> None:
     assert exporter["headers"]["api-key"] == f"${{file:{container_of(kinds)['volumeMounts'][-1]['mountPath']}/key}}"
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="NO KUBECTL: install it to run the commands of the page")
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="LOUD: kubectl is missing (Debian: kubernetes-client)")
 @pytest.mark.parametrize(("option", "status"), [("server.max_connections=9", 0), ("exporters.otlp_grpc.endpont=x", 1)])
 def test_the_check_of_the_page_before_an_upgrade(option: str, status: int, tmp_path: Path) -> None:
-    made, taken, checked = commands("In Kubernetes")[3].splitlines()[1].split(" | ")
+    made, taken, checked = commands("In Kubernetes")[6].split(" | ")
     (tmp_path / "my-values.yaml").write_text(VALUES[0].read_text())
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     words = [str(TOOLS / "helm"), *shlex.split(made)[1:], "--set", option]
@@ -225,15 +234,15 @@ with open(sys.argv[1], "w") as file:
 """Writes its arguments and what it reads into a file."""
 
 
-@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize(("block", "key"), [(2, "signing-secret"), (4, "next-signing-secret")])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_only_a_pipe_brings_the_secret_to_kubectl(shell: str, block: int, tmp_path: Path) -> None:
+def test_only_a_pipe_brings_the_secret_to_kubectl(shell: str, block: int, key: str, tmp_path: Path) -> None:
     (tmp_path / "kubectl").write_text(KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
-    command = commands("In Kubernetes")[block].splitlines()[0]
+    command = commands("In Kubernetes")[block]
     run_with_answer(command, SECRET, shell=shell, folder=tmp_path, programs=tmp_path)
     *words, read = (tmp_path / "patch").read_text().splitlines()
-    assert json.loads(read) == {"stringData": {("signing-secret", "next-signing-secret")[block - 1]: SECRET}}
+    assert json.loads(read) == {"stringData": {key: SECRET}}
     assert words[-2:] == ["--patch-file", "/dev/stdin"]
     assert SECRET not in "".join(words)
 

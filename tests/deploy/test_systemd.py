@@ -60,7 +60,7 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
 def test_each_command_of_the_page_is_run_by_a_test() -> None:
     counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
     of_systemd = {"With systemd": 11, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
-    assert counts == {**of_systemd, "In a container": 11, "In Kubernetes": 8}
+    assert counts == {**of_systemd, "In a container": 13, "In Kubernetes": 13}
 
 
 LOAD = """
@@ -395,6 +395,9 @@ def check_upgrade(machine: Machine, validate: str, switch: str) -> None:
     before = waiting(machine)
     assert running_version(machine) == "/opt/statsig-otel-first"
     assert machine.run(validate).stdout.startswith("The configuration is valid.\n")
+    in_another_shell = machine.run(switch, check=False)
+    assert "new" in in_another_shell.stderr
+    assert running_version(machine) == "/opt/statsig-otel-first"
     machine.run("\n".join([*validate.splitlines()[:2], switch]))
     assert running_version(machine) == "/opt/statsig-otel-new"
     assert waiting(machine) == before
