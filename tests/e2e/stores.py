@@ -178,7 +178,7 @@ def otel_logs(requests: Iterable[ExportLogsServiceRequest]) -> tuple[str, str]:
 def _rows(requests: Iterable[ExportLogsServiceRequest]) -> Iterator[dict[str, object]]:
     """A row for each record. All attributes are strings."""
     for of_resource in (one for request in requests for one in request.resource_logs):
-        resource = _texts(of_resource.resource.attributes)
+        resource = texts(of_resource.resource.attributes)
         for of_scope in of_resource.scope_logs:
             for record in of_scope.log_records:
                 yield {
@@ -192,12 +192,13 @@ def _rows(requests: Iterable[ExportLogsServiceRequest]) -> Iterator[dict[str, ob
                     "ScopeSchemaUrl": of_scope.schema_url,
                     "ScopeName": of_scope.scope.name,
                     "ScopeVersion": of_scope.scope.version,
-                    "LogAttributes": _texts(record.attributes),
+                    "LogAttributes": texts(record.attributes),
                     "EventName": record.event_name,
                 }
 
 
-def _texts(attributes: Iterable[KeyValue]) -> dict[str, str]:
+def texts(attributes: Iterable[KeyValue]) -> dict[str, str]:
+    """Attributes as the text that a Collector, or Loki, makes of their values."""
     return {one.key: _as_string(one.value) for one in attributes}
 
 
