@@ -136,7 +136,7 @@ def test_kubernetes_knows_the_keys_of_the_other_files(name: str) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_the_ingress_leads_to_the_chart_s_service() -> None:
+def test_the_ingress_and_the_route_lead_to_the_chart_s_service() -> None:
     done = tool(
         "helm", "template", "statsig-otel", str(CHART), "--values", str(VALUES[0]), "--show-only=templates/network.yaml"
     )
@@ -151,6 +151,11 @@ def test_the_ingress_leads_to_the_chart_s_service() -> None:
     for one in rule["http"]["paths"]:
         port = {"name": service["spec"]["ports"][0]["name"]}
         assert one["backend"] == {"service": {"name": service["metadata"]["name"], "port": port}}
+    (way,) = YAML(typ="safe").load((CHART / "httproute.yaml").read_text())["spec"]["rules"]
+    assert [one["path"] for one in way["matches"]] == [
+        {"type": "Exact", "value": path} for path in (PATH, f"{PATH}/", HEALTH_PATH)
+    ]
+    assert way["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
     annotations = ingress["metadata"]["annotations"]
     scaling = (ROOT / "docs" / "scaling.md").read_text()
     for key in ("proxy-next-upstream", "proxy-body-size"):
