@@ -112,6 +112,21 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert sent_by(upgrade, tmp_path) == installed.replace("storage: 1Gi", "storage: 2Gi") != installed
 
 
+def test_the_commands_of_the_sidecar(tmp_path: Path) -> None:
+    """Those of examples/collector: the pod takes its backend's address from the Secret that they make."""
+    readme = (ROOT / "examples" / "collector" / "README.md").read_text()
+    make, copy = re.findall(r"^  (kubectl .*|cp .*)$", readme, re.MULTILINE)
+    (install,) = re.findall(r"^  (helm .*)$", readme, re.MULTILINE)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
+    (workload,) = [
+        one for one in YAML(typ="safe").load_all(sent_by(install, tmp_path)) if one and "StatefulSet" in one["kind"]
+    ]
+    containers = workload["spec"]["template"]["spec"]["containers"]
+    (name,) = re.findall(r"kubectl create secret generic (\S+) --from-literal=BACKEND_ENDPOINT=https://", make)
+    assert [{"secretRef": {"name": name}}] in [one.get("envFrom") for one in containers]
+
+
 def check_restoring(restore: str, workload: dict[str, Any]) -> None:
     """The script is that for Docker, which a test runs. Its pod has the volume and the rights of the chart's pod."""
     down, _, apply, _, put, delete, up = map(shlex.split, lines(restore))
