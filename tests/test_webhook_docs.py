@@ -14,10 +14,10 @@ SECRET = "webhook-0123456789abcdef"
 
 
 @pytest.mark.skipif(
-    not (shutil.which("curl") and shutil.which("openssl")),
-    reason="LOUD: curl or openssl is missing, the lines of docs/webhook.md are not tried",
+    shutil.which("curl") is None, reason="LOUD: curl is missing, the lines of docs/webhook.md are not tried"
 )
 def test_a_change_is_signed_by_hand(tmp_path: Path) -> None:
+    """The shell gives the secret to no program as an argument: the list of processes shows those."""
     (lines,) = re.findall(r"```sh\n(url=.*?)```", (ROOT / "docs" / "webhook.md").read_text(), re.DOTALL)
     config = tmp_path / "config.yaml"
     config.write_text(
@@ -31,6 +31,7 @@ def test_a_change_is_signed_by_hand(tmp_path: Path) -> None:
     with ServiceProcess(config, folder=tmp_path) as service:
         there = re.sub(r"(?m)^url=http://localhost:8080(.*)", lambda found: f"url={service.url}", lines)
         assert service.url in there
+        assert "$STATSIG_SIGNING_SECRET" not in there
         sent = subprocess.run(
             ["sh", "-eu", "-c", there],
             env=environment({"STATSIG_SIGNING_SECRET": SECRET}),
