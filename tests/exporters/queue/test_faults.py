@@ -123,6 +123,6 @@ def test_a_directory_that_can_not_be_looked_into_for_a_while_is_used_again_witho
         wait_until(lambda: not queue.refusal_reasons())
         put(queue, 3)
         assert delivered(queue.cursor("otlp")) == [1, 3]
-    said = errors(caplog)
+    said = [one for one in errors(caplog) if "disk space" not in one]  # it is freed now and then, perhaps meanwhile
     assert "Too many levels of symbolic links" in said[0]
     assert said[1:] == ["The queue can be written again"]
