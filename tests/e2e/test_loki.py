@@ -158,7 +158,10 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     start, secret, run, secret_again, send, query = commands
     program, *options = shlex.split(start)
     assert program == "loki"
-    assert "-server.http-listen-address=127.0.0.1" in options, "it asks for no password, so nobody else may reach it"
+    for one in ("http", "grpc"):
+        assert f"-server.{one}-listen-address=127.0.0.1" in options, (
+            "it asks for no password, so nobody else may reach it"
+        )
     assert "-validation.reject-old-samples.max-age=1y" in options
     assert "-shard-streams.time-sharding-enabled" in options
     assert secret == secret_again == "export STATSIG_SIGNING_SECRET=webhook-try-out"

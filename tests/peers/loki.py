@@ -6,8 +6,8 @@ It is made after Loki's source of August 2026 (github.com/grafana/loki at 65e30f
   refused. pkg/distributor/distributor.go leaves it out, stores the other entries of the push, and then answers 400.
 - pkg/ingester/stream.go, validateEntries: an entry more than half of `max_chunk_age` (1 of 2 hours) older than the
   newest one of its stream is refused in the same way. With `shard_streams.time_sharding_enabled` streams are divided
-  by time, so that it never is. pkg/chunkenc/unordered.go, Append: an entry with the time, the line and the metadata of
-  one that is there adds nothing.
+  by time, so that it never is. pkg/chunkenc/unordered.go, Append: an entry with the time, the line and, since March
+  2026 (pull request 21039), the metadata of one that is there adds nothing.
 - pkg/loghttp/push/push.go, OTLPError: the body is a `google.rpc.Status` with nothing but the message. Its media type is
   Go's guess, since the header is set too late. pkg/distributor/http.go: success is 204.
 - pkg/loghttp/push/otlplabels/labels.go: what becomes an index label, and what structured metadata.
