@@ -169,8 +169,15 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
         check_restoring(made, restore, tmp_path)
         with container(made, tmp_path, ports) as process:
             assert waiting(made, queue) == 2, "as in the backup"
-            made(*inside(remove)[0])
-            assert subprocess.run(made.words(*inside(remove)[0]), capture_output=True, check=False).returncode != 0
+            directory = "/var/lib/statsig-otel"
+            assert backup.count(f"--directory {directory} ") == 1
+            check_backup(made, backup.replace(f"--directory {directory} ", f"--directory {directory}/old "), tmp_path)
+            assert process.stop() == 0
+        check_restoring(made, restore, tmp_path, status=1)
+        check_removal(made, remove)
+        check_restoring(made, restore, tmp_path)
+        with container(made, tmp_path, ports) as process:
+            assert waiting(made, queue) == 3, "as before the first restore"
             assert process.stop() == 0
         with GrpcSink(port=ports.backend) as backend, container(made, tmp_path, ports):
             wait_until(lambda: backend.records, "the record that waited in the volume")
@@ -219,15 +226,23 @@ def check_validation(made: Podman, commands: str, folder: Path) -> None:
     assert ran.stdout.startswith("The configuration is valid.\n")
 
 
-def check_restoring(made: Podman, commands: str, folder: Path) -> None:
-    """The backup that `check_commands` made."""
-    _, restore, _ = lines(commands)
+def check_restoring(made: Podman, commands: str, folder: Path, *, status: int = 0) -> None:
+    """The backup that `check_backup` made."""
+    _, _, restore, _ = lines(commands)
     run, *options, service, c, script, less, file = shlex.split(restore.removeprefix(COMPOSE))
     assert (run, service, c, less, file) == ("run", "statsig-otel", "-c", "<", "backup.db")
     assert options == ["--rm", "--no-deps", "-T", "--entrypoint", "python3"]
     words = made.run("--interactive", "--entrypoint=python3", "--volume=queue:/var/lib/statsig-otel", IMAGE, c, script)
     with (folder / file).open("rb") as backup:
-        subprocess.run(words, stdin=backup, check=True)
+        assert subprocess.run(words, stdin=backup, check=False).returncode == status
+
+
+def check_removal(made: Podman, commands: str) -> None:
+    """While the service is stopped."""
+    run, *options, service, recursive, path = shlex.split(commands.removeprefix(COMPOSE))
+    assert (run, options, service) == ("run", ["--rm", "--no-deps", "--entrypoint", "rm"], "statsig-otel")
+    words = made.run("--entrypoint=rm", "--volume=queue:/var/lib/statsig-otel", IMAGE, recursive, path)
+    assert [subprocess.run(words, capture_output=True, check=False).returncode for _ in range(2)] == [0, 1]
 
 
 def check_look(made: Podman, look: str, ports: Ports) -> None:

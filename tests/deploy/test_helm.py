@@ -69,7 +69,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     begin, install, real_secret, look, rotation, rotation_end, check, upgrade, reload, grow, backup, restore, old = (
         blocks
     )
-    tag, push, made_up_secret, copy = begin.splitlines()
+    tag, push, made_up_secret, copy = lines(begin)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
     installed = sent_by(install, tmp_path)
@@ -104,7 +104,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert (copy, remove) == (f"cat {volume}/backup.db > backup.db", f"rm {volume}/backup.db")
     check_restoring(restore, workload)
     assert old.removeprefix(in_pod) == f"rm -r {volume}/old\n"
-    claim, delete, upgrade = grow.splitlines()
+    claim, delete, upgrade = lines(grow)
     (template,) = workload["spec"]["volumeClaimTemplates"]
     assert claim.split()[3] == f"{template['metadata']['name']}-{workload['metadata']['name']}-0"
     assert delete.split()[3] == workload["metadata"]["name"]
@@ -129,7 +129,7 @@ def test_the_commands_of_the_sidecar(tmp_path: Path) -> None:
 
 def check_restoring(restore: str, workload: dict[str, Any]) -> None:
     """The script is that for Docker, which a test runs. Its pod has the volume and the rights of the chart's pod."""
-    down, _, apply, _, put, delete, up = map(shlex.split, lines(restore))
+    _, down, _, apply, _, put, delete, up = map(shlex.split, lines(restore))
     assert [down[3], up[3]] == [workload["metadata"]["name"]] * 2
     (docker,) = [line for line in lines(commands("In a container")[-2]) if " run " in line]
     assert put[put.index("-c") :] == shlex.split(docker)[shlex.split(docker).index("-c") :]

@@ -14,16 +14,31 @@ test "$(wc -l < "$FOLDER/ran")" -ne "$FAILS"
 """
 """In the place of each program: it notes that it ran, and fails as the given one of all."""
 
+NAMES = (
+    *("cp", "docker", "helm", "install", "kubectl", "ln", "mkdir", "mv", "python3", "readlink", "rm", "statsig-otel"),
+    *("systemctl", "systemd-ask-password", "tar"),
+)
+BUILT_IN = ("new=", "printf ", "test ", "umask ")
+"""How the lines begin that run no program."""
+
 BLOCKS = {
+    "install": commands("With systemd")[0],
+    "first secret": commands("With systemd")[2],
+    "rotation": commands("With systemd")[3],
+    "key of a backend": commands("With systemd")[6],
     "backup of a container": commands("In a container")[7],
     "check before a container's upgrade": commands("In a container")[8],
     "restore of a container": commands("In a container")[11],
+    "image in a registry": commands("In Kubernetes")[0],
+    "larger volume": commands("In Kubernetes")[9],
     "backup of a pod": commands("In Kubernetes")[10],
     "restore of a pod": commands("In Kubernetes")[11],
     "backup": commands("Backup")[0],
     "restore": commands("Backup")[1],
     "bring the queue": commands("Moving to another machine")[1],
+    "check before an upgrade": commands("Upgrade")[0],
     "upgrade": commands("Upgrade")[1],
+    "switch back": commands("Rolling back")[1],
     "restore for an older version": commands("Rolling back")[2],
 }
 
@@ -34,17 +49,35 @@ def test_a_block_ends_at_a_command_that_fails(block: str, tmp_path: Path) -> Non
     new = tmp_path / "new"
     for folder in (programs, new / "bin"):
         folder.mkdir(parents=True)
-    names = ("docker", "kubectl", "mkdir", "rm", "statsig-otel", "cp", "ln", "mv", "install", "systemctl", "tar")
-    for program in (*(programs / name for name in names), new / "bin" / "statsig-otel"):
+    block = block.replace("/etc/", f"{tmp_path}/")
+    for program in (*(programs / name for name in NAMES), new / "bin" / "statsig-otel", new / "bin" / "pip"):
         program.write_text(PROGRAM)
         program.chmod(0o755)
-    for name, existing in (("sh", "sh"), ("wc", "wc"), ("ssh", "true"), ("readlink", "true")):
+    for name, existing in (("sh", "sh"), ("wc", "wc"), ("ssh", "true"), ("openssl", "true")):
         (programs / name).symlink_to(shutil.which(existing) or existing)
-    (tmp_path / "backup.db").touch()
-    for fails in range(1, len(lines(block)) + 1):
+    (tmp_path / "backup.db").write_text("a backup")
+    (tmp_path / "statsig-otel").mkdir()
+    (tmp_path / "systemd" / "system" / "statsig-otel.service.d").mkdir(parents=True)
+    ran = [line for line in lines(block) if not line.startswith(BUILT_IN)]
+    block = "".join(line for line in block.splitlines(keepends=True) if not line.startswith("new="))
+    for fails in range(1, len(ran) + 1):
         (tmp_path / "ran").write_text("")
         env = {"PATH": str(programs), "FOLDER": str(tmp_path), "FAILS": str(fails), "new": str(new)}
         words = ["sh", "-c", block]
         done = subprocess.run(words, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, check=False)
         assert (tmp_path / "ran").read_text().count("\n") == fails
         assert done.returncode != 0
+
+
+@pytest.mark.parametrize("block", ["restore of a container", "restore of a pod"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_restore_without_a_backup_stops_nothing(block: str, empty: bool, tmp_path: Path) -> None:
+    if empty:
+        (tmp_path / "backup.db").touch()
+    for name in ("docker", "kubectl"):
+        (tmp_path / name).write_text('#!/bin/sh\n: > "$FOLDER/ran"\n')
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": str(tmp_path), "FOLDER": str(tmp_path)}
+    done = subprocess.run(["/bin/sh", "-c", BLOCKS[block]], cwd=tmp_path, env=env, check=False)
+    assert done.returncode != 0
+    assert not (tmp_path / "ran").exists()

@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel._times import SHUTDOWN_MARGIN, SHUTDOWN_TIMEOUT
 from tests.deploy.machine import PYTHON, ROOT, Machine, missing, skipped_if_unavailable
-from tests.deploy.page import SECTIONS, commands
+from tests.deploy.page import SECTIONS, commands, lines
 from tests.waiting import wait_until
 
 UNITS = ROOT / "examples" / "systemd"
@@ -152,12 +152,13 @@ def at_pip(commands: str) -> tuple[str, str]:
     """Commands up to the installation of the package, and the others. Both begin with the umask and the folder."""
     umask, name, *rest = commands.splitlines()
     (at,) = [number for number, line in enumerate(rest) if "pip install" in line]
-    return "\n".join([umask, name, *rest[: at + 1]]), "\n".join([umask, name, *rest[at + 1 :]])
+    made = "\n".join([umask, name, *rest[: at + 1]])
+    return made.removesuffix(" &&"), "\n".join([umask, name, *rest[at + 1 :]])
 
 
 def answered(commands: str, secret: str, question: str = "Signing secret:") -> str:
     """Commands with the answer that a person gives to a question."""
-    question = f'systemd-ask-password "{question}"'
+    question = f'systemd-ask-password --timeout=0 "{question}"'
     assert question in commands
     return commands.replace(question, f"echo {secret}")
 
@@ -209,7 +210,7 @@ def check_restrictions(machine: Machine) -> None:
 def check_rotation(machine: Machine, rotation: str, rotation_end: str) -> None:
     """A reload is not enough, as the page says. In the end only the new secret counts, also if it ends twice."""
     assert send(machine, secret=NEXT_SECRET) != 0
-    write, restart = answered(rotation, NEXT_SECRET).splitlines()
+    write, restart = lines(answered(rotation, NEXT_SECRET))
     machine.run(write)
     machine.run("systemctl reload statsig-otel")
     assert send(machine, secret=NEXT_SECRET) != 0
@@ -347,6 +348,9 @@ def check_backup(machine: Machine, backup: str, restore: str) -> None:
     assert send(machine) == 0
     owners = machine.run("stat -c %U /var/lib/statsig-otel /var/lib/statsig-otel/*").stdout.split()
     assert set(owners) == {"statsig-otel"}
+    again = machine.run(restore, check=False)
+    assert "Directory not empty" in again.stderr
+    machine.run("test ! -e /var/lib/statsig-otel.old/statsig-otel")
     machine.run(restore.replace("/var/backups/queue.db", "/var/backups/stopped.db").replace(".old", ".older"))
     assert waiting(machine) == before + 1
 
