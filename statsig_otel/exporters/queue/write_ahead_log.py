@@ -162,8 +162,8 @@ def header(database: Path) -> bytes:
 
 @contextlib.contextmanager
 def _descriptor(database: Path) -> Iterator[int]:
-    """A descriptor of a log: after every commit, so not by the slower `open`."""
-    log = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor of a log: after every commit, so not by the slower `open`. It waits for no pipe's other end."""
+    log = os.open(f"{database}-wal", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield log
     finally:

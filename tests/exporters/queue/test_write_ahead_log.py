@@ -126,6 +126,13 @@ def test_all_of_a_log_is_folded_into_a_database_that_was_cut(tmp_path: Path, mon
         assert copy.read_bytes()[(page - 1) * PAGE : page * PAGE] == content
 
 
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(tmp_path: Path) -> None:
+    """It may come between the look at the file and its reading."""
+    os.mkfifo(tmp_path / "queue.db-wal")
+    assert not write_ahead_log.has_gap(tmp_path / "queue.db", 0)
+    assert write_ahead_log.header(tmp_path / "queue.db") == b""
+
+
 def test_where_there_is_no_log_nothing_is_unread(tmp_path: Path) -> None:
     assert check(tmp_path) == LogCheck(0, 0)
     (tmp_path / "queue.db-wal").touch()
