@@ -131,9 +131,13 @@ def test_a_disk_that_is_gone_is_not_ready(tmp_path: Path) -> None:
     with from_file(tmp_path) as service:
         address = checks_of(service)
         becomes(address, 200)
-        (tmp_path / "queue").rename(tmp_path / "elsewhere")
+        queue, elsewhere = tmp_path / "queue", tmp_path / "elsewhere"
+        queue.rename(elsewhere)
+        queue.symlink_to(queue)  # else the service may soon have made another directory
         becomes(address, 503, "storage_failed")
-        (tmp_path / "elsewhere").rename(tmp_path / "queue")
+        queue.unlink()
+        elsewhere.rename(queue)
+        becomes(address, 200)
 
 
 def test_an_expired_certificate_is_not_ready(tmp_path: Path) -> None:
