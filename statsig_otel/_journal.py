@@ -171,8 +171,8 @@ class _Kind(Generic[_E]):
         self.entries.append(entry)
         if self.last.pop(verdict, None) is None and len(self.last) >= _MOST_KINDS:
             # Strangers can make a dozen verdicts for each receiver, but not those of webhooks that may be lost.
-            lost = {one for one, last in self.last.items() if getattr(last, "may_be_lost", False)}  # of requests only
-            del self.last[next((one for one in self.last if one not in lost), next(iter(self.last)))]
+            harmless = (one for one, last in self.last.items() if not getattr(last, "may_be_lost", False))
+            del self.last[next(harmless, next(iter(self.last)))]
         self.last[verdict] = entry
         return entry
 

@@ -246,7 +246,7 @@ def check_removal(made: Podman, commands: str) -> None:
 
 
 def check_look(made: Podman, look: str, ports: Ports) -> None:
-    """There is no backend, which is all that the doctor finds. One record waits, and then the sample too."""
+    """The doctor finds one fault: there is no backend. One record waits, and then the sample does, too."""
     doctor, send, queue = inside(look)
     assert waiting(made, queue) == 1
     told = subprocess.run(made.words(*doctor), capture_output=True, text=True, check=False).stdout

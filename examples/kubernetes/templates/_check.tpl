@@ -51,7 +51,7 @@
 {{- fail "replicas: only for mode kafka, since a second pod would have a queue of its own" }}
 {{- end }}
 {{- if not (regexMatch "^[0-9]+([.][0-9]+)?[MGTP]i?$" (toString .Values.volume.size)) }}
-{{- fail (printf "volume.size: %v is no size, such as 10Gi, 1.5Gi or 500M" .Values.volume.size) }}
+{{- fail (printf "volume.size: %v is not a size. Sizes are written as 10Gi, 1.5Gi or 500M" .Values.volume.size) }}
 {{- end }}
 {{- else }}
 {{- if .Values.collector.image }}
