@@ -22,7 +22,7 @@ def nearest(directory: Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether something is at the path.
+    """Whether something is at the path. `Path.exists` of Python 3.14 says no, too, where nobody can know.
 
     Raises:
         OSError: This user can't find out.

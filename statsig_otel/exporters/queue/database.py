@@ -143,7 +143,7 @@ class Database:
         second = open_files.second_name(self.path)
         if not exists(second):
             return
-        if self.path.exists():
+        if exists(self.path):
             if second.samefile(self.path):
                 open_files.put_back(self.path)
             self.directory.discard(second)
@@ -238,7 +238,7 @@ class Database:
         checks.check_database(connection)
         self._prepare(connection)
         for file in self._incomplete:
-            if file.exists():
+            if exists(file):
                 store.note_incomplete(connection, file.name)
         if not self._is_marked:  # after there is a log again, and before anything can be acknowledged
             self.directory.mark(clean=False)

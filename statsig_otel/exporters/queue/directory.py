@@ -177,7 +177,7 @@ class QueueDirectory:
         try:
             state = json.loads(self.state.read_text())
         except FileNotFoundError:  # a new queue, or a copy of one
-            return not self.log.exists()
+            return not exists(self.log)
         except (OSError, ValueError):
             return False
         return isinstance(state, dict) and state.get("clean") is True
@@ -191,8 +191,8 @@ class QueueDirectory:
         if self.has_only_log():
             return None
         if not schema.size_of(self.database):
-            return "queue.db" if self.state.exists() and not self.set_aside_files() else None
-        return None if self.was_left_clean() or self.log.exists() else "queue.db-wal"
+            return "queue.db" if exists(self.state) and not self.set_aside_files() else None
+        return None if self.was_left_clean() or exists(self.log) else "queue.db-wal"
 
     def has_only_log(self) -> bool:
         """Whether the database is gone or empty and its log is not: the log's content can be carried over."""
@@ -242,7 +242,7 @@ class QueueDirectory:
         Raises:
             OSError: It can't be noted.
         """
-        if self.state.exists() and not self.is_mark_of_another:
+        if exists(self.state) and not self.is_mark_of_another:
             return False
         self.mark(clean=False)
         return True
@@ -263,16 +263,16 @@ class QueueDirectory:
 
     def set_aside(self, to: Path | None = None) -> Path:
         """Rename a database that can't be read, with its log and index; its new path, which may be given."""
-        if not self.database.exists():
+        if not exists(self.database):
             self.database.touch(_PRIVATE_FILE)  # for its log, which is found by the database's name
         return self.rename(self.database, to or self.path_aside())
 
     def half_set_aside(self) -> Path | None:
         """Where the database belongs if its owner ended while it set it aside: the log is there already."""
-        if self.log.exists() or self.was_left_clean():
+        if exists(self.log) or self.was_left_clean():
             return None
         moved = (log.with_name(log.name.removesuffix("-wal")) for log in self.path.glob(f"{DATABASE}.corrupt-*-wal"))
-        return next((database for database in moved if not database.exists()), None)
+        return next((database for database in moved if not exists(database)), None)
 
     def path_aside(self) -> Path:
         """A path for a database that is set aside, which was never used.
@@ -345,7 +345,7 @@ class QueueDirectory:
     def _not_a_file(self) -> Path | None:
         """One of the queue's files that is a pipe or a device; None if none is."""
         paths = (self.path / name for name in _FILES if name != CONTROL)
-        return next((path for path in paths if path.exists() and not path.is_file() and not path.is_dir()), None)
+        return next((path for path in paths if exists(path) and not path.is_file() and not path.is_dir()), None)
 
     def _check_missing(self, existing: Path) -> Fault | None:
         """Why the missing directories below an existing one can't be created."""
@@ -397,7 +397,7 @@ class QueueDirectory:
 
     def _make(self) -> None:
         """Create the directory and those above it, if they are missing; on disk when this returns."""
-        missing = [directory for directory in (self.path, *self.path.parents) if not directory.exists()]
+        missing = [directory for directory in (self.path, *self.path.parents) if not exists(directory)]
         self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         for directory in missing:
             sync_directory(directory.parent)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from statsig_otel.exporters.paths import exists
 from statsig_otel.exporters.queue import schema, write_ahead_log
 
 _logger: Final = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def put_back(database: Path) -> None:
     SQLite itself removes a log that it has brought into the database. To bring that in once more changes nothing.
     """
     log, second = Path(f"{database}-wal"), second_name(database, "-wal")
-    if second.exists() and not os.path.lexists(log):
+    if exists(second) and not os.path.lexists(log):
         second.rename(log)
 
 
@@ -115,7 +116,7 @@ class OpenFiles:
         with contextlib.suppress(OSError), os.scandir(self._database.parent) as files:
             names = {file.name for file in files if os.path.samestat(known, file.stat(follow_symlinks=False))}
             if names == {self._second[""].name}:
-                if not self._second["-wal"].exists():
+                if not exists(self._second["-wal"]):
                     self._known.pop("-wal", None)  # it is not held, and has to be carried over by itself
                 self._rescue(self._second[""])
                 self._remove_leftovers()

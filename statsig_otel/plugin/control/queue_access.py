@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from statsig_otel.config.errors import ConfigError
+from statsig_otel.exporters.paths import exists
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
@@ -49,7 +50,7 @@ class QueueAccess:
             directory = find_directory(None, environ)
         self.directory: Path = directory
         try:
-            found = (self.directory / DATABASE).exists()
+            found = exists(self.directory / DATABASE)
         except PermissionError as error:
             raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
         except OSError as error:
@@ -178,7 +179,7 @@ class QueueAccess:
     def _has_no_index(self) -> bool:
         """Whether the running service uses an index that is gone: by another one, its commits would not be seen."""
         log, index = (Path(f"{self.directory / DATABASE}{suffix}") for suffix in ("-wal", "-shm"))
-        return log.exists() and not index.exists() and QueueDirectory(self.directory).owner() is not None
+        return exists(log) and not exists(index) and QueueDirectory(self.directory).owner() is not None
 
     def _unreadable(self, error: Exception) -> str:
         if not os.access(self.directory / DATABASE, os.R_OK):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from statsig_otel.exporters.paths import directory_option, nearest
+from statsig_otel.exporters.paths import directory_option, exists, nearest
 from statsig_otel.exporters.queue import write_ahead_log
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
@@ -171,7 +171,7 @@ def _state(directory: Path) -> Iterator[Finding]:
         detail = "no service runs; its database (queue.db) is gone or empty, and its log is not"
         hint = "restore queue.db; otherwise the next start carries over what its log contains"
         yield Finding("queue state", "failed", detail, hint)
-    elif not (directory / DATABASE).exists():
+    elif not exists(directory / DATABASE):
         yield Finding("queue state", "ok", "no queue yet")
     elif not files.was_left_clean():
         yield _after_crash(write_ahead_log.check(files.database))
