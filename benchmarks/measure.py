@@ -191,7 +191,7 @@ def machine(packages: Iterable[str] = ()) -> str:
     """The versions and the hardware that a result may depend on."""
     others = "".join(f", {package} {version(package)}" for package in packages)
     is_optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
-    built = "" if is_optimised else " (BUILT WITHOUT OPTIMISATION)"
+    built = "" if is_optimised else " (configured without --enable-optimizations)"
     return f"Python {platform.python_version()}{built}, {os.cpu_count()} CPUs, {platform.machine()}{others}"
 
 
