@@ -39,8 +39,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 HAS_KAFKA = find_spec("confluent_kafka") is not None
-collect_ignore = [] if HAS_KAFKA else ["exporters/kafka", "plugin/doctor/test_brokers.py"]
-"""What needs a library that is an extra of the product. `make test` installs it."""
+_OF_KAFKA = ["test_kafka_chain.py", "test_kafka_consumers.py", "test_replicas.py"]
+collect_ignore = (
+    [] if HAS_KAFKA else ["exporters/kafka", "plugin/doctor/test_brokers.py", *(f"e2e/{name}" for name in _OF_KAFKA)]
+)
+"""What needs a library that is an extra of the product. `make test` installs it where there is one for this Python."""
+needs_kafka = pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: there is no confluent-kafka in this environment")
 
 MEMORY = Path("/dev/shm")
 GRACE = 30.0

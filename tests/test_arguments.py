@@ -175,7 +175,7 @@ def parameters(path: str, call: Any) -> list[str]:
     """The parameters of a public callable, without flags and words, and without a message, which may be anything."""
     has_signature = inspect.isroutine(call) or (inspect.isclass(call) and call.__init__ is not Exception.__init__)
     found = inspect.signature(call).parameters.values() if has_signature else ()
-    is_flag = re.compile(r"<class 'bool'>|(typing\.Union\[bool, )?typing\.Literal")
+    is_flag = re.compile(r"<class 'bool'>|(typing\.Union\[bool, |bool \| )?typing\.Literal")
     return [
         one.name
         for one in found

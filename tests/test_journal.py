@@ -297,6 +297,7 @@ def test_threads_add_and_read_at_the_same_time() -> None:
     assert len(journal.changes()) == 300
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # it is what this test is about
 def test_a_child_has_a_lock_of_its_own() -> None:
     journal = kept()
     journal.add_request("statsig", 200, "accepted", "")

@@ -8,6 +8,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.conftest import needs_kafka
 from tests.e2e.processes import clean_environment
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV
@@ -52,6 +53,7 @@ def test_a_machine_without_java_is_told_what_it_needs(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@needs_kafka
 def test_a_replica_answers_its_supervisor_and_prometheus_also_while_the_brokers_are_away() -> None:
     away = {f"KAFKA_{number}": "127.0.0.1:1" for number in (1, 2, 3)}
     free = {"WEBHOOK_ENDPOINT": "127.0.0.1:0", "HEALTH_ENDPOINT": "127.0.0.1:0", "METRICS_PORT": "0"}

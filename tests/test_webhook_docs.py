@@ -1,8 +1,10 @@
 """docs/webhook.md: the lines that sign a change by hand do so."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from tests.e2e.service_process import ServiceProcess, environment
 
 ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent  # has a python3, which not every system has
 SECRET = "webhook-0123456789abcdef"
 
 
@@ -34,7 +37,7 @@ def test_a_change_is_signed_by_hand(tmp_path: Path) -> None:
         assert "$STATSIG_SIGNING_SECRET" not in there
         sent = subprocess.run(
             ["sh", "-eu", "-c", there],
-            env=environment({"STATSIG_SIGNING_SECRET": SECRET}),
+            env=environment({"STATSIG_SIGNING_SECRET": SECRET, "PATH": f"{BIN}:{os.environ['PATH']}"}),
             capture_output=True,
             text=True,
             check=False,

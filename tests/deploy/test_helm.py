@@ -19,7 +19,7 @@ import urllib3
 from ruamel.yaml import YAML
 
 from statsig_otel import __version__
-from tests.conftest import HAS_KAFKA
+from tests.conftest import needs_kafka
 from tests.deploy.helm import CHART, TOOLS, VALUES, container_of, needs_helm, pod_of, render, tool, valid
 from tests.deploy.machine import ROOT
 from tests.deploy.page import SECTIONS, SHELLS, commands, lines, run_with_answer
@@ -472,7 +472,7 @@ def test_the_rendered_command_serves_with_a_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: there is no confluent-kafka")
+@needs_kafka
 def test_the_rendered_command_serves_with_kafka(tmp_path: Path) -> None:
     from tests.peers.kafka_cluster import KafkaCluster
 

@@ -26,6 +26,9 @@ from statsig_otel.exporters.json_lines import to_json_line
 from tests.looped import looped
 
 LOWER_CAMEL_CASE = re.compile(r"[a-z][A-Za-z0-9]*")
+# Python 3.15 says it of how protobuf reads the base64 that it writes.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid character .* in URL-safe Base64")
+
 # The widths of the integers in the messages that an ExportLogsServiceRequest is made of.
 INTEGERS_OF_64_BITS = {"timeUnixNano", "observedTimeUnixNano", "intValue"}
 INTEGERS_OF_32_BITS = {"severityNumber", "flags", "droppedAttributesCount"}

@@ -426,7 +426,8 @@ def test_no_statement_goes_through_a_whole_table_of_records(connection: sqlite3.
     for plan in found:
         # Both ends are read by walking an index from its end; what is sorted or gone through whole is small.
         assert "TEMP B-TREE" not in plan, plan
-        if plan.startswith("SCAN") and not plan.endswith("CONSTANT ROWS"):
+        # SQLite 3.53 calls a statement's own rows a VALUES CLAUSE, older ones CONSTANT ROWS.
+        if plan.startswith("SCAN") and not plan.endswith(("CONSTANT ROWS", "VALUES CLAUSE")):
             assert plan.split()[1] in ("exporters", "routes", "sqlite_sequence") or is_walked_from_an_end(plan), plan
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from statsig_otel.config import substitution
 from statsig_otel.exporters.queue import schema
+from tests.conftest import needs_kafka
 from tests.plugin.cli.configurations import call, errors
 
 FOLDER = "/run/credentials/of-no-service.service"
@@ -45,6 +46,7 @@ def write(folder: str) -> str:
     return "config.yaml"
 
 
+@needs_kafka
 def test_validate_goes_on_without_them_if_told_to(location: str) -> None:
     found = call("validate", "--no-machine", "--config", location)
     assert found.output.startswith("The configuration is valid.\n"), found.output
@@ -80,7 +82,7 @@ def test_what_the_unit_does_not_name_is_a_mistake_while_the_service_runs(
         (tmp_path / "unit" / name).write_text("0123456789abcdef")
     told = errors("--no-machine", "--config", write(f"{tmp_path}/unit"))
     found, _, why = told.partition(" can't be read: ")
-    assert found.startswith("exporters::otlp_http::headers::key: the file unit/"), "the end of a long path is left out"
+    assert found.startswith("exporters::otlp_http::headers::key: the file "), "the end of a long path is left out"
     assert why.startswith("No such file")
     assert told.endswith(f"\n  hint: {HINT}")
     assert call("queue", "--config", location).exit_code == 1

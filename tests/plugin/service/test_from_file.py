@@ -15,6 +15,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, RestartNeededError, Service, StatsigReceiverSettings
 from statsig_otel.plugin.control.socket import call
 from statsig_otel.plugin.service import reload
+from tests.conftest import needs_kafka
 from tests.looped import looped
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
@@ -376,6 +377,7 @@ def test_receivers_of_a_service_that_does_not_listen_have_paths_of_their_own() -
     assert "receivers::statsig/b::path: is the path of receivers::statsig too\n" in str(caught.value)
 
 
+@needs_kafka
 def test_files_that_can_not_be_used_keep_no_other_secret_from_being_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,8 +77,8 @@ def test_read_refuses_what_is_not_json(text: str) -> None:
         read(text)
 
 
-DEEP: Final = 50_000
-"""Deeper than any decoder that calls itself for each level."""
+DEEP: Final = 100_000
+"""Deeper than any decoder that calls itself for each level. On a stack of 8 MiB, that of Python 3.14 gets to 50,000."""
 
 
 @pytest.mark.parametrize(
