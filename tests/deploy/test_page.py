@@ -10,9 +10,10 @@ from tests.deploy.page import commands, lines
 
 PROGRAM = """#!/bin/sh
 echo "$@" >> "$FOLDER/ran"
+echo an answer
 test "$(wc -l < "$FOLDER/ran")" -ne "$FAILS"
 """
-"""In the place of each program: it notes that it ran, and fails as the given one of all."""
+"""In the place of each program: it notes that it ran, prints something, and fails as the given one of all."""
 
 NAMES = (
     *("cp", "docker", "helm", "install", "kubectl", "ln", "mkdir", "mv", "python3", "readlink", "rm", "statsig-otel"),

@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel._times import SHUTDOWN_MARGIN, SHUTDOWN_TIMEOUT
 from tests.deploy.machine import PYTHON, ROOT, Machine, missing, skipped_if_unavailable
-from tests.deploy.page import SECTIONS, commands, lines
+from tests.deploy.page import SECTIONS, commands
 from tests.waiting import wait_until
 
 UNITS = ROOT / "examples" / "systemd"
@@ -122,9 +122,7 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
         with machine.boot():
             machine.run(f"umask 077\n{set_up}")
             check_without_a_secret(machine)
-            machine.run(answered(first_secret, SECRET))
-            assert send(machine) == 0
-            assert waiting(machine) == 1
+            check_first_secret(machine, first_secret)
             check_look(machine, look)
             check_reload(machine, reload)
             check_restrictions(machine)
@@ -156,11 +154,11 @@ def at_pip(commands: str) -> tuple[str, str]:
     return made.removesuffix(" &&"), "\n".join([umask, name, *rest[at + 1 :]])
 
 
-def answered(commands: str, secret: str, question: str = "Signing secret:") -> str:
-    """Commands with the answer that a person gives to a question."""
-    question = f'systemd-ask-password --timeout=0 "{question}"'
-    assert question in commands
-    return commands.replace(question, f"echo {secret}")
+def answered(commands: str, answer: str) -> str:
+    """Commands at a terminal where a person types an answer and presses Enter."""
+    assert commands.count("systemd-ask-password") == 1
+    typed = f"printf '%s\\n' '{answer}' | script --quiet --return --command 'sh -e /run/block' /dev/null"
+    return f"cat > /run/block <<'END'\n{commands}END\n{typed}"
 
 
 def check_without_a_secret(machine: Machine) -> None:
@@ -172,6 +170,18 @@ def check_without_a_secret(machine: Machine) -> None:
     )
     assert json.loads(got.stdout) == {"verification_code": "abc123"}
     assert property_of(machine, "ActiveState") == "active"
+
+
+def check_first_secret(machine: Machine, commands: str) -> None:
+    """Without an answer nothing changes."""
+    file = "/etc/statsig-otel/signing-secret"
+    before, pid = machine.run(f"cat {file}").stdout, property_of(machine, "MainPID")
+    assert machine.run(answered(commands, ""), check=False).returncode != 0
+    assert (machine.run(f"cat {file}").stdout, property_of(machine, "MainPID")) == (before, pid)
+    machine.run(answered(commands, SECRET))
+    assert machine.run(f"cat {file}; stat -c %a:%U {file}").stdout == f"{SECRET}\n600:root\n"
+    assert send(machine) == 0
+    assert waiting(machine) == 1
 
 
 def check_reload(machine: Machine, reload: str) -> None:
@@ -210,8 +220,11 @@ def check_restrictions(machine: Machine) -> None:
 def check_rotation(machine: Machine, rotation: str, rotation_end: str) -> None:
     """A reload is not enough, as the page says. In the end only the new secret counts, also if it ends twice."""
     assert send(machine, secret=NEXT_SECRET) != 0
-    write, restart = lines(answered(rotation, NEXT_SECRET))
-    machine.run(write)
+    pid = property_of(machine, "MainPID")
+    assert machine.run(answered(rotation, ""), check=False).returncode != 0
+    assert property_of(machine, "MainPID") == pid
+    write, restart = rotation.removesuffix("\n").rsplit(" &&\n", 1)
+    machine.run(answered(f"{write}\n", NEXT_SECRET))
     machine.run("systemctl reload statsig-otel")
     assert send(machine, secret=NEXT_SECRET) != 0
     machine.run(restart)
@@ -231,7 +244,7 @@ def check_rotation(machine: Machine, rotation: str, rotation_end: str) -> None:
 
 def check_backend_key(machine: Machine, commands: str) -> None:
     """The service starts with the key in its configuration."""
-    machine.run(answered(commands, "k3y", "Key:"))
+    machine.run(answered(commands, "k3y"))
     file = "/etc/statsig-otel/statsig-otel.yaml"
     key = "headers: {key: '${file:/run/credentials/statsig-otel.service/backend-key}'}"
     machine.run(f'cat > /run/line <<"END"\n    {key}\nEND\nsed -i "/endpoint: localhost:4317/r /run/line" {file}')
