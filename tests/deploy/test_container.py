@@ -166,18 +166,17 @@ def test_the_image_runs_without_a_shell_and_keeps_its_queue(tmp_path: Path) -> N
             assert waiting(made, queue) == 3
             assert process.stop() == 0
         check_validation(made, check, tmp_path)
-        check_restoring(made, restore, tmp_path)
+        old = check_restoring(made, restore, tmp_path)
         with container(made, tmp_path, ports) as process:
             assert waiting(made, queue) == 2, "as in the backup"
             directory = "/var/lib/statsig-otel"
             assert backup.count(f"--directory {directory} ") == 1
-            check_backup(made, backup.replace(f"--directory {directory} ", f"--directory {directory}/old "), tmp_path)
+            check_backup(made, backup.replace(f"--directory {directory} ", f"--directory {directory}/{old} "), tmp_path)
             assert process.stop() == 0
-        check_restoring(made, restore, tmp_path, status=1)
-        check_removal(made, remove)
-        check_restoring(made, restore, tmp_path)
+        again = check_restoring(made, restore, tmp_path)
         with container(made, tmp_path, ports) as process:
             assert waiting(made, queue) == 3, "as before the first restore"
+            check_removal(made, remove, old, again)
             assert process.stop() == 0
         with GrpcSink(port=ports.backend) as backend, container(made, tmp_path, ports):
             wait_until(lambda: backend.records, "the record that waited in the volume")
@@ -226,23 +225,29 @@ def check_validation(made: Podman, commands: str, folder: Path) -> None:
     assert ran.stdout.startswith("The configuration is valid.\n")
 
 
-def check_restoring(made: Podman, commands: str, folder: Path, *, status: int = 0) -> None:
-    """The backup that `check_backup` made."""
-    _, _, restore, _ = lines(commands)
+def check_restoring(made: Podman, commands: str, folder: Path) -> str:
+    """The backup that `check_backup` made; the folder of the queue that was there."""
+    _, read, _, restore, _ = lines(commands)
+    assert read == "script=$(cat examples/docker/restore.py)"
     run, *options, service, c, script, less, file = shlex.split(restore.removeprefix(COMPOSE))
-    assert (run, service, c, less, file) == ("run", "statsig-otel", "-c", "<", "backup.db")
+    assert (run, service, c, script, less, file) == ("run", "statsig-otel", "-c", "$script", "<", "backup.db")
     assert options == ["--rm", "--no-deps", "-T", "--entrypoint", "python3"]
+    script = (FILES / "restore.py").read_text()
     words = made.run("--interactive", "--entrypoint=python3", "--volume=queue:/var/lib/statsig-otel", IMAGE, c, script)
     with (folder / file).open("rb") as backup:
-        assert subprocess.run(words, stdin=backup, check=False).returncode == status
+        said = subprocess.run(words, stdin=backup, stdout=subprocess.PIPE, text=True, check=True).stdout
+    (old,) = re.findall(r"in the folder (old-\S+)\.$", said)
+    return str(old)
 
 
-def check_removal(made: Podman, commands: str) -> None:
-    """While the service is stopped."""
-    run, *options, service, recursive, path = shlex.split(commands.removeprefix(COMPOSE))
-    assert (run, options, service) == ("run", ["--rm", "--no-deps", "--entrypoint", "rm"], "statsig-otel")
-    words = made.run("--entrypoint=rm", "--volume=queue:/var/lib/statsig-otel", IMAGE, recursive, path)
-    assert [subprocess.run(words, capture_output=True, check=False).returncode for _ in range(2)] == [0, 1]
+def check_removal(made: Podman, commands: str, old: str, again: str) -> None:
+    """Of one of the two folders; as the page has the second command, it removes nothing."""
+    show, remove = inside(commands)
+    assert {old, again} < set(made(*show).split())
+    as_printed = subprocess.run(made.words(*remove), capture_output=True, check=False)
+    assert as_printed.returncode != 0
+    made(*[word.replace("FOLDER", old) for word in remove])
+    assert set(made(*show).split()) & {old, again} == {again}
 
 
 def check_look(made: Podman, look: str, ports: Ports) -> None:

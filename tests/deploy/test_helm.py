@@ -103,7 +103,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert back_up == f"statsig-otel queue --directory {volume} backup {volume}/backup.db"
     assert (copy, remove) == (f"cat {volume}/backup.db > backup.db", f"rm {volume}/backup.db")
     check_restoring(restore, workload)
-    assert old.removeprefix(in_pod) == f"rm -r {volume}/old\n"
+    assert [line.removeprefix(in_pod) for line in old.splitlines()] == [f"ls {volume}", f"rm -r {volume}/FOLDER"]
     claim, delete, upgrade = lines(grow)
     (template,) = workload["spec"]["volumeClaimTemplates"]
     assert claim.split()[3] == f"{template['metadata']['name']}-{workload['metadata']['name']}-0"
@@ -129,10 +129,11 @@ def test_the_commands_of_the_sidecar(tmp_path: Path) -> None:
 
 def check_restoring(restore: str, workload: dict[str, Any]) -> None:
     """The script is that for Docker, which a test runs. Its pod has the volume and the rights of the chart's pod."""
-    _, down, _, apply, _, put, delete, up = map(shlex.split, lines(restore))
+    _, read, down, _, apply, _, put, delete, up = map(shlex.split, lines(restore))
     assert [down[3], up[3]] == [workload["metadata"]["name"]] * 2
-    (docker,) = [line for line in lines(commands("In a container")[-2]) if " run " in line]
-    assert put[put.index("-c") :] == shlex.split(docker)[shlex.split(docker).index("-c") :]
+    docker = [shlex.split(line) for line in lines(commands("In a container")[-2])]
+    assert read == docker[1]
+    assert put[put.index("-c") :] == docker[3][docker[3].index("-c") :]
     pod = YAML(typ="safe").load((ROOT / apply[-1]).read_text())
     assert pod["metadata"]["name"] == delete[-1] == put[3]
     chart = workload["spec"]["template"]["spec"]

@@ -19,7 +19,7 @@ NAMES = (
     *("cp", "docker", "helm", "install", "kubectl", "ln", "mkdir", "mv", "python3", "readlink", "rm", "statsig-otel"),
     *("systemctl", "systemd-ask-password", "tar"),
 )
-BUILT_IN = ("new=", "printf ", "test ", "umask ")
+BUILT_IN = ("new=", "printf ", "script=", "test ", "umask ")
 """How the lines begin that run no program."""
 
 BLOCKS = {
@@ -54,9 +54,11 @@ def test_a_block_ends_at_a_command_that_fails(block: str, tmp_path: Path) -> Non
     for program in (*(programs / name for name in NAMES), new / "bin" / "statsig-otel", new / "bin" / "pip"):
         program.write_text(PROGRAM)
         program.chmod(0o755)
-    for name, existing in (("sh", "sh"), ("wc", "wc"), ("ssh", "true"), ("openssl", "true")):
+    for name, existing in (("sh", "sh"), ("wc", "wc"), ("cat", "cat"), ("ssh", "true"), ("openssl", "true")):
         (programs / name).symlink_to(shutil.which(existing) or existing)
     (tmp_path / "backup.db").write_text("a backup")
+    (tmp_path / "examples" / "docker").mkdir(parents=True)
+    (tmp_path / "examples" / "docker" / "restore.py").write_text("pass")
     (tmp_path / "statsig-otel").mkdir()
     (tmp_path / "systemd" / "system" / "statsig-otel.service.d").mkdir(parents=True)
     ran = [line for line in lines(block) if not line.startswith(BUILT_IN)]

@@ -1,0 +1,99 @@
+"""The restores of a container and of a pod, run again after a failure: no record of the queue that was there is lost.
+
+`docker` and `kubectl` are programs that run the script here. test_container.py runs it in the image.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.queue.backup import back_up
+from tests.deploy.machine import ROOT
+from tests.deploy.page import commands
+from tests.exporters.queue.helpers import delivered, put, reading, running
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = f"""#!{sys.executable}
+import os, pathlib, subprocess, sys
+if "-c" in sys.argv:
+    script = sys.argv[sys.argv.index("-c") + 1]
+    assert script.count('"/var/lib/statsig-otel"') == 1
+    script = script.replace("/var/lib/statsig-otel", os.environ["QUEUE"])
+    if status := subprocess.run([sys.executable, "-c", script]).returncode:
+        sys.exit(status)
+sys.exit(os.environ["FAILS"] in " ".join(sys.argv))
+"""
+"""Fails at one command, and where this is the script, after it."""
+
+RESTORES = {"container": commands("In a container")[11], "pod": commands("In Kubernetes")[11]}
+FAILURES = [
+    ("container", "--entrypoint python3"),
+    ("container", " up --no-build"),
+    ("pod", "exec --stdin"),
+    ("pod", "delete pod statsig-otel-restore"),
+    ("pod", "--replicas=1"),
+]
+
+
+def prepare(folder: Path) -> Path:
+    """A queue of three records, and a backup from before the third."""
+    queue = folder / "queue"
+    with running(queue) as started:
+        put(started, 1, 2)
+        with reading(started.database) as connection:
+            back_up(connection, folder / "backup.db")
+        put(started, 3)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for name in ("docker", "kubectl"):
+        (folder / name).write_text(PROGRAM)
+        (folder / name).chmod(0o755)
+    (folder / "cat").symlink_to(shutil.which("cat") or "cat")
+    return queue
+
+
+def run(block: str, folder: Path, *, fails: str = "no command") -> subprocess.CompletedProcess[str]:
+    env = {"PATH": str(folder), "QUEUE": str(folder / "queue"), "FAILS": fails}
+    return subprocess.run(["/bin/sh", "-c", block], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def waiting(queue: Path) -> list[int]:
+    with running(queue) as started:
+        return delivered(started.cursor("otlp"))
+
+
+@pytest.mark.parametrize(("where", "fails"), FAILURES)
+def test_a_second_restore_keeps_the_queue_that_the_first_one_found(where: str, fails: str, tmp_path: Path) -> None:
+    queue = prepare(tmp_path)
+    assert run(RESTORES[where], tmp_path, fails=fails).returncode == 1
+    (first,) = queue.glob("old-*")
+    time.sleep(1)  # a folder's name has the second
+    again = run(RESTORES[where], tmp_path)
+    assert again.returncode == 0, again.stderr
+    one, second = sorted(queue.glob("old-*"))
+    assert one == first
+    assert second.name in again.stdout
+    assert [waiting(directory) for directory in (first, second, queue)] == [[1, 2, 3], [1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("where", RESTORES)
+@pytest.mark.parametrize("kept", [0, 1, 20_000, -1])
+def test_a_backup_that_is_cut_off_changes_nothing(where: str, kept: int, tmp_path: Path) -> None:
+    """Also if that happens on its way to the volume: the local file has some bytes, or the block would end sooner."""
+    queue = prepare(tmp_path)
+    whole = (tmp_path / "backup.db").read_bytes()
+    before = {path.name for path in queue.iterdir()}
+    (tmp_path / "backup.db").write_bytes(whole[:kept])
+    block = RESTORES[where].removeprefix("test -s backup.db &&\n")
+    done = run(block, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("The backup can't be used, and the queue is as it was: ")
+    assert {path.name for path in queue.iterdir()} == before
+    (tmp_path / "backup.db").write_bytes(whole)
+    assert run(block, tmp_path).returncode == 0
+    (old,) = queue.glob("old-*")
+    assert [waiting(old), waiting(queue)] == [[1, 2, 3], [1, 2]]
