@@ -267,10 +267,14 @@ def check_look(made: Podman, look: str, ports: Ports) -> None:
 
 
 def check_backup(made: Podman, commands: str, folder: Path) -> None:
-    backup, copy, remove = inside(commands)
+    replace = "mv backup.db.new backup.db"
+    assert lines(commands)[2] == replace
+    backup, copy, remove = inside(commands.replace(f"{replace} &&\n", ""))
     made(*backup)
-    made(*copy[:-1], str(folder))
+    made(*copy[:-1], str(folder / copy[-1]))
+    subprocess.run(shlex.split(replace), cwd=folder, check=True)
     made(*remove)
+    assert (folder / "backup.db").stat().st_mode & 0o077 == 0
     assert sqlite3.connect(folder / "backup.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
     again = subprocess.run(made.words(*remove), capture_output=True, check=False)
     assert again.returncode != 0

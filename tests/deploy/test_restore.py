@@ -56,6 +56,19 @@ def prepare(folder: Path) -> Path:
     return queue
 
 
+@pytest.mark.parametrize("fails", [" cat ", "no command"])
+def test_only_a_whole_backup_of_a_pod_replaces_the_last_one(fails: str, tmp_path: Path) -> None:
+    """And only its owner can read it."""
+    prepare(tmp_path)
+    (tmp_path / "mv").symlink_to(shutil.which("mv") or "mv")
+    (tmp_path / "backup.db").write_text("the last one")
+    (tmp_path / "backup.db").chmod(0o644)
+    done = run(f"umask 022\n{commands('In Kubernetes')[10]}", tmp_path, fails=fails)
+    (found,) = tmp_path.glob("backup.db.new" if done.returncode else "backup.db")
+    assert found.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "backup.db").read_text() == ("the last one" if fails == " cat " else "")
+
+
 def run(block: str, folder: Path, *, fails: str = "no command") -> subprocess.CompletedProcess[str]:
     env = {"PATH": str(folder), "QUEUE": str(folder / "queue"), "FAILS": fails}
     return subprocess.run(["/bin/sh", "-c", block], cwd=folder, env=env, capture_output=True, text=True, check=False)
