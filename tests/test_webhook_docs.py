@@ -1,4 +1,4 @@
-"""docs/webhook.md: the lines that sign a change by hand do so."""
+"""docs/webhook.md: the lines that sign a change by hand, and those that end a rotation, do so."""
 
 import os
 import re
@@ -14,6 +14,16 @@ from tests.e2e.service_process import ServiceProcess, environment
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent  # has a python3, which not every system has
 SECRET = "webhook-0123456789abcdef"
+
+
+def test_the_end_of_a_rotation_loses_no_secret_when_it_is_run_again(tmp_path: Path) -> None:
+    (line,) = re.findall(r"```sh\n(grep .*?)```", (ROOT / "docs" / "webhook.md").read_text(), re.DOTALL)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "current").write_text("old")
+    (tmp_path / "secrets" / "next").write_text("new")
+    for _ in range(2):
+        subprocess.run(["sh", "-c", line], cwd=tmp_path, check=False)
+        assert [(tmp_path / "secrets" / name).read_text() for name in ("current", "next")] == ["new", ""]
 
 
 @pytest.mark.skipif(

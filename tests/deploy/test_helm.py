@@ -22,7 +22,7 @@ from statsig_otel import __version__
 from tests.conftest import needs_kafka
 from tests.deploy.helm import CHART, TOOLS, VALUES, container_of, needs_helm, pod_of, render, tool, valid
 from tests.deploy.machine import ROOT
-from tests.deploy.page import SECTIONS, SHELLS, commands, lines, run_with_answer
+from tests.deploy.page import SECTIONS, commands, lines
 from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
 from tests.e2e.processes import Process, signed
 from tests.e2e.service_process import environment, run_to_end
@@ -76,7 +76,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     config = render("--values", str(VALUES[0]))["ConfigMap"]["data"]["statsig-otel.yaml"]
     keys = re.findall(r"--from-literal=([a-z-]+)=", made_up_secret)
     assert keys == re.findall(r"/etc/statsig-otel/secrets/statsig/([a-z-]+)", config)
-    assert re.findall(r'"([a-z-]+-secret)": "', real_secret + rotation + rotation_end) == [keys[0], keys[1], keys[1]]
+    assert re.findall(r'"([a-z-]+-secret)": "', real_secret + rotation + rotation_end) == [*keys, *keys]
     assert f"image: {json.dumps(tag.split()[-1])}" in installed
     assert push.split()[-1] == tag.split()[-1]
     for secret in (made_up_secret, real_secret, rotation, rotation_end):
@@ -245,28 +245,6 @@ def test_the_check_of_the_page_before_an_upgrade(option: str, status: int, tmp_p
     done = subprocess.run(words, input=config, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == status, done.stderr
     assert ("endpont" in done.stderr) is bool(status)
-
-
-KUBECTL = f"""#!{sys.executable}
-import sys
-given = sys.stdin.read()
-with open(sys.argv[1], "w") as file:
-    print(*sys.argv, given, sep="\\n", end="", file=file)
-"""
-"""Writes its arguments and what it reads into a file."""
-
-
-@pytest.mark.parametrize(("block", "key"), [(2, "signing-secret"), (4, "next-signing-secret")])
-@pytest.mark.parametrize("shell", SHELLS)
-def test_only_a_pipe_brings_the_secret_to_kubectl(shell: str, block: int, key: str, tmp_path: Path) -> None:
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o755)
-    command = commands("In Kubernetes")[block]
-    run_with_answer(command, SECRET, shell=shell, folder=tmp_path, programs=tmp_path)
-    *words, read = (tmp_path / "patch").read_text().splitlines()
-    assert json.loads(read) == {"stringData": {key: SECRET}}
-    assert words[-2:] == ["--patch-file", "/dev/stdin"]
-    assert SECRET not in "".join(words)
 
 
 def sent_by(command: str, folder: Path) -> str:
