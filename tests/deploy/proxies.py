@@ -110,14 +110,14 @@ KINDS = {
 
 
 @contextmanager
-def running(name: str, service: int, folder: Path) -> Iterator[Proxy]:
-    """Run one of KINDS in front of a port of 127.0.0.1."""
+def running(name: str, service: int, folder: Path, *, text: str = "") -> Iterator[Proxy]:
+    """Run one of KINDS in front of a port of 127.0.0.1, with this text in the place of its file's."""
     kind, port = KINDS[name], free_port()
     authority = Authority()
     certificate = authority.issue(HOST)
     (folder / f"{HOST}.pem").write_bytes(certificate.chain + certificate.key)  # HAProxy has the key here, too
     (folder / f"{HOST}.key").write_bytes(certificate.key)
-    text = (FILES / kind.file).read_text()
+    text = text or (FILES / kind.file).read_text()
     assert kind.listens in text
     assert "127.0.0.1:8080" in text
     text = text.replace("127.0.0.1:8080", f"127.0.0.1:{service}").replace("/etc/ssl/", f"{folder}/")

@@ -10,13 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 from statsig_otel.plugin.record.record import uid
-from tests.deploy.proxies import HEALTH_PATH, HOST, KINDS, PATH, Proxy, free_port, is_missing, running
+from tests.deploy.proxies import FILES, HEALTH_PATH, HOST, KINDS, PATH, Proxy, free_port, is_missing, running
 from tests.e2e.processes import Process, signed, write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, SECRET, change
@@ -141,6 +143,43 @@ def test_each_request_is_logged(name: str, tmp_path: Path) -> None:
         for path, status in ((PATH, 200), (PATH + "x", 404)):
             line = proxy.process.wait_for(rf"^.*127\.0\.0\.1.*{path}[ \"].*$").group()
             assert re.search(rf"\b{status}\b", line), line
+
+
+class Service(BaseHTTPRequestHandler):
+    """Takes as many requests from a connection as come."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+class Counting(ThreadingHTTPServer):
+    """Counts the connections to it."""
+
+    connections = 0
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        self.connections += 1
+        return super().get_request()
+
+
+def test_a_connection_to_the_service_is_for_one_webhook(name: str, tmp_path: Path) -> None:
+    """In nginx also with an upstream block, whose connections newer ones keep by default."""
+    text = (FILES / KINDS[name].file).read_text()
+    if name == "nginx":
+        text = text.replace("proxy_pass http://127.0.0.1:8080;", "proxy_pass http://both;")
+        text += "upstream both { server 127.0.0.1:8080; }\n"
+    with Counting(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with running(name, server.server_port, tmp_path, text=text) as proxy, proxy.pool() as pool:
+            for _ in range(5):
+                assert post(pool, b"{}").status == 200
+        server.shutdown()
+        assert server.connections == 5
 
 
 def test_slow_clients_do_not_hold_up_others(name: str, tmp_path: Path) -> None:
