@@ -25,6 +25,17 @@ def lines(block: str) -> list[str]:
     return [line.removesuffix(" &&") for line in block.splitlines()]
 
 
+def failures(block: str) -> list[str]:
+    """A block in which one command fails, for each of those that `&&` joins."""
+    rows = block.splitlines()
+    first = next(number for number, row in enumerate(rows) if row.endswith(" &&"))
+    return [
+        "\n".join([*rows[:number], "false &&" if row.endswith(" &&") else "false", *rows[number + 1 :]])
+        for number, row in enumerate(rows)
+        if number >= first
+    ]
+
+
 def run_with_answer(command: str, secret: str, *, shell: str, folder: Path, programs: Path) -> None:
     """Run a command that asks for a secret, and answer.
 

@@ -17,7 +17,7 @@ test "$(wc -l < "$FOLDER/ran")" -ne "$FAILS"
 
 NAMES = (
     *("cp", "docker", "helm", "install", "kubectl", "ln", "mkdir", "mv", "python3", "readlink", "rm", "statsig-otel"),
-    *("systemctl", "systemd-ask-password", "tar"),
+    *("ssh", "systemctl", "systemd-ask-password", "tar"),
 )
 BUILT_IN = ("new=", "printf ", "script=", "test ", "umask ")
 """How the lines begin that run no program."""
@@ -50,13 +50,14 @@ def test_a_block_ends_at_a_command_that_fails(block: str, tmp_path: Path) -> Non
     new = tmp_path / "new"
     for folder in (programs, new / "bin"):
         folder.mkdir(parents=True)
-    block = block.replace("/etc/", f"{tmp_path}/")
+    block = block.replace("/etc/", f"{tmp_path}/").replace("/var/backups/", f"{tmp_path}/")
     for program in (*(programs / name for name in NAMES), new / "bin" / "statsig-otel", new / "bin" / "pip"):
         program.write_text(PROGRAM)
         program.chmod(0o755)
-    for name, existing in (("sh", "sh"), ("wc", "wc"), ("cat", "cat"), ("ssh", "true"), ("openssl", "true")):
+    for name, existing in (("sh", "sh"), ("wc", "wc"), ("cat", "cat"), ("date", "date"), ("openssl", "true")):
         (programs / name).symlink_to(shutil.which(existing) or existing)
-    (tmp_path / "backup.db").write_text("a backup")
+    for name in ("backup.db", "queue.db", "before-upgrade.db"):
+        (tmp_path / name).write_text("a backup")
     (tmp_path / "examples" / "docker").mkdir(parents=True)
     (tmp_path / "examples" / "docker" / "restore.py").write_text("pass")
     (tmp_path / "statsig-otel").mkdir()
@@ -72,15 +73,18 @@ def test_a_block_ends_at_a_command_that_fails(block: str, tmp_path: Path) -> Non
         assert done.returncode != 0
 
 
-@pytest.mark.parametrize("block", ["restore of a container", "restore of a pod"])
+@pytest.mark.parametrize("block", [name for name in BLOCKS if name.startswith("restore")])
 @pytest.mark.parametrize("empty", [False, True])
 def test_a_restore_without_a_backup_stops_nothing(block: str, empty: bool, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
     if empty:
-        (tmp_path / "backup.db").touch()
-    for name in ("docker", "kubectl"):
-        (tmp_path / name).write_text('#!/bin/sh\n: > "$FOLDER/ran"\n')
-        (tmp_path / name).chmod(0o755)
-    env = {"PATH": str(tmp_path), "FOLDER": str(tmp_path)}
-    done = subprocess.run(["/bin/sh", "-c", BLOCKS[block]], cwd=tmp_path, env=env, check=False)
+        for name in ("backup.db", "queue.db", "before-upgrade.db"):
+            (tmp_path / name).touch()
+    for name in ("docker", "kubectl", "systemctl"):
+        (programs / name).write_text('#!/bin/sh\n: > "$FOLDER/ran"\n')
+        (programs / name).chmod(0o755)
+    words = ["/bin/sh", "-c", BLOCKS[block].replace("/var/backups/", f"{tmp_path}/")]
+    done = subprocess.run(words, cwd=tmp_path, env={"PATH": str(programs), "FOLDER": str(tmp_path)}, check=False)
     assert done.returncode != 0
     assert not (tmp_path / "ran").exists()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from statsig_otel._times import SHUTDOWN_MARGIN, SHUTDOWN_TIMEOUT
 from tests.deploy.machine import PYTHON, ROOT, Machine, missing, skipped_if_unavailable
-from tests.deploy.page import SECTIONS, commands
+from tests.deploy.page import SECTIONS, commands, failures
 from tests.waiting import wait_until
 
 UNITS = ROOT / "examples" / "systemd"
@@ -91,9 +92,9 @@ def send(machine: Machine, *, secret: str = SECRET) -> int:
     return machine.run(script, check=False, variables={"STATSIG_SIGNING_SECRET": secret}).returncode
 
 
-def waiting(machine: Machine) -> int:
+def waiting(machine: Machine, folder: str = "/var/lib/statsig-otel") -> int:
     """How many records wait, as root is told."""
-    shown = machine.run(f"{CLI} queue --directory /var/lib/statsig-otel --json").stdout
+    shown = machine.run(f"{CLI} queue --directory {folder} --json").stdout
     exporters: list[dict[str, Any]] = json.loads(shown)["exporters"]
     return sum(one["waiting"] for one in exporters)
 
@@ -356,16 +357,29 @@ def check_backup(machine: Machine, backup: str, restore: str) -> None:
     machine.run(backup.replace("/var/backups/queue.db", "/var/backups/stopped.db"))
     machine.run("systemctl start statsig-otel.socket statsig-otel.service")
     assert send(machine) == 0
-    machine.run(restore)
+    live = waiting(machine)
+    run_after_failures(machine, restore)
     assert waiting(machine) == before
+    assert live in moved_away(machine)
     assert send(machine) == 0
     owners = machine.run("stat -c %U /var/lib/statsig-otel /var/lib/statsig-otel/*").stdout.split()
     assert set(owners) == {"statsig-otel"}
-    again = machine.run(restore, check=False)
-    assert "Directory not empty" in again.stderr
-    machine.run("test ! -e /var/lib/statsig-otel.old/statsig-otel")
-    machine.run(restore.replace("/var/backups/queue.db", "/var/backups/stopped.db").replace(".old", ".older"))
+    machine.run(restore.replace("/var/backups/queue.db", "/var/backups/stopped.db"))
     assert waiting(machine) == before + 1
+
+
+def run_after_failures(machine: Machine, block: str) -> None:
+    """Run a block all the way after each of its commands has failed once. The names that it gives have the second."""
+    for broken in failures(block):
+        assert machine.run(broken, check=False).returncode != 0
+        time.sleep(1)
+    machine.run(block)
+
+
+def moved_away(machine: Machine) -> set[int]:
+    """How many records wait in each queue that is kept under another name."""
+    files = machine.run("ls /var/lib/statsig-otel.*/queue.db").stdout.split()
+    return {waiting(machine, file.removesuffix("/queue.db")) for file in files}
 
 
 def check_look(machine: Machine, look: str) -> None:
@@ -394,10 +408,14 @@ def check_moving(machine: Machine, end: str, bring: str) -> None:
     machine.run("mkdir /var/old; mv /var/lib/statsig-otel /var/old; chown -R 54321:54321 /var/old/statsig-otel")
     machine.run("systemctl enable --now statsig-otel.socket statsig-otel.service")
     assert waiting(machine) == 0
+    assert send(machine) == 0
     far = "ssh OLD-MACHINE tar --directory /var/lib"
     assert far in bring
-    machine.run(bring.replace(far, "tar --directory /var/old"))
+    machine.run("rm -r /var/lib/statsig-otel.*")
+    run_after_failures(machine, bring.replace(far, "tar --directory /var/old"))
     assert waiting(machine) == before
+    assert moved_away(machine) >= {1}
+    machine.run("test ! -e /var/backups/moved.tar")
     assert send(machine) == 0
     owners = machine.run("stat -c %U /var/lib/statsig-otel /var/lib/statsig-otel/*").stdout.split()
     assert set(owners) == {"statsig-otel"}
@@ -444,6 +462,7 @@ def check_rolling_back(machine: Machine, switch_back: str, copy_back: str) -> No
     wait_until(lambda: said in machine.journal(), said, within=60)
     machine.run("systemctl stop statsig-otel.socket statsig-otel.service")
     assert machine.run(f"sha256sum {database}").stdout == checksum
-    machine.run(copy_back)
+    run_after_failures(machine, copy_back)
+    assert checksum.split()[0] in machine.run("sha256sum /var/lib/statsig-otel.newer-*/queue.db").stdout
     assert send(machine) == 0
     assert waiting(machine) == before  # of these, one came after the copy was made, and one has just come
