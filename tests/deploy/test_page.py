@@ -37,8 +37,10 @@ BLOCKS = {
     "backup": commands("Backup")[0],
     "restore": commands("Backup")[1],
     "bring the queue": commands("Moving to another machine")[1],
-    "check before an upgrade": commands("Upgrade")[0],
-    "upgrade": commands("Upgrade")[1],
+    "copies before an upgrade": commands("Upgrade")[0],
+    "check before an upgrade": commands("Upgrade")[1],
+    "upgrade": commands("Upgrade")[2],
+    "put back": commands("Rolling back")[0],
     "switch back": commands("Rolling back")[1],
     "restore for an older version": commands("Rolling back")[2],
 }

@@ -21,6 +21,7 @@ UNITS = ROOT / "examples" / "systemd"
 SERVICE = UNITS / "statsig-otel.service"
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 NEXT_SECRET = "webhook-fedcba9876543210fedcba9876543210"
+CONFIGURATION = "/etc/statsig-otel/statsig-otel.yaml /etc/systemd/system/statsig-otel.s*[et]"
 CLI = "/opt/statsig-otel/bin/statsig-otel"
 METRICS = "http://localhost:9464/metrics"
 URL = "http://127.0.0.1:8080/api/v1/data/events/receiver/statsig"
@@ -60,7 +61,7 @@ def test_systemd_waits_until_a_shutdown_has_ended() -> None:
 
 def test_each_command_of_the_page_is_run_by_a_test() -> None:
     counts = {section: len(commands(section)) for section in SECTIONS if commands(section)}
-    of_systemd = {"With systemd": 11, "Backup": 2, "Moving to another machine": 2, "Upgrade": 2, "Rolling back": 3}
+    of_systemd = {"With systemd": 11, "Backup": 2, "Moving to another machine": 2, "Upgrade": 3, "Rolling back": 3}
     assert counts == {**of_systemd, "In a container": 13, "In Kubernetes": 13}
 
 
@@ -112,7 +113,7 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     backend_key, tls, open_port, look, file_exporter = more
     backup, restore = commands("Backup")
     end, bring = commands("Moving to another machine")
-    prepare, switch = commands("Upgrade")
+    keep, prepare, switch = commands("Upgrade")
     put_back, switch_back, copy_back = commands("Rolling back")
     # Only an installation needs a network, which the running machine does not have.
     made, validate = at_pip(named(prepare, "new"))
@@ -136,8 +137,9 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
             check_backup(machine, backup, restore)
             check_stopped(machine, validate)
             check_moving(machine, end, bring)
+            before = check_kept(machine, keep)
             check_upgrade(machine, validate, switch)
-            check_put_back(machine, put_back)
+            check_put_back(machine, put_back, before)
             check_rolling_back(machine, switch_back, copy_back)
 
 
@@ -426,25 +428,39 @@ def running_version(machine: Machine) -> str:
     return machine.run(f"tr '\\0' ' ' < /proc/{property_of(machine, 'MainPID')}/cmdline").stdout.split("/bin/")[0]
 
 
+def check_kept(machine: Machine, keep: str) -> str:
+    """Once there are copies, those of files that were changed since then do not replace them. What the files had."""
+    before = machine.run(f"cat {CONFIGURATION}").stdout
+    run_after_failures(machine, keep)
+    machine.run(f"for file in {CONFIGURATION}; do echo '# new' >> $file; done")
+    assert "Directory not empty" in machine.run(keep, check=False).stderr
+    return before
+
+
 def check_upgrade(machine: Machine, validate: str, switch: str) -> None:
+    """It can be tried again until it has switched, and not after that: the version to go back to stays."""
     before = waiting(machine)
     assert running_version(machine) == "/opt/statsig-otel-first"
     assert machine.run(validate).stdout.startswith("The configuration is valid.\n")
     in_another_shell = machine.run(switch, check=False)
     assert "new" in in_another_shell.stderr
+    switch = "\n".join([*validate.splitlines()[:2], switch])
+    for broken in failures(switch)[:-1]:
+        assert machine.run(broken, check=False).returncode != 0
+    machine.run("systemctl restart statsig-otel")
     assert running_version(machine) == "/opt/statsig-otel-first"
-    machine.run("\n".join([*validate.splitlines()[:2], switch]))
+    machine.run(switch)
     assert running_version(machine) == "/opt/statsig-otel-new"
+    assert machine.run(switch, check=False).returncode != 0
+    assert machine.run("readlink /opt/statsig-otel-before").stdout == "/opt/statsig-otel-first\n"
     assert waiting(machine) == before
     assert send(machine) == 0
 
 
-def check_put_back(machine: Machine, put_back: str) -> None:
-    files = "/etc/statsig-otel/statsig-otel.yaml /etc/systemd/system/statsig-otel.s*[et]"
-    before = machine.run(f"cat {files}").stdout
-    machine.run(f"for file in {files}; do echo '# new' >> $file; done")
-    machine.run(put_back)
-    assert machine.run(f"cat {files}").stdout == before
+def check_put_back(machine: Machine, put_back: str, before: str) -> None:
+    assert machine.run(f"cat {CONFIGURATION}").stdout != before
+    run_after_failures(machine, put_back)
+    assert machine.run(f"cat {CONFIGURATION}").stdout == before
 
 
 def check_rolling_back(machine: Machine, switch_back: str, copy_back: str) -> None:
