@@ -137,6 +137,7 @@ def check_restoring(restore: str, workload: dict[str, Any]) -> None:
     assert put[put.index("-c") :] == docker[3][docker[3].index("-c") :]
     pod = YAML(typ="safe").load((ROOT / apply[-1]).read_text())
     assert pod["metadata"]["name"] == delete[-1] == put[3]
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 1
     chart = workload["spec"]["template"]["spec"]
     assert pod["spec"]["securityContext"] == chart["securityContext"]
     (one,) = pod["spec"]["containers"]
