@@ -41,6 +41,15 @@ pytestmark = [pytest.mark.slow, needs_helm]
         ("mode=kafka", "mode kafka takes one exporter of the type kafka, and here are otlp_grpc"),
         ("mode=kafka,exporters.kafka.brokers={b:1}", "here are kafka, otlp_grpc"),
         ("collector.image=otelcol", "config"),
+        ("collector.config.receivers.otlp.protocols=null", "collector.config: without collector.image"),
+        ("telemetry.metrics.level=none", "telemetry.metrics.level: with none, nothing answers on port 8888"),
+        ("nodeSelector.gpu=true", "/nodeSelector/gpu"),
+        ("nodeSelector.gpu=1", "/nodeSelector/gpu"),
+        ("volume.size=0Gi", "volume.size: 0Gi is not a size"),
+        ("volume.size=0.0Gi", "volume.size: 0.0Gi is not a size"),
+        ("server.read_header_timeout=null", "/server"),
+        ("service.port=null", "/service"),
+        ("networkPolicy.enabled=null", "/networkPolicy"),
         ("misspelt=1", "misspelt"),
     ],
 )
@@ -67,7 +76,28 @@ def test_a_release_s_name_has_to_be_one_of_a_service(name: str) -> None:
     assert f"the release's name {name} can't be the name of a Service" in done.stderr
 
 
-@pytest.mark.parametrize("size", ["10G", "1.5Gi", "500Mi"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(
+            "collector",
+            "extensions",
+            "mode",
+            "networkPolicy",
+            "podAnnotations",
+            "podLabels",
+            "restartOnChange",
+            "server",
+        ),
+        *("service", "serviceMonitor", "telemetry", "terminationGracePeriodSeconds", "volume"),
+    ],
+)
+def test_what_the_chart_needs_can_not_be_removed(key: str) -> None:
+    """For example the time after which connections end, which is longer than the service's own."""
+    assert f"{key}: is null, which removes what the chart has there" in refused(VALUES[0], f"{key}=null")
+
+
+@pytest.mark.parametrize("size", ["10G", "1.5Gi", "500Mi", "0.5Gi"])
 def test_kubernetes_sizes_are_taken(size: str, tmp_path: Path) -> None:
     valid(["--values", str(VALUES[0]), "--set", f"volume.size={size}"], tmp_path)
 

@@ -1,5 +1,10 @@
 {{- /* What a schema can't say, or not in a sentence that helps. */}}
 {{- define "statsig-otel.check" }}
+{{- range tuple "collector" "extensions" "mode" "networkPolicy" "podAnnotations" "podLabels" "restartOnChange" "server" "service" "serviceMonitor" "telemetry" "terminationGracePeriodSeconds" "volume" }}
+{{- if kindIs "invalid" (index $.Values .) }}
+{{- fail (printf "%s: is null, which removes what the chart has there. Leave it out, or give it a value" .) }}
+{{- end }}
+{{- end }}
 {{- $disk := eq .Values.mode "disk" }}
 {{- $name := include "statsig-otel.name" . }}
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) }}
@@ -46,11 +51,18 @@
 {{- if hasKey (.Values.extensions.file_storage | default dict) "directory" }}
 {{- fail "extensions.file_storage.directory: the chart sets it, to where the volume is" }}
 {{- end }}
+{{- if eq (dig "metrics" "level" "" .Values.telemetry | toString | lower) "none" }}
+{{- fail "telemetry.metrics.level: with none, nothing answers on port 8888, where the chart has the metrics. Leave it out" }}
+{{- end }}
+{{- if and .Values.collector.config (not .Values.collector.image) }}
+{{- fail "collector.config: without collector.image there is no Collector, and nobody listens where the exporters send. Set it, or leave both out" }}
+{{- end }}
 {{- if $disk }}
 {{- if gt (.Values.replicas | default 1 | int) 1 }}
 {{- fail "replicas: only for mode kafka, since a second pod would have a queue of its own" }}
 {{- end }}
-{{- if not (regexMatch "^[0-9]+([.][0-9]+)?[MGTP]i?$" (toString .Values.volume.size)) }}
+{{- $size := toString .Values.volume.size }}
+{{- if or (not (regexMatch "^[0-9]+([.][0-9]+)?[MGTP]i?$" $size)) (not (regexMatch "[1-9]" $size)) }}
 {{- fail (printf "volume.size: %v is not a size. Sizes are written as 10Gi, 1.5Gi or 500M" .Values.volume.size) }}
 {{- end }}
 {{- else }}
