@@ -10,6 +10,7 @@ import gc
 import logging
 import math
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -47,6 +48,7 @@ collect_ignore = (
 needs_kafka = pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: there is no confluent-kafka in this environment")
 
 MEMORY = Path("/dev/shm")
+OPEN_FILES = 10_240  # the most that macOS allows
 GRACE = 30.0
 """Seconds between a test's timeout and the end of its process, if it still hangs."""
 WATCHDOG = pytest.StashKey["Watchdog"]()
@@ -68,6 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     config.stash[WATCHDOG] = watchdog = Watchdog()
     watchdog.start()
+    # As `statsig-otel run` does for itself: a shell allows 1,024 open files by default, and a service calls that few.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
     # A shell ignores Ctrl-C for what it runs in the background, and nohup the end of a terminal. Every process that a
     # test starts and ends with that signal would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
