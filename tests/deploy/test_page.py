@@ -16,17 +16,20 @@ test "$(wc -l < "$FOLDER/ran")" -ne "$FAILS"
 """In the place of each program: it notes that it ran, prints something, and fails as the given one of all."""
 
 NAMES = (
-    *("cp", "docker", "helm", "install", "kubectl", "ln", "mkdir", "mv", "python3", "readlink", "rm", "statsig-otel"),
-    *("ssh", "systemctl", "systemd-ask-password", "tar"),
+    *("cp", "docker", "helm", "install", "kubectl", "ln", "mkdir", "mv", "python3", "readlink", "rm", "ssh"),
+    *("statsig-otel", "systemctl", "systemd-ask-password", "tar", "useradd"),
 )
-BUILT_IN = ("new=", "printf ", "script=", "test ", "umask ")
+BUILT_IN = ("SECRET=webhook-", "new=", "printf ", "script=", "test ", "umask ")
 """How the lines begin that run no program."""
 
 BLOCKS = {
     "install": commands("With systemd")[0],
+    "set up": commands("With systemd")[1],
     "first secret": commands("With systemd")[2],
     "rotation": commands("With systemd")[3],
     "key of a backend": commands("With systemd")[6],
+    "certificate": commands("With systemd")[7],
+    "exporter of the type file": commands("With systemd")[10],
     "backup of a container": commands("In a container")[7],
     "check before a container's upgrade": commands("In a container")[8],
     "restore of a container": commands("In a container")[11],
@@ -56,14 +59,16 @@ def test_a_block_ends_at_a_command_that_fails(block: str, tmp_path: Path) -> Non
     for program in (*(programs / name for name in NAMES), new / "bin" / "statsig-otel", new / "bin" / "pip"):
         program.write_text(PROGRAM)
         program.chmod(0o755)
-    for name, existing in (("sh", "sh"), ("wc", "wc"), ("cat", "cat"), ("date", "date"), ("openssl", "true")):
+    stand_ins = {"sh": "sh", "wc": "wc", "cat": "cat", "date": "date", "id": "false", "openssl": "true"}
+    for name, existing in stand_ins.items():
         (programs / name).symlink_to(shutil.which(existing) or existing)
     for name in ("backup.db", "queue.db", "before-upgrade.db"):
         (tmp_path / name).write_text("a backup")
     (tmp_path / "examples" / "docker").mkdir(parents=True)
     (tmp_path / "examples" / "docker" / "restore.py").write_text("pass")
     (tmp_path / "statsig-otel").mkdir()
-    (tmp_path / "systemd" / "system" / "statsig-otel.service.d").mkdir(parents=True)
+    for name in ("service", "socket"):
+        (tmp_path / "systemd" / "system" / f"statsig-otel.{name}.d").mkdir(parents=True)
     ran = [line for line in lines(block) if not line.startswith(BUILT_IN)]
     block = "".join(line for line in block.splitlines(keepends=True) if not line.startswith("new="))
     for fails in range(1, len(ran) + 1):

@@ -122,7 +122,8 @@ def test_the_page_on_running_it_with_systemd(tmp_path: Path) -> None:
     with skipped_if_unavailable(), Machine(folder) as machine:
         machine.install(f"umask 077\n{named(install, 'first')}umask 077\n{made}")
         with machine.boot():
-            machine.run(f"umask 077\n{set_up}")
+            run_after_failures(machine, f"umask 077\n{set_up}")
+            machine.run(set_up)
             check_without_a_secret(machine)
             check_first_secret(machine, first_secret)
             check_look(machine, look)
