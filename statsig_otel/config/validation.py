@@ -24,6 +24,8 @@ from statsig_otel.config.units import AS_WRITTEN, Duration, formatter_of
 from statsig_otel.config.values import OrList, ReadApart, is_path, without_these
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_JOINED: Final = re.compile(r"[:=]")
+"""A key with its value behind it, as in `{password:VALUE}`. That may be a secret, so no message shows such a key."""
 
 _S = TypeVar("_S", bound=StrictModel)
 _C = TypeVar("_C", bound=StrictModel)
@@ -240,6 +242,9 @@ def _problems(
                 problems[below] = Fault(message, advice)
                 continue
             key, known = str(below[-1]), _keys(_types(models, below[:-1]))
+            if _JOINED.search(key):
+                problems[below[:-1]] = NOT_A_NAME
+                continue
             target = _advice("meant", models, below)
             problems[below] = Fault("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
             near = target.partition("::")[0] if target else closest(key, known)
