@@ -16,6 +16,7 @@ os.umask(0o077)
 os.chdir("/var/lib/statsig-otel")
 new = Path("new.db")
 old = Path(time.strftime("old-%Y-%m-%d-%H%M%S"))
+files = [path for path in Path().iterdir() if path.is_file() and path != new]
 try:
     with new.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
@@ -29,11 +30,14 @@ try:
     if found != "ok":
         raise sqlite3.DatabaseError(found)
     old.mkdir()
+    for path in files:  # all of them have a second name there before one loses its first: a queue is never divided
+        os.link(path, old / path.name)
 except (OSError, sqlite3.Error) as error:
     new.unlink(missing_ok=True)
     sys.exit(f"The backup can't be used, and the queue is as it was: {error}")
 
-for path in [path for path in Path().iterdir() if path.is_file() and path != new]:
-    path.rename(old / path.name)
-new.rename("queue.db")
+for path in files:
+    if path.name != "queue.db":
+        path.unlink()
+new.replace("queue.db")
 print(f"The backup is the queue now. The queue that was there is in the folder {old}.")

@@ -52,11 +52,12 @@ BLOCKS = {
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
 def test_a_block_ends_at_a_command_that_fails(block: str, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
-    new = tmp_path / "new"
-    for folder in (programs, new / "bin"):
+    new, before = tmp_path / "new", tmp_path / "an answer"  # to `readlink`
+    for folder in (programs, new / "bin", before / "bin"):
         folder.mkdir(parents=True)
     block = block.replace("/etc/", f"{tmp_path}/").replace("/var/backups/", f"{tmp_path}/")
-    for program in (*(programs / name for name in NAMES), new / "bin" / "statsig-otel", new / "bin" / "pip"):
+    others = (new / "bin" / "statsig-otel", new / "bin" / "pip", before / "bin" / "statsig-otel")
+    for program in (*(programs / name for name in NAMES), *others):
         program.write_text(PROGRAM)
         program.chmod(0o755)
     stand_ins = {"sh": "sh", "wc": "wc", "cat": "cat", "date": "date", "id": "false", "openssl": "true"}
