@@ -77,12 +77,10 @@ class Running:
         return code
 
     def children(self) -> list[int]:
-        linux = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        if linux.exists():  # not every Linux has `ps`
-            return [int(pid) for pid in linux.read_text().split()]
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-        return [pid for pid, parent in pairs if parent == self.process.pid]
+        pid = self.process.pid
+        linux = Path(f"/proc/{pid}/task/{pid}/children")  # not every Linux has `pgrep`
+        words = ["cat", str(linux)] if linux.exists() else ["pgrep", "-P", str(pid)]
+        return [*map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())]
 
 
 @pytest.fixture
