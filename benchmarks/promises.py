@@ -1,6 +1,6 @@
 """What does the service do for a webhook that the least program does not, and how much is each of these things?
 
-Both count their bytecode instructions, in all threads, while they take webhooks with one change of 1 KB from 64 clients
+Both count their bytecode instructions, in all threads, while they take webhooks with one change of 1 KB
 (benchmarks/stages.py). Each function counts for what it is needed for, by the tables below. A function of a library is
 needed for the same as its caller. No other load on the machine affects the instructions, but how many changes share a
 commit does.
@@ -32,7 +32,6 @@ from statsig_otel.plugin.cli.run import collect_garbage_rarely
 SERVICE: Final = "service"
 LEAST: Final = "least"
 
-CLIENTS: Final = 64
 _TIDY: Final = 2.5
 """Seconds after which a service has ticked off and deleted what it delivered."""
 
@@ -207,11 +206,12 @@ def promise_of(code: CodeType) -> str | None:
     return stages.named(code, MODULES, FUNCTIONS)
 
 
-def instructions(program: str, webhooks: int, directory: Path) -> Mapping[str, float]:
+def instructions(program: str, clients: int, webhooks: int, directory: Path) -> Mapping[str, float]:
     """The instructions of a program for one webhook, by what they are needed for.
 
     Args:
         program: The service or the least program.
+        clients: From how many clients they come.
         webhooks: How many are counted, after one of each client.
         directory: Where to write temporary files.
     """
@@ -221,9 +221,9 @@ def instructions(program: str, webhooks: int, directory: Path) -> Mapping[str, f
         command = ("-m", "benchmarks.promises", program, str(port), backend.address, str(queue))
         with measure.running(*command, port=port, **pipes) as process:
             counting = stages.Counting(process, port)
-            for number in (CLIENTS, webhooks):  # the first ones only warm it up
+            for number in (clients, webhooks):  # the first ones only warm it up
                 counting.read()
-                post(port, CHANGE, clients=CLIENTS, number=number)
+                post(port, CHANGE, clients=clients, number=number)
                 backend.settle(number)
                 time.sleep(_TIDY)
             costs: dict[str, float] = defaultdict(float)
@@ -232,14 +232,15 @@ def instructions(program: str, webhooks: int, directory: Path) -> Mapping[str, f
     return costs
 
 
-def rows(webhooks: int, directory: Path) -> list[list[str]]:
+def rows(clients: int, webhooks: int, directory: Path) -> list[list[str]]:
     """A row for each promise, and one for all: the instructions of both programs, and what is between them.
 
     Args:
-        webhooks: As for `instructions`.
+        clients: As for `instructions`.
+        webhooks: Likewise.
         directory: Likewise.
     """
-    least_costs, costs = (instructions(program, webhooks, directory) for program in (LEAST, SERVICE))
+    least_costs, costs = (instructions(program, clients, webhooks, directory) for program in (LEAST, SERVICE))
     whole, least_whole = sum(costs.values()), sum(least_costs.values())
 
     def row(name: str, one: float, other: float) -> list[str]:
