@@ -5,6 +5,9 @@ discards the body to a durable and delivered record. Each rung is a server of it
 do the first stages as the service does them (benchmarks/prefixes.py), and with `statsig-otel run`. The unit is the
 Falcon resource that discards the body. The webhook has one change of 1 KB, or with `--batch` 499 exposures too.
 
+Mapping and encoding are measured once more with clients that pause after each answer: what the same steps cost if the
+server waits in between, as it does for the disk.
+
 What is between the two programs is counted in bytecode instructions, promise by promise (benchmarks/promises.py), with
 one change.
 
@@ -40,6 +43,9 @@ OURS: Final = {
 """The server of this project that does as much as a rung."""
 
 _DELIVERING: Final = (least.DELIVER, _SERVICE)
+_PAUSE: Final = 0.003
+_PAUSED: Final = {f"{name}, with pauses": name for name in (least.MAP, OURS[least.MAP])}
+"""What is measured with pauses (in seconds), too."""
 
 
 class Ladder:
@@ -60,7 +66,7 @@ class Ladder:
     def rows(self, clients: int, given: argparse.Namespace) -> list[list[str]]:
         """The rungs, measured from so many clients."""
         costs: dict[str, list[float]] = defaultdict(list)
-        for name in measure.alternating(tuple(self._servers), given.rounds):
+        for name in measure.alternating((*self._servers, *_PAUSED), given.rounds):
             costs[name].append(self._measure(name, BATCH if given.batch else CHANGE, clients, given.seconds))
         rows = []
         for rung in least.RUNGS:
@@ -69,13 +75,18 @@ class Ladder:
                 ours = costs[OURS[rung]]
                 row += [*_against(ours, costs[_UNIT]), f"{statistics.median(measure.ratios(ours, costs[rung])):.2f}"]
             rows.append(row + [""] * (len(HEAD) - len(row)))
+            if rung == least.MAP:
+                theirs, ours = (costs[name] for name in _PAUSED)
+                ratio = f"{statistics.median(measure.ratios(ours, theirs)):.2f}"
+                name = f"{rung}, with pauses of {_PAUSE * 1000:.0f} ms"
+                rows.append([name, *_against(theirs, costs[_UNIT]), *_against(ours, costs[_UNIT]), ratio])
         return rows
 
     def _measure(self, name: str, shape: Shape, clients: int, seconds: float) -> float:
         """The microseconds of processor time for each webhook."""
-        server = self._servers[name]
+        server = self._servers[_PAUSED.get(name, name)]
         began = measure.processor_time(server.pid)
-        posted = post(server.port, shape, clients=clients, seconds=seconds)
+        posted = post(server.port, shape, clients=clients, seconds=seconds, pause=_PAUSE if name in _PAUSED else 0.0)
         if name in _DELIVERING:
             self._backend.settle(posted.good)
         return (measure.processor_time(server.pid) - began) / posted.good * 1e6

@@ -3,6 +3,7 @@
 It uses raw sockets, to need little processor time. As a program it posts webhooks and prints the results:
 
     python -m benchmarks.load PORT [--shape EXPOSURES:CHANGES ...] [--clients N] [--seconds S | --requests N]
+        [--pause S]
 """
 
 import argparse
@@ -39,6 +40,7 @@ class Load:
         rate: Good answers per second, in the measured time.
         busy: The share of the measured time in which this process used a CPU. Near 1 it measures itself.
         took: The seconds of each answer in the measured time, good or not.
+        pause: The seconds that a client waits after an answer.
     """
 
     requests: Iterator[bytes]
@@ -48,6 +50,7 @@ class Load:
     rate: float = 0.0
     busy: float = 0.0
     took: list[float] = field(default_factory=list)
+    pause: float = 0.0
     stopping: bool = False
 
     async def run(self, port: int, *, clients: int, seconds: float | None) -> None:
@@ -104,6 +107,8 @@ class _Client(asyncio.Protocol):
             self._load.failures += 1
         if self._load.stopping:
             self._end()
+        elif self._load.pause:
+            asyncio.get_running_loop().call_later(self._load.pause, self._next)
         else:
             self._next()
 
@@ -113,7 +118,9 @@ class _Client(asyncio.Protocol):
             self._end()
 
     def _next(self) -> None:
-        request = next(self._load.requests, None)
+        if self.ended.done():  # the connection was lost meanwhile
+            return
+        request = None if self._load.stopping else next(self._load.requests, None)
         if request is None:
             self._end()
         else:
@@ -159,8 +166,11 @@ def post(
     number: int | None = None,
     wire: webhooks.Wire = "webhook",
     secret: str = "",
+    pause: float = 0.0,
 ) -> Posted:
     """Post webhooks from another process, for some seconds or a number of them.
+
+    Each client posts the next one a pause (in seconds) after the answer.
 
     Raises:
         RuntimeError: A webhook was not answered with 200.
@@ -170,6 +180,7 @@ def post(
         command += ["--shape", str(shape)]
     command += ["--seconds", str(seconds)] if seconds is not None else ["--requests", str(number)]
     command += ["--secret", secret] if secret else []
+    command += ["--pause", str(pause)] if pause else []
     timeout = measure.START_TIMEOUT + (seconds * 3 + 30 if seconds is not None else 60 + (number or 0) / 20)
     posted = Posted(**json.loads(measure.output(*command, timeout=timeout)))
     if posted.failures:
@@ -186,6 +197,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=None)
     parser.add_argument("--wire", choices=("webhook", "otlp"), default="webhook")
     parser.add_argument("--secret", default="")
+    parser.add_argument("--pause", type=float, default=0.0)
     given = parser.parse_args()
     shapes = given.shape or [webhooks.CHANGE]
     secret = {"secret": given.secret} if given.secret else {}
@@ -196,7 +208,7 @@ def main() -> None:
     first = next(made)
     ahead = given.requests or round((given.seconds or 0) * _PREPARED)
     prepared = list(islice(made, min(ahead, _PREPARED_REQUESTS, _PREPARED_BYTES // len(first))))
-    load = Load(chain([first], prepared, made), lambda head, _: head.startswith(b"HTTP/1.1 200"))
+    load = Load(chain([first], prepared, made), lambda head, _: head.startswith(b"HTTP/1.1 200"), pause=given.pause)
     asyncio.run(load.run(given.port, clients=given.clients, seconds=given.seconds))
     took = load.took or [0.0]
     posted = Posted(load.good, load.failures, load.rate, load.busy, p50=statistics.median(took), p99=quantile(took, 99))
