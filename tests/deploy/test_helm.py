@@ -99,9 +99,10 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     upgrade, reload = reload.splitlines()
     assert sent_by(upgrade, tmp_path) == installed
     assert reload.removeprefix(in_pod).split() == ["statsig-otel", "reload", *container["args"][1:]]
-    back_up, copy, _, remove = (line.removeprefix(in_pod) for line in lines(backup))
+    back_up, copy, compare, _, remove = (line.removeprefix(in_pod) for line in lines(backup))
     assert back_up == f"statsig-otel queue --directory {volume} backup {volume}/backup.db"
     assert copy == f"(umask 077 && {in_pod}cat {volume}/backup.db > backup.db.new)"
+    assert compare == in_pod.replace("exec", "exec --stdin") + f"cmp - {volume}/backup.db < backup.db.new"
     assert remove == f"rm {volume}/backup.db"
     check_restoring(restore, workload)
     assert [line.removeprefix(in_pod) for line in old.splitlines()] == [f"ls {volume}", f"rm -r {volume}/FOLDER"]
