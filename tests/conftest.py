@@ -45,7 +45,7 @@ collect_ignore = (
     [] if HAS_KAFKA else ["exporters/kafka", "plugin/doctor/test_brokers.py", *(f"e2e/{name}" for name in _OF_KAFKA)]
 )
 """What needs a library that is an extra of the product. `make test` installs it where there is one for this Python."""
-needs_kafka = pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: there is no confluent-kafka in this environment")
+needs_kafka = pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: confluent-kafka is not installed")
 
 MEMORY = Path("/dev/shm")
 OPEN_FILES = 10_240  # the most that macOS allows

@@ -156,7 +156,7 @@ def test_help_lists_what_is_public_and_not_how_it_is_loaded(face: str) -> None:
 
 
 def test_no_decision_about_a_queue_takes_an_error_for_a_missing_file() -> None:
-    """`Path.exists` of Python 3.14 says no for each error, and where there is no queue, a new one is begun."""
+    """Since Python 3.14, `Path.exists` returns False on every error. A service that finds no queue starts a new one."""
     for folder in ("exporters/queue", "plugin/control", "plugin/doctor/storage.py"):
         for module in [ROOT / folder] if folder.endswith(".py") else (ROOT / folder).rglob("*.py"):
             assert ".exists()" not in module.read_text(encoding="utf-8"), f"{module}: use exporters.paths.exists"
