@@ -70,16 +70,10 @@ class Ladder:
             costs[name].append(self._measure(name, BATCH if given.batch else CHANGE, clients, given.seconds))
         rows = []
         for rung in least.RUNGS:
-            row = [rung, *_against(costs[rung], costs[_UNIT])]
-            if rung in OURS:
-                ours = costs[OURS[rung]]
-                row += [*_against(ours, costs[_UNIT]), f"{statistics.median(measure.ratios(ours, costs[rung])):.2f}"]
-            rows.append(row + [""] * (len(HEAD) - len(row)))
+            rows.append(_row(rung, costs[_UNIT], costs[rung], costs[OURS[rung]] if rung in OURS else None))
             if rung == least.MAP:
-                theirs, ours = (costs[name] for name in _PAUSED)
-                ratio = f"{statistics.median(measure.ratios(ours, theirs)):.2f}"
                 name = f"{rung}, with pauses of {_PAUSE * 1000:.0f} ms"
-                rows.append([name, *_against(theirs, costs[_UNIT]), *_against(ours, costs[_UNIT]), ratio])
+                rows.append(_row(name, costs[_UNIT], *(costs[paused] for paused in _PAUSED)))
         return rows
 
     def _measure(self, name: str, shape: Shape, clients: int, seconds: float) -> float:
@@ -99,6 +93,14 @@ HEAD: Final = (
 
 def _against(times: list[float], unit: list[float]) -> list[str]:
     return [f"{statistics.median(times):.0f}", " / ".join(measure.spread(measure.ratios(times, unit), ".2f"))]
+
+
+def _row(name: str, unit: list[float], theirs: list[float], ours: list[float] | None) -> list[str]:
+    """What the least program takes for a rung, and the service, if it has a server for that."""
+    row = [name, *_against(theirs, unit)]
+    if ours is not None:
+        row += [*_against(ours, unit), f"{statistics.median(measure.ratios(ours, theirs)):.2f}"]
+    return row + [""] * (len(HEAD) - len(row))
 
 
 def compare(given: argparse.Namespace) -> None:
