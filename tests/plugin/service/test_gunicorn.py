@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -105,7 +106,7 @@ def asked(address: Address, data: bytes) -> str:
 
 
 class Load:
-    """Posts webhooks and asks for pages until it is told to stop, and counts the answers."""
+    """Posts webhooks and asks for pages until it is told to stop, or its block ends, and counts the answers."""
 
     def __init__(self, address: Address) -> None:
         self.acknowledged: list[str] = []
@@ -114,6 +115,12 @@ class Load:
         self._address = address
         self._numbers = count()
         self._stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def post(self) -> None:
         while not self._stopping.is_set():
@@ -140,9 +147,8 @@ def test_a_reload_under_load_refuses_nothing_and_loses_nothing(tmp_path: Path, *
     """Also with a slow request in flight, for which the old worker keeps the directory. Webhooks wait 10 s at most."""
     port = free_port()
     address = ("127.0.0.1", port)
-    with gunicorn(tmp_path, port, preload=preload) as process, ThreadPoolExecutor(4) as pool:
+    with gunicorn(tmp_path, port, preload=preload) as process, ThreadPoolExecutor(4) as pool, Load(address) as load:
         wait_until_listening(process, port)
-        load = Load(address)
         running = [pool.submit(work) for work in (load.post, load.post, load.browse)]
         for reload in (1, 2):
             load.wait_for_more()
@@ -168,9 +174,9 @@ def test_a_half_sent_body_holds_the_old_worker_no_longer_than_both_limits(tmp_pa
     """As docs/embedding.md has it, with shorter times. By default webhooks would be refused after 10 s."""
     port = free_port()
     address = ("127.0.0.1", port)
-    with gunicorn(tmp_path, port, graceful=1, shutdown=2) as process, ThreadPoolExecutor(2) as pool:
+    started = gunicorn(tmp_path, port, graceful=1, shutdown=2)
+    with started as process, ThreadPoolExecutor(2) as pool, Load(address) as load:
         wait_until_listening(process, port)
-        load = Load(address)
         running = [pool.submit(load.post) for _ in range(2)]
         load.wait_for_more()
         with socket.create_connection(address, timeout=LIMIT) as half_sent:
