@@ -12,32 +12,43 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+QUEUE = 0x53744F74  # the `application_id` of a queue's database
+
 os.umask(0o077)
 os.chdir("/var/lib/statsig-otel")
-new = Path("new.db")
+database, new = Path("queue.db"), Path("new.db")
 old = Path(time.strftime("old-%Y-%m-%d-%H%M%S"))
-files = [path for path in Path().iterdir() if path.is_file() and path != new]
+moved = sorted(Path().glob("old-*/queue.db"))
+if moved and not database.exists():  # an earlier run was killed while it moved the queue there: undo that
+    folder = moved[-1].parent
+    for path in folder.iterdir():
+        if path != moved[-1]:
+            path.rename(path.name)
+    moved[-1].rename(database)
+    folder.rmdir()
 try:
     with new.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        os.fsync(file.fileno())
     size = new.stat().st_size
     # `immutable`: nothing else uses the file, so SQLite makes no files beside it.
-    with closing(sqlite3.connect("file:new.db?immutable=1", uri=True)) as database:
-        names = ("page_count", "page_size", "quick_check(1)")
-        pages, page_size, found = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+    with closing(sqlite3.connect("file:new.db?immutable=1", uri=True)) as copy:
+        names = ("page_count", "page_size", "application_id", "quick_check(1)")
+        pages, page_size, kind, found = (copy.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
     if size == 0 or size != pages * page_size:
         raise sqlite3.DatabaseError(f"it is cut off after {size} bytes")
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
+    if kind != QUEUE or found != "ok":
+        raise sqlite3.DatabaseError("it is not of a queue" if kind != QUEUE else found)
     old.mkdir()
-    for path in files:  # all of them have a second name there before one loses its first: a queue is never divided
-        os.link(path, old / path.name)
 except (OSError, sqlite3.Error) as error:
     new.unlink(missing_ok=True)
     sys.exit(f"The backup can't be used, and the queue is as it was: {error}")
 
-for path in files:
-    if path.name != "queue.db":
-        path.unlink()
-new.replace("queue.db")
+# The database goes first, and comes back last: while it is away, the next run knows that there is something to undo.
+others = [path for path in Path().iterdir() if path.is_file() and path not in (database, new)]
+for path in (database, *others):
+    if path.exists():
+        path.rename(old / path.name)
+new.replace(database)
 print(f"The backup is the queue now. The queue that was there is in the folder {old}.")

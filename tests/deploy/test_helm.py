@@ -69,7 +69,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     begin, install, real_secret, look, rotation, rotation_end, check, upgrade, reload, grow, backup, restore, old = (
         blocks
     )
-    tag, push, made_up_secret, copy = lines(begin)
+    tag, push, copy, made_up_secret = lines(begin)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
     installed = sent_by(install, tmp_path)
@@ -137,7 +137,7 @@ def check_restoring(restore: str, workload: dict[str, Any]) -> None:
     assert read == docker[1]
     assert put[put.index("-c") :] == docker[3][docker[3].index("-c") :]
     pod = YAML(typ="safe").load((ROOT / apply[-1]).read_text())
-    assert pod["metadata"]["name"] == delete[-1] == put[3]
+    assert pod["metadata"]["name"] == delete[3] == put[3]
     assert pod["spec"]["terminationGracePeriodSeconds"] == 1
     chart = workload["spec"]["template"]["spec"]
     assert pod["spec"]["securityContext"] == chart["securityContext"]

@@ -14,7 +14,7 @@ import pytest
 from statsig_otel.exporters.queue.backup import back_up
 from tests.deploy.machine import ROOT
 from tests.deploy.page import commands
-from tests.exporters.queue.helpers import delivered, put, reading, running
+from tests.exporters.queue.helpers import copy_of, delivered, put, reading, running
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,21 @@ if "-c" in sys.argv:
 sys.exit(os.environ["FAILS"] in " ".join(sys.argv))
 """
 """Fails at one command, and where this is the script, after it. A copy may be cut off without an error."""
+
+KILLED = """
+import os, pathlib, sys
+left = int(sys.argv[1])
+def limited(method):
+    def move(path, to):
+        global left
+        if left == 0:
+            os._exit(137)
+        left -= 1
+        return method(path, to)
+    return move
+pathlib.Path.rename, pathlib.Path.replace = limited(pathlib.Path.rename), limited(pathlib.Path.replace)
+"""
+"""Before the script: it is killed when it has moved so many files."""
 
 RESTORES = {"container": commands("In a container")[11], "pod": commands("In Kubernetes")[11]}
 FAILURES = [
@@ -115,3 +130,33 @@ def test_a_backup_that_is_cut_off_changes_nothing(where: str, kept: int, tmp_pat
     assert run(block, tmp_path).returncode == 0
     (old,) = queue.glob("old-*")
     assert [waiting(old), waiting(queue)] == [[1, 2, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_restore_that_is_killed_between_two_files_divides_no_queue(tmp_path: Path, *, is_whole: bool) -> None:
+    """The third record is in the log, as after a crash. The second run gets the backup, or a part of it."""
+    script = (ROOT / "examples" / "docker" / "restore.py").read_text()
+    with running(tmp_path / "started") as started:
+        put(started, 1, 2)
+        with reading(started.database) as connection:
+            back_up(connection, tmp_path / "backup.db")
+        put(started, 3)
+        crashed = copy_of(tmp_path / "started", tmp_path / "crashed")
+    assert (crashed / "queue.db-wal").stat().st_size
+    backup = (tmp_path / "backup.db").read_bytes()
+    for moved in range(20):
+        queue = Path(shutil.copytree(crashed, tmp_path / str(moved)))
+        there = script.replace("/var/lib/statsig-otel", str(queue))
+        if restore(there, backup, KILLED, str(moved)).returncode == 0:
+            break
+        time.sleep(1)  # a folder's name has the second
+        again = restore(there, backup if is_whole else backup[:20_000])
+        assert again.returncode == (not is_whole), again.stderr
+        folders = [database.parent for database in queue.glob("old-*/queue.db")]
+        assert [waiting(one) for one in (*folders, queue)] == ([[1, 2, 3], [1, 2]] if is_whole else [[1, 2, 3]])
+    assert 3 < moved < 19
+
+
+def restore(script: str, backup: bytes, before: str = "", *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", f"{before}\n{script}", *arguments]
+    return subprocess.run(command, input=backup, capture_output=True, check=False)
