@@ -97,7 +97,7 @@ def measure_once(given: argparse.Namespace) -> Round:
             cost[name] = (measure.processor_time(server.pid) - began) / posted.good * 1e6
         sizes = str(max(1, round(group))), str(round(batch))
         floors = ("-m", "benchmarks.floors", str(given.seconds / 4), *sizes, backend.address, str(directory))
-        alone = json.loads(measure.output(*floors, timeout=_TIMEOUT))
+        alone = json.loads(measure.output(*floors, timeout=_TIMEOUT / 2))
     return {"servers": cost, "alone": alone}
 
 

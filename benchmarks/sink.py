@@ -98,7 +98,7 @@ class Sink:
         options = [("grpc.max_receive_message_length", _LARGEST)]
         with grpc.insecure_channel(self.address, options=options) as channel:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{_TAKE}/{what}")
-            return json.loads(call(b""))
+            return json.loads(call(b"", timeout=_SETTLE))
 
 
 @contextlib.contextmanager

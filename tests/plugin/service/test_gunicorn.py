@@ -183,7 +183,6 @@ def test_a_half_sent_body_holds_the_old_worker_no_longer_than_both_limits(tmp_pa
             half_sent.sendall(webhook("half", f"/statsig{DEFAULT_PATH}")[:-3])
             load.wait_for_more()  # in the meantime the worker has begun to read it
             os.kill(process.pid, signal.SIGHUP)
-            process.wait_for("Waiting for the queue's directory")
             process.wait_for("Worker exiting")
             load.wait_for_more()
         load.stop()
