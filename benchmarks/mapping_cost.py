@@ -9,16 +9,12 @@ Target: A / B of at most 1.05 in the first row.
 """
 
 import argparse
-import io
 import json
-import subprocess
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import measure
 
-ROOT = Path(__file__).parent.parent
 TIMEOUT = 600.0
 """Seconds for one process. Only a process that hangs reaches this."""
 
@@ -89,29 +85,18 @@ def batch() -> bytes:
     return json.dumps({"data": changes}).encode()
 
 
-def git(*arguments: str) -> bytes:
-    """The output of a git command. The commands used here change nothing."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
-
-
 def before_mapping() -> str:
     """The commit before the first one with configurable mappings."""
-    added = git("log", "--diff-filter=A", "--format=%H", "--", "statsig_otel/plugin/mapping.py").split()
+    added = measure.git("log", "--diff-filter=A", "--format=%H", "--", "statsig_otel/plugin/mapping.py").split()
     return f"{added[-1].decode()}^"
 
 
-def unpack(commit: str, directory: Path) -> None:
-    """Unpack the package of a commit into a directory."""
-    with tarfile.open(fileobj=io.BytesIO(git("archive", commit, "statsig_otel"))) as archive:
-        archive.extractall(directory, filter="data")
-
-
 def compare(given: argparse.Namespace) -> None:
-    commit = git("rev-parse", "--short", given.against or before_mapping()).decode().strip()
+    commit = measure.git("rev-parse", "--short", given.against or before_mapping()).decode().strip()
     rows = []
     with measure.working_directory(given.directory) as directory:
         before, body = directory / "before", directory / "body.json"
-        unpack(commit, before)
+        measure.unpack(commit, before)
         body.write_bytes(batch())
 
         def cost(tree: Path, keys: Mapping[str, object]) -> float:
@@ -119,9 +104,9 @@ def compare(given: argparse.Namespace) -> None:
             return float(measure.output("-c", MEASURE, *arguments, timeout=TIMEOUT))
 
         for label, one, other in (
-            (f"default mapping: now, {commit}", (ROOT, {}), (before, {})),
-            ("now: a mapping, none", (ROOT, MAPPING), (ROOT, {})),
-            ("now: 3 services, none", (ROOT, SERVICES), (ROOT, {})),
+            (f"default mapping: now, {commit}", (measure.ROOT, {}), (before, {})),
+            ("now: a mapping, none", (measure.ROOT, MAPPING), (measure.ROOT, {})),
+            ("now: 3 services, none", (measure.ROOT, SERVICES), (measure.ROOT, {})),
         ):
             costs: dict[str, list[float]] = {"A": [], "B": []}
             for name in measure.alternating(("A", "B"), given.rounds):

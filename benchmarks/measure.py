@@ -6,6 +6,7 @@ more about the machine and its other load than about the code.
 
 import argparse
 import contextlib
+import io
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ HOST = "127.0.0.1"
 START_TIMEOUT = 30.0
 """Seconds until a process listens. Only a process that hangs reaches this."""
 
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
@@ -83,6 +86,20 @@ def ratios(values: Sequence[float], against: Sequence[float]) -> list[float]:
 def spread(values: Sequence[float], form: str = ".0f") -> list[str]:
     """Minimum, median and maximum, as cells of a table."""
     return [format(value, form) for value in (min(values), statistics.median(values), max(values))]
+
+
+# Earlier commits.
+
+
+def git(*arguments: str) -> bytes:
+    """The output of a git command. The commands used here change nothing."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+
+
+def unpack(commit: str, directory: Path) -> None:
+    """Unpack the package of a commit into a directory."""
+    with tarfile.open(fileobj=io.BytesIO(git("archive", commit, "statsig_otel"))) as archive:
+        archive.extractall(directory, filter="data")
 
 
 # Processes.

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 
 TINY = {
     "against_collector": ["--clients", "1", "8", "--seconds", "0.2"],
+    "against_commit": ["--clients", "2", "--seconds", "0.2"],
     "against_hand_written": ["--clients", "1", "8", "--seconds", "0.2"],
     "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent", "records"],
     "budget": ["--seconds", "0.2"],
