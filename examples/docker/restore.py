@@ -16,16 +16,13 @@ QUEUE = 0x53744F74  # the `application_id` of a queue's database
 
 os.umask(0o077)
 os.chdir("/var/lib/statsig-otel")
-database, new = Path("queue.db"), Path("new.db")
+database, new, moving = Path("queue.db"), Path("new.db"), Path("moving")
 old = Path(time.strftime("old-%Y-%m-%d-%H%M%S"))
-moved = sorted(Path().glob("old-*/queue.db"))
-if moved and not database.exists():  # an earlier run was killed while it moved the queue there: undo that
-    folder = moved[-1].parent
-    for path in folder.iterdir():
-        if path != moved[-1]:
-            path.rename(path.name)
-    moved[-1].rename(database)
-    folder.rmdir()
+if moving.is_dir() and not database.exists():  # an earlier run was killed while it moved the queue there: undo that
+    for path in sorted(moving.iterdir(), key=lambda path: path.name == database.name):
+        path.rename(path.name)
+elif moving.is_dir() and any(moving.iterdir()):  # it was killed at its end, or a service has begun another queue
+    moving.rename(f"{old}-interrupted")
 try:
     with new.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
@@ -40,7 +37,9 @@ try:
         raise sqlite3.DatabaseError(f"it is cut off after {size} bytes")
     if kind != QUEUE or found != "ok":
         raise sqlite3.DatabaseError("it is not of a queue" if kind != QUEUE else found)
-    old.mkdir()
+    if old.exists():
+        raise FileExistsError(f"there is a folder {old}")
+    moving.mkdir(exist_ok=True)
 except (OSError, sqlite3.Error) as error:
     new.unlink(missing_ok=True)
     sys.exit(f"The backup can't be used, and the queue is as it was: {error}")
@@ -49,6 +48,7 @@ except (OSError, sqlite3.Error) as error:
 others = [path for path in Path().iterdir() if path.is_file() and path not in (database, new)]
 for path in (database, *others):
     if path.exists():
-        path.rename(old / path.name)
+        path.rename(moving / path.name)
 new.replace(database)
+moving.rename(old)
 print(f"The backup is the queue now. The queue that was there is in the folder {old}.")

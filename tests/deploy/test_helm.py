@@ -69,7 +69,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     begin, install, real_secret, look, rotation, rotation_end, check, upgrade, reload, grow, backup, restore, old = (
         blocks
     )
-    tag, push, copy, made_up_secret = lines(begin)
+    tag, push, made_up_secret, copy = lines(begin)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(shlex.split(copy), cwd=tmp_path, check=True)
     installed = sent_by(install, tmp_path)

@@ -149,14 +149,32 @@ def test_a_restore_that_is_killed_between_two_files_divides_no_queue(tmp_path: P
         there = script.replace("/var/lib/statsig-otel", str(queue))
         if restore(there, backup, KILLED, str(moved)).returncode == 0:
             break
+        was_done = not (queue / "new.db").exists()
         time.sleep(1)  # a folder's name has the second
         again = restore(there, backup if is_whole else backup[:20_000])
         assert again.returncode == (not is_whole), again.stderr
-        folders = [database.parent for database in queue.glob("old-*/queue.db")]
-        assert [waiting(one) for one in (*folders, queue)] == ([[1, 2, 3], [1, 2]] if is_whole else [[1, 2, 3]])
+        found = [waiting(queue), *(waiting(database.parent) for database in queue.glob("*/queue.db"))]
+        assert found[0] == ([1, 2] if is_whole or was_done else [1, 2, 3])
+        assert [1, 2, 3] in found
     assert 3 < moved < 19
 
 
 def restore(script: str, backup: bytes, before: str = "", *arguments: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-c", f"{before}\n{script}", *arguments]
     return subprocess.run(command, input=backup, capture_output=True, check=False)
+
+
+def test_a_folder_of_an_earlier_restore_is_not_mixed_with_a_log_without_its_database(tmp_path: Path) -> None:
+    with running(tmp_path / "started") as started:
+        put(started, 1)
+        queue = copy_of(tmp_path / "started", tmp_path / "queue")
+    shutil.copytree(queue, queue / "old-2026-01-01-000000")
+    (queue / "queue.db").unlink()
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in queue.rglob("*") if path.is_file()}
+
+    before = files()
+    script = (ROOT / "examples" / "docker" / "restore.py").read_text().replace("/var/lib/statsig-otel", str(queue))
+    assert restore(script, b"not a backup").returncode == 1
+    assert files() == before
