@@ -76,6 +76,24 @@ class Ladder:
                 rows.append(_row(name, costs[_UNIT], *(costs[paused] for paused in _PAUSED)))
         return rows
 
+    def threads(self, clients: int, given: argparse.Namespace) -> list[list[str]]:
+        """The threads of the whole least program and of the service. They are known by how busy they are."""
+        shape, found = BATCH if given.batch else CHANGE, defaultdict[str, list[list[float]]](list)
+        for name in measure.alternating(_DELIVERING, given.rounds):
+            server = self._servers[name]
+            before = measure.thread_times(server.pid)
+            posted = post(server.port, shape, clients=clients, seconds=given.seconds)
+            self._backend.settle(posted.good)
+            after = measure.thread_times(server.pid)
+            busiest, second, *others = sorted((after[one] - before.get(one, 0.0) for one in after), reverse=True)
+            found[name].append([used / posted.good * 1e6 for used in (busiest, second, sum(others))])
+        rows = []
+        for number, thread in enumerate(("the server's", "the writer's", "all others")):
+            theirs, ours = ([used[number] for used in found[name]] for name in _DELIVERING)
+            ratio = statistics.median(measure.ratios(ours, theirs))
+            rows.append([thread, f"{statistics.median(theirs):.0f}", f"{statistics.median(ours):.0f}", f"{ratio:.2f}"])
+        return rows
+
     def _measure(self, name: str, shape: Shape, clients: int, seconds: float) -> float:
         """The microseconds of processor time for each webhook."""
         server = self._servers[_PAUSED.get(name, name)]
@@ -89,6 +107,8 @@ class Ladder:
 HEAD: Final = (
     "the rungs, each with all before it", "the least, us", "x Falcon", "the service, us", "x Falcon", "service / least"
 )  # fmt: skip
+
+THREADS: Final = ("the thread", "the least, us", "the service, us", "service / least")
 
 
 def _against(times: list[float], unit: list[float]) -> list[str]:
@@ -112,7 +132,11 @@ def compare(given: argparse.Namespace) -> None:
         tables = [
             part
             for clients in given.clients
-            for part in (f"Clients: {clients}.", measure.table(HEAD, ladder.rows(clients, given)))
+            for part in (
+                f"Clients: {clients}. Below, the threads of the programs that deliver.",
+                measure.table(HEAD, ladder.rows(clients, given)),
+                measure.table(THREADS, ladder.threads(clients, given)),
+            )
         ]
     for clients in () if given.batch else given.clients:
         tables += [

@@ -179,6 +179,12 @@ _SCHEDULED: Final = 2
 """The kind of a process's clock, in the lowest bits of its number: CPUCLOCK_SCHED in Linux's posix-timers.h."""
 
 
+def thread_times(pid: int) -> dict[str, float]:
+    """The processor time of each running thread of a process in seconds, by its number (Linux, proc(5), schedstat)."""
+    tasks = Path(f"/proc/{pid}/task")
+    return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks.iterdir()}
+
+
 # Disks.
 
 
