@@ -21,7 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-MINORS = (11, 12, 13)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MINORS = [int(one.rpartition(".")[2]) for one in PROJECT["classifiers"] if re.search(r" :: 3\.\d+$", one)]
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
@@ -50,7 +51,7 @@ def version(*, is_draft: bool) -> str:
         rf"(?m)^## \[{re.escape(found)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text()
     ):
         sys.exit(f'CHANGELOG.md has no heading "## [{found}] - DATE": write it, or change __version__')
-    if not is_draft and not tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls"):
+    if not is_draft and not PROJECT.get("urls"):
         sys.exit(
             "pyproject.toml has no [project.urls], by which users find the source, the changelog and where to report"
         )
@@ -65,8 +66,7 @@ def check_sbom(number: str) -> None:
     product = document["metadata"]["component"]
     if product.get("version") != number:
         sys.exit(f"build/sbom.json is of {product['name']} {product.get('version')}, not {number}")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["kafka"]
+    needed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["kafka"]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", one)[0]).lower() for one in needed}
     listed = {re.sub(r"[-_.]+", "-", one["name"]).lower() for one in document["components"]}
     if missing := names - listed:

@@ -132,3 +132,11 @@ def test_git_ignores_the_queues_that_the_examples_make() -> None:
         ["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
     assert tracked.stdout == b""
+
+
+def test_each_python_that_the_package_names_is_checked_and_told() -> None:
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    minors = [match[1] for one in classifiers if (match := re.search(r":: 3\.(\d+)$", one))]
+    assert f"for minor in {' '.join(minors)}; do" in (ROOT / ".ci" / "run").read_text()
+    for page in ("README.md", "docs/quick-start.md"):
+        assert f"tested with 3.{minors[0]} to 3.{minors[-1]}" in " ".join((ROOT / page).read_text().split())

@@ -23,6 +23,7 @@ if moving.is_dir() and not database.exists():  # an earlier run was killed while
         path.rename(path.name)
 elif moving.is_dir() and any(moving.iterdir()):  # it was killed at its end, or a service has begun another queue
     moving.rename(f"{old}-interrupted")
+    print(f"The queue that an interrupted run has moved is in the folder {old}-interrupted.")
 try:
     with new.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
