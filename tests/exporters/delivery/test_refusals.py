@@ -226,7 +226,7 @@ def test_a_change_that_is_refused_hides_none_that_came_with_it(tmp_path: Path, h
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW, max_records=8)) as made:
         made.put(*old)
         made.start()
-        wait_until(lambda: made.sender.state == "blocked")
+        wait_until(lambda: len(http.calls) == 15 and made.sender.state == "blocked")  # each was tried alone
         made.put(*mixed)
         made.drained()
         assert made.dead_letter_names() == [*old, "old young", "old last"]
