@@ -84,7 +84,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow" -n 4 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev
-	HYPOTHESIS_PROFILE=slow $(BIN)/pytest -m "slow or hypothesis" --timeout 900 -n 2 --dist worksteal $(ARGS)
+	HYPOTHESIS_PROFILE=slow $(BIN)/pytest -m "slow or hypothesis" --timeout 1200 -n 2 --dist worksteal $(ARGS)
 
 test-all: test test-slow
 
