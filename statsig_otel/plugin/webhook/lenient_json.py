@@ -25,7 +25,10 @@ _SCALAR: Final = (
 # A body of a million small values would otherwise hold the interpreter for seconds. No other thread runs during a
 # match, so it covers at most a few thousand.
 _AT_ONCE: Final = 4096
-_SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,{_AT_ONCE}}}+")
+_SCALARS: Final = re.compile(f"(?>(?:{_SCALAR}){{1,{_AT_ONCE}}})")
+"""An atomic group, since before Python 3.11.5 a possessive repetition of alternatives can take a character too much:
+https://github.com/python/cpython/issues/106052"""
+
 _MAX_DIGITS: Final = 4300
 """CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
 a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
@@ -45,14 +48,14 @@ _BRACKETS: Final = {
     "[": _Bracket(
         "[",
         "]",
-        re.compile(rf"(?:\[[ \t\n\r]*+){{1,{_AT_ONCE}}}+"),
-        re.compile(rf"(?:\][ \t\n\r]*+){{1,{_AT_ONCE}}}+"),
+        re.compile(rf"(?>(?:\[[ \t\n\r]*+){{1,{_AT_ONCE}}})"),
+        re.compile(rf"(?>(?:\][ \t\n\r]*+){{1,{_AT_ONCE}}})"),
     ),
     "{": _Bracket(
         "{",
         "}",
-        re.compile(rf'(?:\{{[ \t\n\r]*+"[^"{{\\\x00-\x1f]*+"[ \t\n\r]*+:[ \t\n\r]*+){{1,{_AT_ONCE}}}+'),
-        re.compile(rf"(?:\}}[ \t\n\r]*+){{1,{_AT_ONCE}}}+"),
+        re.compile(rf'(?>(?:\{{[ \t\n\r]*+"[^"{{\\\x00-\x1f]*+"[ \t\n\r]*+:[ \t\n\r]*+){{1,{_AT_ONCE}}})'),
+        re.compile(rf"(?>(?:\}}[ \t\n\r]*+){{1,{_AT_ONCE}}})"),
     ),
 }
 

@@ -1,6 +1,7 @@
 """The OTLP/gRPC exporter against real servers."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -431,7 +432,7 @@ def test_a_refused_client_certificate_is_blocked_where_it_shows(authority: Autho
     """In TLS 1.2 the alert names the certificate."""
     stranger = Authority().issue("client.test")
     context = server_context(ServerTls(authority.issue("localhost"), client_ca=authority.pem))
-    context.maximum_version = context.maximum_version.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     tls = trust(authority, cert_pem=stranger.chain.decode(), key_pem=stranger.key.decode())
     with RawServer(tls=context) as server:

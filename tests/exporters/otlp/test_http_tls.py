@@ -1,6 +1,7 @@
 """The OTLP/HTTP exporter against servers with TLS."""
 
 import os
+import ssl
 import sys
 import tempfile
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_verification_can_be_skipped_and_start_warns(authority: Authority, caplo
 
 def test_min_version_is_kept(authority: Authority) -> None:
     context = server_context(ServerTls(authority.issue("localhost")))
-    context.maximum_version = context.maximum_version.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", tls=context) as server:
         endpoint = f"https://localhost:{server.port}"
         assert send_to(endpoint, tls=trust(authority)) == Delivered()
@@ -94,7 +95,7 @@ def test_a_refused_client_certificate_delivers_and_loses_nothing(authority: Auth
     """It is blocked where the server's alert is seen; in TLS 1.3 a reset may be faster, and is a temporary failure."""
     stranger = Authority().issue("client.test")
     context = server_context(ServerTls(authority.issue("localhost"), client_ca=authority.pem))
-    context.maximum_version = context.minimum_version = getattr(context.maximum_version, version)
+    context.maximum_version = context.minimum_version = ssl.TLSVersion[version]
     tls = trust(authority, cert_pem=stranger.chain.decode(), key_pem=stranger.key.decode())
     with RawServer(tls=context) as server:
         outcome = send_to(f"https://localhost:{server.port}", tls=tls)

@@ -1,6 +1,7 @@
 """How the doctor checks whether a backend answers, without sending it a record."""
 
 import socket
+import ssl
 import threading
 import time
 from email.utils import formatdate
@@ -84,7 +85,7 @@ def test_a_client_certificate_that_is_refused_is_told(*, has_one: bool) -> None:
         trust |= {"cert_pem": stranger.chain.decode(), "key_pem": stranger.key.decode()}
     tls = ServerTls(authority.issue("localhost"), client_ca=authority.pem)
     older = server_context(tls)
-    older.maximum_version = older.maximum_version.TLSv1_2
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
     with GrpcSink(tls=tls) as rpc, HttpSink(tls=tls) as sink, RawServer(tls=older) as raw:
         for settings in (grpc(rpc.address, **trust), http(sink.url, **trust), http(f"https://{raw.address}", **trust)):
             found = look("a", settings)[0]
