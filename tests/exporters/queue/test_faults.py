@@ -108,21 +108,24 @@ def test_a_directory_that_can_not_be_looked_into_for_a_while_is_used_again_witho
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A load balancer sends nothing to a service that is not ready, so nothing else would show that it can write."""
-    directory, away = tmp_path / "queue", tmp_path / "away"
+    directory, real, link = tmp_path / "queue", tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    directory.symlink_to(real)
     with running(directory) as queue:
         put(queue, 1)
-        directory.rename(away)
-        directory.symlink_to(directory)  # as without permission: the names lead to an error
+        link.symlink_to(directory)
+        link.replace(directory)  # a link to itself. As without permission, the names lead to an error from now on
         with pytest.raises(RefusedError) as refused:
             put(queue, 2)
         assert refused.value.reason == "storage_failed"
         assert queue.waiting() == {"otlp": 1}
         assert "storage_failed" in queue.refusal_reasons()
-        directory.unlink()
-        away.rename(directory)
+        link.symlink_to(real)
+        link.replace(directory)
         wait_until(lambda: not queue.refusal_reasons())
         put(queue, 3)
         assert delivered(queue.cursor("otlp")) == [1, 3]
-    said = [one for one in errors(caplog) if "disk space" not in one]  # it is freed now and then, perhaps meanwhile
-    assert "Too many levels of symbolic links" in said[0]
-    assert said[1:] == ["The queue can be written again"]
+    said = [one for one in errors(caplog) if one.startswith("The queue can")]  # what else is said depends on the moment
+    assert any("Too many levels of symbolic links" in one for one in said)
+    assert all("nothing is acknowledged until it can" in one for one in said[0::2])
+    assert said[1::2] == ["The queue can be written again"] * (len(said) // 2), "each time"
