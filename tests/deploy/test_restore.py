@@ -135,7 +135,6 @@ def test_a_backup_that_is_cut_off_changes_nothing(where: str, kept: int, tmp_pat
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_a_restore_that_is_killed_between_two_files_divides_no_queue(tmp_path: Path, *, is_whole: bool) -> None:
     """The third record is in the log, as after a crash. The second run gets the backup, or a part of it."""
-    script = (ROOT / "examples" / "docker" / "restore.py").read_text()
     with running(tmp_path / "started") as started:
         put(started, 1, 2)
         with reading(started.database) as connection:
@@ -146,12 +145,11 @@ def test_a_restore_that_is_killed_between_two_files_divides_no_queue(tmp_path: P
     backup = (tmp_path / "backup.db").read_bytes()
     for moved in range(20):
         queue = Path(shutil.copytree(crashed, tmp_path / str(moved)))
-        there = script.replace("/var/lib/statsig-otel", str(queue))
-        if restore(there, backup, KILLED, str(moved)).returncode == 0:
+        if restore(queue, backup, KILLED, str(moved)).returncode == 0:
             break
         was_done = not (queue / "new.db").exists()
         time.sleep(1)  # a folder's name has the second
-        again = restore(there, backup if is_whole else backup[:20_000])
+        again = restore(queue, backup if is_whole else backup[:20_000])
         assert again.returncode == (not is_whole), again.stderr
         found = [waiting(queue), *(waiting(database.parent) for database in queue.glob("*/queue.db"))]
         assert found[0] == ([1, 2] if is_whole or was_done else [1, 2, 3])
@@ -159,7 +157,8 @@ def test_a_restore_that_is_killed_between_two_files_divides_no_queue(tmp_path: P
     assert 3 < moved < 19
 
 
-def restore(script: str, backup: bytes, before: str = "", *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def restore(queue: Path, backup: bytes, before: str = "", *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    script = (ROOT / "examples" / "docker" / "restore.py").read_text().replace("/var/lib/statsig-otel", str(queue))
     command = [sys.executable, "-c", f"{before}\n{script}", *arguments]
     return subprocess.run(command, input=backup, capture_output=True, check=False)
 
@@ -175,6 +174,5 @@ def test_a_folder_of_an_earlier_restore_is_not_mixed_with_a_log_without_its_data
         return {path: path.read_bytes() for path in queue.rglob("*") if path.is_file()}
 
     before = files()
-    script = (ROOT / "examples" / "docker" / "restore.py").read_text().replace("/var/lib/statsig-otel", str(queue))
-    assert restore(script, b"not a backup").returncode == 1
+    assert restore(queue, b"not a backup").returncode == 1
     assert files() == before

@@ -125,7 +125,6 @@ def test_a_directory_that_can_not_be_looked_into_for_a_while_is_used_again_witho
         wait_until(lambda: not queue.refusal_reasons())
         put(queue, 3)
         assert delivered(queue.cursor("otlp")) == [1, 3]
-    said = [one for one in errors(caplog) if one.startswith("The queue can")]  # what else is said depends on the moment
-    assert any("Too many levels of symbolic links" in one for one in said)
-    assert all("nothing is acknowledged until it can" in one for one in said[0::2])
-    assert said[1::2] == ["The queue can be written again"] * (len(said) // 2), "each time"
+    said = [one for one in errors(caplog) if "disk space" not in one]  # it is freed now and then, perhaps meanwhile
+    assert "Too many levels of symbolic links" in said[0]
+    assert said[1:] == ["The queue can be written again"]

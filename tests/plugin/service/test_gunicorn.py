@@ -174,7 +174,7 @@ def test_a_half_sent_body_holds_the_old_worker_no_longer_than_both_limits(tmp_pa
     """As docs/embedding.md has it, with shorter times. By default webhooks would be refused after 10 s."""
     port = free_port()
     address = ("127.0.0.1", port)
-    started = gunicorn(tmp_path, port, graceful=1, shutdown=2)
+    started = gunicorn(tmp_path, port, graceful=5, shutdown=2)  # the new worker has to begin within that
     with started as process, ThreadPoolExecutor(2) as pool, Load(address) as load:
         wait_until_listening(process, port)
         running = [pool.submit(load.post) for _ in range(2)]
@@ -183,6 +183,7 @@ def test_a_half_sent_body_holds_the_old_worker_no_longer_than_both_limits(tmp_pa
             half_sent.sendall(webhook("half", f"/statsig{DEFAULT_PATH}")[:-3])
             load.wait_for_more()  # in the meantime the worker has begun to read it
             os.kill(process.pid, signal.SIGHUP)
+            process.wait_for("Waiting for the queue's directory")
             process.wait_for("Worker exiting")
             load.wait_for_more()
         load.stop()
