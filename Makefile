@@ -155,8 +155,8 @@ format: $(VENV)/.dev
 
 # Each script prints a report and writes it to benchmarks/results. ARGS are passed to all of them. against_collector,
 # memory and replicas build an OpenTelemetry Collector with Go, once. If that is not possible, their reports say so.
-BENCHMARKS ?= http_servers against_collector against_hand_written against_commit core_cost durable_answers drain backlog_start latency memory \
-	startup growth mapping_cost hot_spots budget ladder dependencies attacks request_cost \
+BENCHMARKS ?= http_servers against_collector against_hand_written against_commit core_cost durable_answers drain \
+	backlog_start latency memory startup growth mapping_cost hot_spots budget ladder dependencies attacks request_cost \
 	remembered capacity replicas
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
