@@ -325,8 +325,18 @@ def is_for_secrets(path: tuple[str | int, ...]) -> bool:
 def check_printed(configuration: Configuration, read: Read) -> None:
     """What is printed reads as the same configuration, with some secret in the place of each, since none is printed."""
     values = plain_values(configuration)
-    text = json.dumps(values) if read is read_quickly else to_yaml(values)
+    print_it = json.dumps if read is read_quickly else to_yaml
+    printed = print_it(values)
     for one in (*configuration.receivers.values(), *configuration.exporters.values()):
-        assert SECRET not in repr(one) or SECRET in text
-    again = grammar.check(read(text.replace("[REDACTED]", "${env:SECRET}").encode()), COMPONENTS)
+        assert SECRET not in repr(one) or SECRET in printed
+    again = grammar.check(read(print_it(with_secrets(values)).encode()), COMPONENTS)
     assert plain_values(again) == values
+
+
+def with_secrets(value: Any, path: tuple[str | int, ...] = ()) -> Any:
+    """Values with a secret in the place of each that is not printed. A directory can have the name `[REDACTED]`."""
+    if isinstance(value, Mapping):
+        return {key: with_secrets(one, (*path, key)) for key, one in value.items()}
+    if isinstance(value, list):
+        return [with_secrets(one, (*path, at)) for at, one in enumerate(value)]
+    return value.replace("[REDACTED]", "${env:SECRET}") if isinstance(value, str) and is_for_secrets(path) else value
