@@ -157,7 +157,7 @@ format: $(VENV)/.dev
 # memory and replicas build an OpenTelemetry Collector with Go, once. If that is not possible, their reports say so.
 BENCHMARKS ?= http_servers against_collector against_hand_written against_commit core_cost durable_answers drain \
 	backlog_start latency memory startup growth mapping_cost hot_spots budget ladder dependencies attacks request_cost \
-	remembered capacity replicas
+	remembered capacity replicas lock_waits
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done

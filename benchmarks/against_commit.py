@@ -20,14 +20,6 @@ from benchmarks.webhooks import BATCH, CHANGE
 CLIENTS = 8
 """Those that post batches, and that let a process warm up."""
 
-PROGRAM = """
-import runpy, sys
-sys.path.insert(0, {tree!r})
-import statsig_otel
-assert statsig_otel.__file__.startswith({tree!r}), statsig_otel.__file__
-runpy.run_module("statsig_otel", run_name="__main__")
-"""
-
 
 def compare(given: argparse.Namespace) -> None:
     commit = measure.git("rev-parse", "--short", given.commit).decode().strip()
@@ -37,8 +29,8 @@ def compare(given: argparse.Namespace) -> None:
         before = directory / "before"
         measure.unpack(commit, before)
         for number, name in enumerate(measure.alternating(("A", "B"), given.rounds)):
-            program = PROGRAM.format(tree=str((measure.ROOT if name == "A" else before).resolve()))
-            with service(directory / str(number), backend.address, program=("-c", program)) as running:
+            program = measure.program(measure.ROOT if name == "A" else before, "statsig_otel")
+            with service(directory / str(number), backend.address, program=program) as running:
                 backend.settle(post(running.port, CHANGE, clients=CLIENTS, seconds=given.seconds).good)  # it warms up
                 for shape, clients in loads:
                     began = measure.processor_time(running.pid)

@@ -10,10 +10,13 @@ The clock of A runs from opening the queue until the last record is marked as de
 records are created and in its queue before the clock starts, so that it does not have to emit while it exports. Its
 clock ends with force_flush.
 
-For scale, bare gRPC calls send the same batches of encoded records, one after the other, from memory. Nothing is read
-from a disk, checked or marked as delivered. A second table has the processor time of both for each batch, by thread.
+For scale, bare gRPC calls send the same batches of encoded records, one after the other: from the same file, by one
+query for each batch, which a thread reads ahead while the one before is sent; and from memory. Nothing is checked or
+marked as delivered. A second table has the processor time of all three for each batch, by thread.
 
-    python benchmarks/drain.py [--rounds N] [--records N] [--directory DIR] [--quick]
+With `--commit` the queue drains in turns with that of an earlier commit, and with nothing else.
+
+    python benchmarks/drain.py [--commit COMMIT] [--rounds N] [--records N] [--directory DIR] [--quick]
 """
 
 import argparse
@@ -24,7 +27,8 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +47,12 @@ from benchmarks.sink import EXPORT, Sink, sink
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
 from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.directory import DATABASE
 from statsig_otel.plugin.settings.catalog import COMPONENTS, create_exporter
 from statsig_otel.plugin.settings.reading import configured_exporters
 
-QUEUE, SDK, BARE = "queue", "sdk", "bare calls"
+QUEUE, SDK, BARE, MEMORY = "queue", "sdk", "bare calls, from the file", "bare calls, from memory"
 _BATCH = 512
 COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
 TIMEOUT = 600.0
@@ -129,17 +135,39 @@ def drain_sdk(count: int, backend: str, compression: str) -> Drained:
     return drained
 
 
-def drain_bare(count: int, backend: str, compression: str) -> Drained:
-    records = [record for _, record in backlog.records(count)]
-    payloads = [b"".join(records[at : at + _BATCH]) for at in range(0, count, _BATCH)]
+def drain_bare(payloads: Iterable[Sequence[bytes]], backend: str, compression: str) -> Drained:
+    """The payloads of each batch, in bare calls."""
     with grpc.insecure_channel(backend, [("grpc.http2.write_buffer_size", 1 << 20)]) as channel:
         export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
 
         def drain() -> None:
-            for payload in payloads:
+            for batch in payloads:
+                # The one before exists until then. Otherwise the C library gives the memory of each batch back to the
+                # system and takes it anew, which costs as much as the rest of the call. The service is not affected.
+                payload = b"".join(batch)
                 export(payload, compression=COMPRESSIONS[compression])
 
         return timed(drain)
+
+
+def from_memory(count: int) -> list[list[bytes]]:
+    payloads = [record for _, record in backlog.records(count)]
+    return [payloads[at : at + _BATCH] for at in range(0, count, _BATCH)]
+
+
+def from_file(directory: Path, reader: Executor) -> Iterator[Sequence[bytes]]:
+    """The next batch is read by the reader while the last one is sent, as the queue's cursor does."""
+    connection = schema.connect_reading(directory / DATABASE)
+    query = f"SELECT seq, payload FROM records WHERE route = ? AND seq > ? ORDER BY seq LIMIT {_BATCH}"
+    (route,) = connection.execute("SELECT DISTINCT route FROM records").fetchone()
+
+    def read(after: int) -> list[tuple[int, bytes]]:
+        return connection.execute(query, (route, after)).fetchall()
+
+    ahead = reader.submit(read, 0)
+    while rows := ahead.result():
+        ahead = reader.submit(read, rows[-1][0])
+        yield [payload for _, payload in rows]
 
 
 def sdk_record(encoded: bytes) -> LogRecord:
@@ -168,16 +196,18 @@ def _value(value: AnyValue) -> Value:
 # The parent.
 
 
-def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) -> Drained:
-    """One drain. A drains a copy of the backlog."""
-    arguments = ["--backend", backend.address, "--compression", compression, "--records", str(count)]
-    arguments += ["--bare"] if name == BARE else []
+def drain(
+    name: str, compression: str, filled: Path, count: int, backend: Sink, *, tree: Path = measure.ROOT
+) -> Drained:
+    """One drain, with the package of a tree. Those from a file drain a copy of the backlog."""
+    arguments = ["--backend", backend.address, "--compression", compression, "--records", str(count), "--drain", name]
+    arguments = [*measure.program(tree, "benchmarks.drain"), *arguments]
     with measure.working_directory(filled.parent) as directory:
-        if name == QUEUE:
+        if name in (QUEUE, BARE):
             shutil.copytree(filled, directory, dirs_exist_ok=True)
             os.sync()  # so that writing the copy to disk is not measured
-            arguments += ["--drain", str(directory)]
-        drained = Drained(**json.loads(measure.output("-m", "benchmarks.drain", *arguments, timeout=TIMEOUT)))
+            arguments += ["--directory", str(directory)]
+        drained = Drained(**json.loads(measure.output(*arguments, timeout=TIMEOUT)))
     got = backend.take()
     if not got.records == got.uids == count:
         raise RuntimeError(f"{name}: of {count} records the sink received {got.records}, {got.uids} of them different")
@@ -203,15 +233,15 @@ def compare(given: argparse.Namespace) -> None:
         filled = directory / "filled"
         backlog.fill(filled, given.records)
         for compression in COMPRESSIONS:
-            drained: dict[str, list[Drained]] = {QUEUE: [], SDK: [], BARE: []}
+            drained: dict[str, list[Drained]] = {QUEUE: [], SDK: [], BARE: [], MEMORY: []}
             for name in measure.alternating(tuple(drained), given.rounds):
                 drained[name].append(drain(name, compression, filled, given.records, backend))
             rates = {name: [given.records / one.seconds for one in some] for name, some in drained.items()}
             label = f"compression: {compression}"
             batches = -(-given.records // _BATCH)
-            threads += [by_thread(f"{label}; {name}", drained[name], batches) for name in (QUEUE, BARE)]
+            threads += [by_thread(f"{label}; {name}", drained[name], batches) for name in (QUEUE, BARE, MEMORY)]
             rows.append(measure.comparison(label, rates[QUEUE], rates[SDK]))
-            rows.append(measure.comparison(f"{label}; A: bare calls, from memory", rates[BARE], rates[SDK]))
+            rows += [measure.comparison(f"{label}; A: {name}", rates[name], rates[SDK]) for name in (BARE, MEMORY)]
         file_system = measure.file_system(directory)
     measure.publish(
         "drain",
@@ -226,24 +256,53 @@ def compare(given: argparse.Namespace) -> None:
     )
 
 
+def compare_with(commit: str, given: argparse.Namespace) -> None:
+    commit = measure.git("rev-parse", "--short", commit).decode().strip()
+    rows = []
+    with measure.working_directory(given.directory) as directory, sink() as backend:
+        filled, before = directory / "filled", directory / "before"
+        backlog.fill(filled, given.records)
+        measure.unpack(commit, before)
+        trees = {"A": measure.ROOT, "B": before}
+        for compression in COMPRESSIONS:
+            drained: dict[str, list[Drained]] = {name: [] for name in trees}
+            for name in measure.alternating(tuple(trees), given.rounds):
+                drained[name].append(drain(QUEUE, compression, filled, given.records, backend, tree=trees[name]))
+            batches = -(-given.records // _BATCH)
+            for what, each in (
+                ("time", [[one.seconds for one in some] for some in drained.values()]),
+                ("processor time", [[sum(one.threads.values()) for one in some] for some in drained.values()]),
+            ):
+                a, b = ([seconds / batches * 1e3 for seconds in some] for some in each)
+                rows.append(measure.comparison(f"compression: {compression}; {what}", a, b, ".2f"))
+    measure.publish(
+        "drain",
+        f"Milliseconds for a batch of {_BATCH} records. A is this working tree, B the commit {commit}.",
+        f"{measure.machine(('grpcio',))}.",
+        measure.arguments(given, ("rounds", "records")),
+        measure.table(measure.COMPARISON, rows),
+    )
+
+
 def main() -> None:
     parser = measure.parser(__doc__, rounds=5, quick={"rounds": 3, "records": 20_000})
+    parser.add_argument("--commit", help="compare with this commit alone")
     parser.add_argument("--records", type=int, default=100_000, help="waiting records (default: %(default)s)")
     measure.add_directory(parser)
-    for hidden in ("--backend", "--compression"):
+    for hidden in ("--backend", "--compression", "--drain"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--drain", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.drain is not None:
-        drained = drain_queue(given.drain, given.backend, given.compression)
-    elif given.bare:
-        drained = drain_bare(given.records, given.backend, given.compression)
-    elif given.backend is not None:
+    if given.drain is None:
+        compare_with(given.commit, given) if given.commit else compare(given)
+        return
+    if given.drain == QUEUE:
+        drained = drain_queue(given.directory, given.backend, given.compression)
+    elif given.drain == SDK:
         drained = drain_sdk(given.records, given.backend, given.compression)
     else:
-        compare(given)
-        return
+        with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
+            payloads = from_file(given.directory, reader) if given.drain == BARE else from_memory(given.records)
+            drained = drain_bare(payloads, given.backend, given.compression)
     print(json.dumps(vars(drained)))
 
 

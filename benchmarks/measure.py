@@ -102,6 +102,20 @@ def unpack(commit: str, directory: Path) -> None:
         archive.extractall(directory, filter="data")
 
 
+def program(tree: Path, module: str) -> tuple[str, str]:
+    """What Python runs for a module, such as one of the benchmarks, with the package of a tree."""
+    return "-c", _PROGRAM.format(tree=str(tree.resolve()), root=str(ROOT.resolve()), module=module)
+
+
+_PROGRAM: Final = """
+import runpy, sys
+sys.path[:0] = {tree!r}, {root!r}
+import statsig_otel
+assert statsig_otel.__file__.startswith({tree!r}), statsig_otel.__file__
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
 # Processes.
 
 

@@ -49,6 +49,7 @@ TINY = {
     "http_servers": ["--seconds", "0.1", "--clients", "2"],
     "ladder": ["--seconds", "0.1", "--clients", "2", "--counted", "64"],
     "latency": ["--seconds", "1"],
+    "lock_waits": ["--seconds", "0.5"],
     "mapping_cost": ["--seconds", "0.1"],
     "request_cost": ["--size", "1000", "--only", "chunks"],
     "memory": ["--requests", "200"],
@@ -71,22 +72,34 @@ def test_make_bench_runs_every_benchmark() -> None:
 @pytest.mark.timeout(otelcol.TEST_TIMEOUT)
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_a_benchmark_writes_its_report(name: str, tmp_path: Path) -> None:
-    """It leaves nothing else behind. A Collector that can't be built is a test that says so."""
+    """A Collector that can't be built, or a tool that is missing, is a test that says so."""
+    written = report(name, TINY[name], tmp_path)
+    left_out = re.search(r"LEFT OUT.*", written)
+    has_figures = re.search(r"^\| .*[0-9]", written, re.MULTILINE) is not None
+    assert has_figures is not (left_out is not None and name in ("against_collector", "lock_waits", "replicas")), (
+        written
+    )
+    if left_out:
+        pytest.skip(left_out[0])
+
+
+@pytest.mark.slow
+def test_a_drain_is_compared_with_a_commit(tmp_path: Path) -> None:
+    assert "B the commit" in report("drain", [*TINY["drain"], "--commit", "HEAD"], tmp_path)
+
+
+def report(name: str, options: Sequence[str], tmp_path: Path) -> str:
+    """What a benchmark writes. It leaves nothing else behind."""
     results, directory = tmp_path / "results", tmp_path / "directory"
     directory.mkdir()
-    command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--rounds", "1", *TINY[name]]
+    command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--rounds", "1", *options]
     if name != "http_servers":
         command += ["--directory", str(directory)]
     environment = clean_environment(BENCHMARK_RESULTS=str(results))
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    written = (results / f"{name}.md").read_text(encoding="utf-8")
     assert list(directory.iterdir()) == []
-    left_out = re.search(r"LEFT OUT.*", written)
-    has_figures = re.search(r"^\| .*[0-9]", written, re.MULTILINE) is not None
-    assert has_figures is not (left_out is not None and name in ("against_collector", "replicas")), written
-    if left_out:
-        pytest.skip(left_out[0])
+    return (results / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_requests_are_signed_and_new() -> None:
