@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 from unittest.mock import patch
 
 from statsig_otel.exporters.queue import checks, queries, schema, write_ahead_log, writer
-from statsig_otel.exporters.queue.errors import QueueError, StorageError
+from statsig_otel.exporters.queue.errors import DamagedError, QueueError, StorageError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
@@ -100,6 +100,10 @@ def seeds() -> Iterator[bytes]:
         yield from (b"\0\5\0" + (page * PAGE // 4 + 1).to_bytes(2) + bytes((bit,)) for bit in range(2))
     for where in (b"\0\2", b"\0\x10", b"\4\x10", b"\x20\x10"):  # in the log, and its index is gone
         yield b"\1\5\1" + where + b"\0" + bytes((3, FILES.index("queue.db-shm"), 0, 0, 0))
+
+
+UNREADABLE: Final = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What the standard library raises for damage."""
 
 
 @contextmanager
@@ -238,7 +242,7 @@ def readable(left: Stock, directory: Path) -> Readable:
             records = rows_of(connection, f"{_RECORDS} WHERE seq", left.records)
             found = rows_of(connection, f"{_LETTERS} WHERE id", left.dead_letters)
             return Readable([int(str(row[0])) for row in records], [content_of(row) for row in found])
-    except (sqlite3.Error, UnicodeDecodeError):
+    except UNREADABLE:
         return Readable()
 
 
@@ -279,7 +283,7 @@ def both(one: Readable, other: Readable) -> Readable:
 def rows_of(connection: sqlite3.Connection, query: str, rows: Rows) -> Rows:
     """Those of the rows that are found by their keys, each by a search of its own, and have not changed."""
     keys = [row[0] for row in rows]
-    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+    with contextlib.suppress(*UNREADABLE):
         found = {*connection.execute(" UNION ALL ".join([f"{query} = ?"] * len(keys)), keys)}
         return [row for row in rows if row in found]
     return [row for row in rows if row == one_row(connection, f"{query} = ?", row[0])]
@@ -287,7 +291,7 @@ def rows_of(connection: sqlite3.Connection, query: str, rows: Rows) -> Rows:
 
 def one_row(connection: sqlite3.Connection, query: str, key: object) -> tuple[object, ...] | None:
     """A row by its key; None if it can't be read."""
-    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+    with contextlib.suppress(*UNREADABLE):
         row: tuple[object, ...] | None = connection.execute(query, (key,)).fetchone()
         return row
     return None
@@ -317,7 +321,7 @@ def read_by_a_start(database: Path) -> tuple[dict[str, set[int]], list[bytes]]:
         sqlite3.DatabaseError: It is damaged.
     """
     if write_ahead_log.check(database).is_damaged:
-        raise schema.DamagedError
+        raise DamagedError
     with contextlib.closing(schema.connect(database)) as connection:
         connection.execute("BEGIN")
         checks.check_database(connection)
@@ -393,7 +397,7 @@ def has_dead_letters(queue: DurableQueue, contents: Iterable[bytes]) -> bool:
 
 def dead_letters_in(connection: sqlite3.Connection) -> list[bytes]:
     """The contents of the dead letters; each is looked up by itself if they can't all be read."""
-    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+    with contextlib.suppress(*UNREADABLE):
         return [content_of(row) for row in connection.execute(_LETTERS) if isinstance(row[-1], bytes)]
     rows = (one_row(connection, f"{_LETTERS} WHERE id = ?", number) for number in range(1, MOST_LETTERS))
     return [content_of(row) for row in rows if row is not None and isinstance(row[-1], bytes)]

@@ -4,7 +4,8 @@ import logging
 import sqlite3
 from typing import Final, Literal
 
-from statsig_otel.exporters.queue import arrivals, queries, schema
+from statsig_otel.exporters.queue import arrivals, queries
+from statsig_otel.exporters.queue.errors import DamagedError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.wording import counted
@@ -30,7 +31,7 @@ def check_database(connection: sqlite3.Connection) -> None:
     check_table(connection, "routes")
     last, states = queries.last_seq(connection), queries.exporter_states(connection)
     if any(not 0 <= state.cursor <= last for state in states):
-        raise schema.DamagedError("an exporter's cursor is out of range")
+        raise DamagedError("an exporter's cursor is out of range")
     for state in states:
         if not state.is_sound:
             _recount(connection, state)
@@ -44,7 +45,7 @@ def check_table(connection: sqlite3.Connection, table: Literal["exporters", "rou
     """
     verdict = connection.execute(f"PRAGMA integrity_check('{table}')").fetchone()[0]
     if verdict != "ok":
-        raise schema.DamagedError(verdict)
+        raise DamagedError(verdict)
 
 
 def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
@@ -84,7 +85,7 @@ def find_records(connection: sqlite3.Connection, exporter: int, *, count: int, s
             return records
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
-        raise schema.DamagedError(f"{counted(state.waiting, 'record')} can't be found: {verdict}")
+        raise DamagedError(f"{counted(state.waiting, 'record')} can't be found: {verdict}")
     _logger.error(
         "%s: %s counted as waiting can't be found in the queue: the count is corrected",
         state.name,

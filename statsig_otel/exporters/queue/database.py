@@ -14,7 +14,7 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.paths import exists
 from statsig_otel.exporters.queue import checks, open_files, schema, store, write_ahead_log
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.errors import DirectoryInUseError, QueueError
+from statsig_otel.exporters.queue.errors import DamagedError, DirectoryInUseError, QueueError
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Writer
@@ -128,7 +128,7 @@ class Database:
             try:
                 self._check_files(half_set_aside)
                 self.writer.start(later=self._is_disk_full)
-            except schema.DamagedError as error:
+            except DamagedError as error:
                 if not self._replaces:
                     raise
                 self._set_aside(error, half_set_aside)
@@ -157,17 +157,15 @@ class Database:
             DamagedError: A new database has to be begun.
         """
         if self.missing_file == "queue.db" and not self._replaces:
-            raise schema.DamagedError("queue.db is gone or empty")
+            raise DamagedError("queue.db is gone or empty")
         if half_set_aside is not None:
-            raise schema.DamagedError("it was being set aside when the process ended")
+            raise DamagedError("it was being set aside when the process ended")
         log = write_ahead_log.check(self.path)
         if log.is_damaged:
-            raise schema.DamagedError(
-                f"its log is damaged, and SQLite would not read {counted(log.unread_commits, 'commit')}"
-            )
+            raise DamagedError(f"its log is damaged, and SQLite would not read {counted(log.unread_commits, 'commit')}")
         if log.missing_frames:
             if not self._replaces:
-                raise schema.DamagedError("its log was cut short")
+                raise DamagedError("its log was cut short")
             _logger.error(
                 "%s: the queue's log (queue.db-wal) was cut short: what was acknowledged last is lost",
                 self.directory.path,

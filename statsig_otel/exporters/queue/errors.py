@@ -6,8 +6,12 @@ QueueError
 ├── ForeignFileError       the file is another program's
 ├── StorageError           the database can't be written
 └── NotRunningError        the queue was not started, or is stopped
+
+sqlite3.DatabaseError
+└── DamagedError           the file can't be what this package wrote
 """
 
+import sqlite3
 from typing import Final
 
 from statsig_otel.config.errors import Fault
@@ -70,3 +74,7 @@ class StorageError(QueueError):
 
 class NotRunningError(QueueError):
     """The writer was not started, or is stopped."""
+
+
+class DamagedError(sqlite3.DatabaseError):
+    """The file's content can't be what this package wrote."""

@@ -17,6 +17,7 @@ from typing import Final
 
 from statsig_otel.exporters.paths import exists
 from statsig_otel.exporters.queue import schema, write_ahead_log
+from statsig_otel.exporters.queue.errors import DamagedError
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ class OpenFiles:
         elif shorter or self._cut:
             has_to_reopen = not self._is_whole(connection, shorter)
             if has_to_reopen and after_writing:
-                raise schema.DamagedError("it became shorter while it was written to")
+                raise DamagedError("it became shorter while it was written to")
         if "-shm" in changes.gone:
             self._leave_index()
         if was_used and not has_to_reopen:
@@ -332,7 +333,7 @@ class OpenFiles:
         Neither process saw what the other one had committed. To bring the log of one into the database of both could
         lose what the other one has written to it. So what only this process can read is copied, too.
         """
-        aside = self._set_aside(schema.DamagedError("another process has used it with another log or index"))
+        aside = self._set_aside(DamagedError("another process has used it with another log or index"))
         for suffix in ("", "-wal"):
             if not self._is_open(suffix, Path(f"{aside}{suffix}")):
                 self._say_gone(suffix)
@@ -374,14 +375,14 @@ class OpenFiles:
         try:
             if self._cut or ("-wal" in shorter and write_ahead_log.has_gap(self._database, 0)):
                 # SQLite would bring the zeros of a log into the database.
-                raise schema.DamagedError("a part is missing")
+                raise DamagedError("a part is missing")
             if "" in shorter and self._database.stat().st_size < _bytes_of_pages(connection):
-                raise schema.DamagedError("pages are missing")
+                raise DamagedError("pages are missing")
             _fold_all(connection)
         except BusyError:
             raise
         except sqlite3.Error as error:
-            self._set_aside(schema.DamagedError(f"{names} became shorter while it was in use: {error}"))
+            self._set_aside(DamagedError(f"{names} became shorter while it was in use: {error}"))
             close(connection)  # not before it is renamed: SQLite would bring the rest of the log into it
             return False
         self.folded(connection)

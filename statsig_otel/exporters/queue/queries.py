@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.errors import DamagedError
 from statsig_otel.exporters.queue.records import Records, Row
 
 _T = TypeVar("_T")
@@ -62,9 +63,9 @@ def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
     states: list[ExporterState] = []
     for id_, name, cursor, waiting, size, again, both in connection.execute(query).fetchall():
         if cursor != again:
-            raise schema.DamagedError("an exporter's cursor contradicts itself")
+            raise DamagedError("an exporter's cursor contradicts itself")
         if any(type(value) is not int for value in (cursor, waiting, size)):
-            raise schema.DamagedError("an exporter's cursor or counts can't be read")
+            raise DamagedError("an exporter's cursor or counts can't be read")
         is_sound = min(waiting, size) >= 0 and waiting + size == both
         states.append(ExporterState(id_, name, cursor, waiting, size, is_sound))
     return states
@@ -139,7 +140,7 @@ def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ..
             for route, receiver, exporters in rows
         }
     except (AttributeError, TypeError, ValueError) as error:
-        raise schema.DamagedError(f"the exporters of a route can't be read: {error}") from error
+        raise DamagedError(f"the exporters of a route can't be read: {error}") from error
 
 
 def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
@@ -151,7 +152,7 @@ def last_seq(connection: sqlite3.Connection) -> int:
     """The last seq that was ever assigned; 0 if none was."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
     if row is not None and type(row[0]) is not int:
-        raise schema.DamagedError("the last seq can't be read")
+        raise DamagedError("the last seq can't be read")
     return row[0] if row else 0
 
 
@@ -267,20 +268,20 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
     if seqs == tuple(range(after + 1, after + 1 + len(seqs))):
         return  # there is no other record in between
     if any(first >= second for first, second in itertools.pairwise(seqs)):
-        raise schema.DamagedError("the index of the records is not in order")
+        raise DamagedError("the index of the records is not in order")
     # One row only: the interpreter's lock changes hands for each.
     there = next(_in_table(connection, "count(*), sum(seq)", routes, after, seqs[-1]), None)
     if there is None:
         _search_omitted(connection, routes, after, seqs)
     elif there != (len(seqs), sum(seqs)):
-        raise schema.DamagedError(_OMITS)
+        raise DamagedError(_OMITS)
 
 
 def _check_omitted(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
     """Check the same of an index that leads to records that are not there: one of its seqs can be a changed one."""
     led_to = set(seqs)
     if any(seq not in led_to for (seq,) in _in_table(connection, "seq", routes, after, max(seqs, default=0))):
-        raise schema.DamagedError(_OMITS)
+        raise DamagedError(_OMITS)
     _search_omitted(connection, routes, after, seqs)
 
 
@@ -290,7 +291,7 @@ def _search_omitted(connection: sqlite3.Connection, routes: Sequence[int], after
     others = (seq for seq in range(after + 1, max(seqs, default=0)) if seq not in led_to)
     for seq in itertools.islice(others, _MOST_SEARCHED):
         if (found := search(connection, "SELECT route FROM records WHERE seq = ?", seq)) and found[0] in routes:
-            raise schema.DamagedError(_OMITS)
+            raise DamagedError(_OMITS)
 
 
 def _in_table(
@@ -316,7 +317,7 @@ def _in_table(
 def _check_order(seqs: Sequence[int], after: int) -> None:
     """Check that no record comes twice, or was passed before: others would be ticked off in its place."""
     if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
-        raise schema.DamagedError("the records are not in order")
+        raise DamagedError("the records are not in order")
 
 
 def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:

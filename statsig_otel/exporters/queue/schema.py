@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError
+from statsig_otel.exporters.queue.connection import Connection
+from statsig_otel.exporters.queue.errors import DamagedError, ForeignFileError, NewerSchemaError
 
 SUFFIXES: Final = ("", "-wal", "-shm")
 """The ends of the names of a database's files: the database, its log and its index."""
@@ -141,10 +142,6 @@ _NOT_THE_FILE: Final = frozenset(
 """Errors that are not the file's fault, and that pass once the machine is repaired."""
 
 
-class DamagedError(sqlite3.DatabaseError):
-    """The file's content can't be what this package wrote."""
-
-
 def error_code(error: BaseException) -> int | None:
     """SQLite's primary code of an error; None if the error is not from SQLite itself."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -240,7 +237,7 @@ def create(path: Path) -> sqlite3.Connection:
         path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
     if path.is_symlink():  # SQLite would follow it, and make a file wherever it leads
         raise OSError(errno.ELOOP, A_LINK, str(path))
-    return sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    return sqlite3.connect(path, isolation_level=None, timeout=5.0, factory=Connection)
 
 
 def connect_reading(path: Path) -> sqlite3.Connection:
@@ -265,7 +262,9 @@ def connect_reading(path: Path) -> sqlite3.Connection:
 def open_read_only(path: Path, options: str = "") -> sqlite3.Connection:
     """Open a file unchecked for reading, with more options of SQLite's URI."""
     uri = f"{path.absolute().as_uri()}?mode=ro{options}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
+    return sqlite3.connect(
+        uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False, factory=Connection
+    )
 
 
 def distrust(connection: sqlite3.Connection) -> None:

@@ -25,7 +25,7 @@ from statsig_otel._instruments import collecting
 from statsig_otel._process import OwnerProcess
 from statsig_otel._telemetry import commit_duration, commit_size
 from statsig_otel.exporters.queue import open_files, schema
-from statsig_otel.exporters.queue.errors import NotRunningError, QueueError, StorageError
+from statsig_otel.exporters.queue.errors import DamagedError, NotRunningError, QueueError, StorageError
 from statsig_otel.exporters.queue.jobs import Bulk, BulkResult, Job, Work, attempt_all, transact
 from statsig_otel.exporters.queue.open_files import OpenFiles
 
@@ -365,7 +365,7 @@ class Writer:
             try:
                 while self._files.keep(self._connection, after_writing=after_writing):
                     self._connection = None
-            except schema.DamagedError:
+            except DamagedError:
                 self._connection = None
                 raise
             except (QueueError, sqlite3.Error, OSError) as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.cursor import ExporterCursor
-from statsig_otel.exporters.queue.errors import StorageError
+from statsig_otel.exporters.queue.errors import DamagedError, StorageError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
@@ -295,7 +295,7 @@ def submit_damage(queue: DurableQueue) -> Future[None]:
 
     def finds_it(_: sqlite3.Connection) -> None:
         if queue._database.generation == before:
-            raise schema.DamagedError("found by a test")
+            raise DamagedError("found by a test")
 
     return queue.submit(finds_it)
 

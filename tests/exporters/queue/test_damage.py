@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel.exporters.queue import schema, store, writer
 from statsig_otel.exporters.queue.database import StoppedQueue
-from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError
+from statsig_otel.exporters.queue.errors import DamagedError, ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.store import DeadLetter
@@ -384,9 +384,9 @@ def test_a_log_whose_database_is_empty_or_gone_is_carried_over(
     directory = crashed(tmp_path, 1, 2, 3)
     LOSSES[loss](directory / "queue.db")
     log = (directory / "queue.db-wal").read_bytes()
-    with pytest.raises(schema.DamagedError, match="its log is not"):
+    with pytest.raises(DamagedError, match="its log is not"):
         schema.connect_reading(directory / "queue.db")
-    with pytest.raises(schema.DamagedError, match="its log is not"), StoppedQueue(directory):
+    with pytest.raises(DamagedError, match="its log is not"), StoppedQueue(directory):
         pass
     assert (directory / "queue.db-wal").read_bytes() == log
     with running(directory) as queue:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.errors import ForeignFileError, NewerSchemaError, QueueError
+from statsig_otel.exporters.queue.errors import DamagedError, ForeignFileError, NewerSchemaError, QueueError
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def test_a_queue_with_other_tables_than_its_version_is_damaged(tmp_path: Path, h
     path = tmp_path / "queue.db"
     with opened(path) as connection:
         connection.execute(harm)
-    with pytest.raises(schema.DamagedError):
+    with pytest.raises(DamagedError):
         schema.connect(path)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt
 from statsig_otel.exporters.queue import checks, queries, records, schema, store
+from statsig_otel.exporters.queue.errors import DamagedError
 from statsig_otel.exporters.queue.store import Appended, DeadLetter
 from statsig_otel.exporters.routing import Route
 from tests.exporters.queue.helpers import batch, numbers_of, reading
@@ -376,12 +377,12 @@ def test_a_route_or_a_place_that_is_no_number_is_damage(connection: sqlite3.Conn
     number = store.ensure_exporter(connection, "a")
     route = store.ensure_route(connection, [number])
     connection.execute("UPDATE routes SET exporters = '1,x' WHERE id = ?", (route,))
-    with pytest.raises(schema.DamagedError):
+    with pytest.raises(DamagedError):
         queries.routes_of(connection, number)
-    with pytest.raises(schema.DamagedError):
+    with pytest.raises(DamagedError):
         store.delete_done(connection)
     connection.execute("UPDATE exporters SET waiting = 'many'")
-    with pytest.raises(schema.DamagedError):
+    with pytest.raises(DamagedError):
         queries.exporter_states(connection)
 
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.queue import open_files, schema, write_ahead_log
+from statsig_otel.exporters.queue import open_files, write_ahead_log
 from statsig_otel.exporters.queue.database import StoppedQueue
+from statsig_otel.exporters.queue.errors import DamagedError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.write_ahead_log import LogCheck
@@ -165,7 +166,7 @@ def test_a_log_that_is_damaged_is_said_loudly_and_all_behind_the_damage_carried_
     with changed(directory) as log:
         log[PLACES[place](log)] ^= 0x40
     harmed = {file.name: file.read_bytes() for file in directory.iterdir()}
-    with pytest.raises(schema.DamagedError, match="its log is damaged"), StoppedQueue(directory):
+    with pytest.raises(DamagedError, match="its log is damaged"), StoppedQueue(directory):
         pass
     with running(directory) as queue:
         settled(directory)
@@ -230,7 +231,7 @@ def test_a_log_that_was_cut_short_is_said_loudly(
 ) -> None:
     with changed(directory) as log:
         del log[int(left if left > 1 else len(log) * left) :]
-    with pytest.raises(schema.DamagedError, match="cut short"), StoppedQueue(directory):
+    with pytest.raises(DamagedError, match="cut short"), StoppedQueue(directory):
         pass
     with running(directory) as queue:
         put(queue, 1000)

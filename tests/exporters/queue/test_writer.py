@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from statsig_otel.exporters.queue import schema, writer
-from statsig_otel.exporters.queue.errors import NotRunningError, QueueError, StorageError
+from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue.errors import DamagedError, NotRunningError, QueueError, StorageError
 from statsig_otel.exporters.queue.jobs import Bulk
 from statsig_otel.exporters.queue.writer import Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, insert, reading
@@ -331,7 +331,7 @@ def test_damage_that_is_found_twice_sets_the_file_aside(watched: Watched, caplog
     def finds_damage(connection: sqlite3.Connection) -> int:
         runs.append(1)
         if not watched.set_aside:
-            raise schema.DamagedError("a page is torn")
+            raise DamagedError("a page is torn")
         return len(runs)
 
     with held(watched.writer):
@@ -348,7 +348,7 @@ def test_damage_that_was_only_seen_once_sets_nothing_aside(watched: Watched) -> 
     def once(connection: sqlite3.Connection) -> None:
         runs.append(1)
         if len(runs) == 1:
-            raise schema.DamagedError("a page is torn")
+            raise DamagedError("a page is torn")
         insert("a")(connection)
 
     watched.writer.submit(once).result(PATIENCE)
@@ -357,7 +357,7 @@ def test_damage_that_was_only_seen_once_sets_nothing_aside(watched: Watched) -> 
 
 def test_damage_in_the_new_file_too_ends_in_a_refusal(watched: Watched) -> None:
     def always(_: sqlite3.Connection) -> None:
-        raise schema.DamagedError("always")
+        raise DamagedError("always")
 
     with pytest.raises(StorageError, match="always"):
         watched.writer.submit(always).result(PATIENCE)
@@ -370,7 +370,7 @@ def test_a_writer_that_may_set_nothing_aside_refuses(tmp_path: Path) -> None:
     writer.start()
 
     def always(_: sqlite3.Connection) -> None:
-        raise schema.DamagedError("always")
+        raise DamagedError("always")
 
     with pytest.raises(StorageError, match="always"):
         writer.submit(always).result(PATIENCE)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.errors import NotRunningError
+from statsig_otel.exporters.queue.errors import DamagedError, NotRunningError
 from statsig_otel.exporters.queue.writer import Writer
 from tests.exporters.queue.helpers import PATIENCE, insert
 
@@ -24,7 +23,7 @@ def test_nothing_runs_before_the_start(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_opened_at_the_start_is_the_callers_to_know(tmp_path: Path) -> None:
     (tmp_path / "queue.db").write_bytes(b"no database" * 1000)
     writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _connection, _idle: False)
-    with pytest.raises(schema.DamagedError, match="not a database"):
+    with pytest.raises(DamagedError, match="not a database"):
         writer.start()
     writer.stop()
 
