@@ -1,4 +1,4 @@
-"""A connection to SQLite all of whose errors are the standard library's errors of a database."""
+"""A connection to SQLite whose statements raise only the standard library's errors of a database."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -7,8 +7,11 @@ from typing import Any, Final
 
 from statsig_otel.exporters.queue.errors import DamagedError
 
-_MORE_THAN_A_ROW: Final = 128 << 20
-"""Bytes. No row is as large, unless somebody has made the limit of a body several times as large as the default."""
+_COPIES: Final = 3
+"""The copies of a row that reading it may need at a time: SQLite's, the one that Python makes of it, and one more."""
+
+_MOST: Final = 1 << 30
+"""Bytes that are asked for at most. SQLite itself allows no longer value (SQLITE_MAX_LENGTH)."""
 
 
 class Connection(sqlite3.Connection):
@@ -16,10 +19,11 @@ class Connection(sqlite3.Connection):
 
     SQLite finds that it has too little memory also if a damaged page says that a row has billions of bytes. To those
     who read the file a `MemoryError` would be a mistake of the program, and not damage that they know how to pass.
+    This is so for `execute` and `executemany`, and for `fetchone`, `fetchall` and the iteration of their results.
     """
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        """Run one statement. What the result's iteration and its `fetchone` and `fetchall` raise is changed, too."""
+        """Run one statement."""
         cursor = self.cursor(_Cursor)
         with _Failing(cursor):
             return cursor.execute(sql, parameters)
@@ -37,8 +41,7 @@ class _Cursor(sqlite3.Cursor):
             return super().fetchone()
 
     def fetchall(self) -> list[Any]:
-        with _Failing(self):
-            return super().fetchall()
+        return [*self]  # if memory is short because of the rows before, they are still there when that is judged
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # faster than a `__next__` of its own
         following = super().__next__
@@ -69,19 +72,28 @@ class _Failing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if not isinstance(error, Exception):  # None, or an iteration that is given up, perhaps by another thread
             return
+        # Before the row's memory is free again: it may be what is missing.
+        changed = _error_of_sqlite(self._cursor.connection) if isinstance(error, MemoryError) else None
         self._cursor.close()
-        if isinstance(error, MemoryError):
-            raise _error_of_sqlite() from error
+        if changed is not None:
+            raise changed from error
 
 
-def _error_of_sqlite() -> sqlite3.DatabaseError:
-    """Damage, if there is memory for any row; otherwise an error that passes, as SQLite's own would be."""
+def _error_of_sqlite(connection: sqlite3.Connection) -> sqlite3.DatabaseError:
+    """Damage, if there is memory for any row; otherwise an error that passes, as SQLite's own would be.
+
+    No row is larger than its file. The memory is asked for and not written to, so that this costs nothing.
+    """
     try:
-        bytearray(_MORE_THAN_A_ROW)  # the system gives it without writing to it, and it is given back
+        plain = sqlite3.Cursor(connection)
+        (pages,), (size,) = (plain.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        bytes(min(_COPIES * pages * size, _MOST))
     except MemoryError:
         error = sqlite3.OperationalError("out of memory")
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_NOMEM, "SQLITE_NOMEM"
+        return error
+    except sqlite3.DatabaseError as error:
         return error
     return DamagedError("a page says that a row is larger than the memory")

@@ -1,5 +1,6 @@
 """A row that claims more bytes than there is memory for is damage; too little memory for a sound row is not."""
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from statsig_otel.exporters.queue import schema
 from tests.exporters.queue.damage import PAGE, overwrite, pages_of
 from tests.exporters.queue.helpers import numbers_of, put, read_all, running, settled
 
@@ -59,6 +61,43 @@ def test_a_row_that_claims_more_than_all_memory_hides_no_other(directory: Path, 
         settled(directory)
         found += [record for record in read_all(queue.cursor("otlp")) if record.intact]
         assert sorted(numbers_of(found)) == [*(number for number in NUMBERS if number != damaged), 100]
+
+
+def test_a_row_that_claims_more_than_all_memory_is_damage_also_if_memory_is_short(directory: Path) -> None:
+    database = directory / "queue.db"
+    cell = cells_of(database)[0]
+    key = database.read_bytes()[cell + SIZE_BYTES : cell + SIZE_BYTES + 1]
+    overwrite(database, cell, CLAIM + key + MANY_VALUES)
+    ran = subprocess.run([sys.executable, "-c", DAMAGED_AND_SHORT, str(database)], check=False, timeout=60)
+    assert ran.returncode == 0
+
+
+DAMAGED_AND_SHORT = """
+import resource, sys
+from pathlib import Path
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.errors import DamagedError
+
+connection = schema.open_read_only(Path(sys.argv[1]))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))
+resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    connection.execute("SELECT payload FROM records WHERE seq = 1").fetchone()
+except DamagedError:
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < resident + 10_000, "it takes no memory to find that out"
+else:
+    raise AssertionError("it was read")
+"""
+
+
+def test_an_iteration_that_is_given_up_after_the_connection_is_closed_says_nothing(directory: Path) -> None:
+    """What is raised while an object is removed is an error of the test, by the configuration of pytest."""
+    with closing(schema.open_read_only(directory / "queue.db")) as connection:
+        rows = iter(connection.execute("SELECT seq FROM records"))
+        assert next(rows) == (1,)
+    del rows
+    gc.collect()
 
 
 def test_too_little_memory_for_a_sound_row_is_an_error_that_passes(tmp_path: Path) -> None:

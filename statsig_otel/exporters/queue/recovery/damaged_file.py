@@ -82,7 +82,9 @@ def exporter_states(connection: sqlite3.Connection) -> dict[int, ExporterState] 
     try:
         checks.check_table(connection, "exporters")
         states, last = queries.exporter_states(connection), queries.last_seq(connection)
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
         return None
     trusted = all(type(state.name) is str and 0 <= state.cursor <= last for state in states)
     return {state.id: state for state in states} if trusted else None
@@ -93,7 +95,9 @@ def routes(connection: sqlite3.Connection) -> Routes | None:
     try:
         checks.check_table(connection, "routes")
         readable = queries.routes(connection)
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
         return None
     return readable if all(type(receiver) is str for receiver, _ in readable.values()) else None
 
@@ -142,7 +146,9 @@ def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
             for receiver, uid, at in connection.execute(query):
                 if type(receiver) is str and type(uid) is bytes and type(at) is int:
                     yield receiver, uid, at
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise
             continue
         return
 
@@ -167,8 +173,12 @@ def _connect(path: Path) -> sqlite3.Connection | None:
             for table in ("exporters", "routes", "records", "seen", "dead_letters"):
                 connection.execute(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608 - ours
             return connection
-    except (sqlite3.Error, UnicodeDecodeError):
+    except UnicodeDecodeError:
         pass
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            connection.close()
+            raise
     connection.close()
     return None
 
