@@ -44,15 +44,19 @@ def cells_of(database: Path) -> list[int]:
     return cells
 
 
+def harm(database: Path, place: int) -> None:
+    """Make one of the rows claim more than all memory."""
+    cells = cells_of(database)
+    assert len(cells) == len(NUMBERS)
+    key = database.read_bytes()[cells[place] + SIZE_BYTES :][:1]
+    overwrite(database, cells[place], CLAIM + key + MANY_VALUES)
+
+
 @pytest.mark.parametrize("place", [0, 12, -1])
 def test_a_row_that_claims_more_than_all_memory_hides_no_other(directory: Path, place: int) -> None:
     """SQLite says that it has too little memory, for which Python has a `MemoryError`."""
-    database = directory / "queue.db"
-    cells = cells_of(database)
-    assert len(cells) == len(NUMBERS)
-    damaged, cell = NUMBERS[place], cells[place]
-    key = database.read_bytes()[cell + SIZE_BYTES : cell + SIZE_BYTES + 1]
-    overwrite(database, cell, CLAIM + key + MANY_VALUES)
+    database, damaged = directory / "queue.db", NUMBERS[place]
+    harm(database, place)
     with closing(sqlite3.connect(database)) as plain, pytest.raises((MemoryError, sqlite3.DatabaseError)):
         plain.execute("SELECT payload FROM records WHERE seq = ?", (damaged,)).fetchone()
     with running(directory) as queue:
@@ -65,18 +69,15 @@ def test_a_row_that_claims_more_than_all_memory_hides_no_other(directory: Path, 
 
 def test_a_row_that_claims_more_than_all_memory_is_damage_also_if_memory_is_short(directory: Path) -> None:
     database = directory / "queue.db"
-    cell = cells_of(database)[0]
-    key = database.read_bytes()[cell + SIZE_BYTES : cell + SIZE_BYTES + 1]
-    overwrite(database, cell, CLAIM + key + MANY_VALUES)
+    harm(database, 0)
     ran = subprocess.run([sys.executable, "-c", DAMAGED_AND_SHORT, str(database)], check=False, timeout=60)
     assert ran.returncode == 0
 
 
 DAMAGED_AND_SHORT = """
-import resource, sys
+import resource, sqlite3, sys
 from pathlib import Path
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.errors import DamagedError
 
 connection = schema.open_read_only(Path(sys.argv[1]))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -84,7 +85,8 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.getrlimit(re
 resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     connection.execute("SELECT payload FROM records WHERE seq = 1").fetchone()
-except DamagedError:
+except sqlite3.DatabaseError as error:
+    assert schema.is_damage(error)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < resident + 10_000, "it takes no memory to find that out"
 else:
     raise AssertionError("it was read")
