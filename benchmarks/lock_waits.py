@@ -159,7 +159,7 @@ def main() -> None:
         else f"LEFT OUT: {problem}",
         f"{measure.machine()}.",
         measure.arguments(given, ("rounds", "seconds")),
-        measure.table(HEAD, table),
+        *([] if problem else [measure.table(HEAD, table)]),
     )
 
 
