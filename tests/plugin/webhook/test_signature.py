@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from statsig_otel.config import Opaque
@@ -29,7 +29,7 @@ TIMESTAMP: Final = b"1739400185400"
 SIGNATURE: Final = b"v0=9f8d016c811a0bfa2a610cadb9da0a3822dace8927fb19739372f4e682d0c8d0"
 HEX: Final = SIGNATURE[3:]
 
-SECRETS: Final = st.text(min_size=1, max_size=80)
+SECRETS: Final = st.text(min_size=1, max_size=80).filter(lambda secret: "${" not in secret)  # a reference is refused
 TIMES: Final = st.integers(0, 9_999_999_999_999)
 
 
@@ -246,6 +246,7 @@ def test_any_one_changed_byte_is_refused(  # noqa: PLR0917 - hypothesis passes t
     if part == "secret":
         at = place % len(secret)
         secret = secret[:at] + chr(ord(secret[at]) ^ (change & 0x7F or 1)) + secret[at + 1 :]
+        assume("${" not in secret)
     else:
         changed = bytearray(sent[part])
         changed[place % len(changed)] ^= change
