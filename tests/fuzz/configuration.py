@@ -297,8 +297,8 @@ def check_secrets(found: ConfigError, document: Document) -> None:
         section = document.values.get(kind)
         for id_, body in section.items() if isinstance(section, Mapping) else ():
             values = body if isinstance(body, Mapping) else {}
-            several, headers = values.get("signing_secrets"), values.get("headers")
-            secrets = several if isinstance(several, list) else [*headers.values()] if isinstance(headers, dict) else []
+            written = values.get("signing_secrets" if kind == "receivers" else "headers")
+            secrets = [*written.values()] if isinstance(written, dict) else written if isinstance(written, list) else []
             if SECRET in secrets:
                 assert not [one for one in found.problems if one.path[:2] == (kind, id_) and SECRET in str(one)]
 
