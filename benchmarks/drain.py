@@ -14,9 +14,10 @@ For scale, bare gRPC calls send the same batches of encoded records, one after t
 query for each batch, which a thread reads ahead while the one before is sent; and from memory. Nothing is checked or
 marked as delivered. A second table has the processor time of all three for each batch, by thread.
 
-With `--commit` the queue drains in turns with that of an earlier commit, and with nothing else.
+With `--commit` the queue drains in turns with those of earlier commits, and with nothing else.
 
-    python benchmarks/drain.py [--commit COMMIT] [--rounds N] [--records N] [--directory DIR] [--quick]
+    python benchmarks/drain.py [--commit COMMIT [--others COMMIT ...]] [--rounds N] [--records N] [--directory DIR]
+        [--quick]
 """
 
 import argparse
@@ -256,28 +257,29 @@ def compare(given: argparse.Namespace) -> None:
     )
 
 
-def compare_with(commit: str, given: argparse.Namespace) -> None:
-    commit = measure.git("rev-parse", "--short", commit).decode().strip()
+def compare_commits(given: argparse.Namespace) -> None:
     rows = []
     with measure.working_directory(given.directory) as directory, sink() as backend:
-        filled, before = directory / "filled", directory / "before"
+        filled = directory / "filled"
         backlog.fill(filled, given.records)
-        measure.unpack(commit, before)
-        trees = {"A": measure.ROOT, "B": before}
+        trees = measure.trees(directory, given)
+        *names, before = trees
         for compression in COMPRESSIONS:
             drained: dict[str, list[Drained]] = {name: [] for name in trees}
             for name in measure.alternating(tuple(trees), given.rounds):
                 drained[name].append(drain(QUEUE, compression, filled, given.records, backend, tree=trees[name]))
             batches = -(-given.records // _BATCH)
-            for what, each in (
-                ("time", [[one.seconds for one in some] for some in drained.values()]),
-                ("processor time", [[sum(one.threads.values()) for one in some] for some in drained.values()]),
-            ):
-                a, b = ([seconds / batches * 1e3 for seconds in some] for some in each)
-                rows.append(measure.comparison(f"compression: {compression}; {what}", a, b, ".2f"))
+            took = {name: [one.seconds / batches * 1e3 for one in some] for name, some in drained.items()}
+            used = {name: [sum(one.threads.values()) / batches * 1e3 for one in some] for name, some in drained.items()}
+            rows += [
+                measure.comparison(f"{name}; compression: {compression}; {what}", of[name], of[before], ".2f")
+                for what, of in (("time", took), ("processor time", used))
+                for name in names
+            ]
     measure.publish(
         "drain",
-        f"Milliseconds for a batch of {_BATCH} records. A is this working tree, B the commit {commit}.",
+        f"Milliseconds for a batch of {_BATCH} records. A is what the row names, and B the commit "
+        f"{measure.short(before)}.",
         f"{measure.machine(('grpcio',))}.",
         measure.arguments(given, ("rounds", "records")),
         measure.table(measure.COMPARISON, rows),
@@ -287,13 +289,14 @@ def compare_with(commit: str, given: argparse.Namespace) -> None:
 def main() -> None:
     parser = measure.parser(__doc__, rounds=5, quick={"rounds": 3, "records": 20_000})
     parser.add_argument("--commit", help="compare with this commit alone")
+    measure.add_others(parser)
     parser.add_argument("--records", type=int, default=100_000, help="waiting records (default: %(default)s)")
     measure.add_directory(parser)
     for hidden in ("--backend", "--compression", "--drain"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.drain is None:
-        compare_with(given.commit, given) if given.commit else compare(given)
+        compare_commits(given) if given.commit else compare(given)
         return
     if given.drain == QUEUE:
         drained = drain_queue(given.directory, given.backend, given.compression)

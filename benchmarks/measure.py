@@ -102,6 +102,24 @@ def unpack(commit: str, directory: Path) -> None:
         archive.extractall(directory, filter="data")
 
 
+def trees(directory: Path, given: argparse.Namespace) -> Mapping[str, Path]:
+    """This working tree, and the commits to compare, unpacked below a directory. All are compared with the last."""
+    unpacked = {commit: directory / commit / "tree" for commit in (*given.others, given.commit)}
+    for commit, tree in unpacked.items():
+        unpack(commit, tree)
+    return {"this working tree": ROOT, **unpacked}
+
+
+def short(commit: str) -> str:
+    """The short name of a commit."""
+    return git("rev-parse", "--short", commit).decode().strip()
+
+
+def add_others(to: argparse.ArgumentParser) -> None:
+    """Add the option for further commits."""
+    to.add_argument("--others", nargs="+", default=[], help="further commits that are compared with it")
+
+
 def program(tree: Path, module: str) -> tuple[str, str]:
     """What Python runs for a module, such as one of the benchmarks, with the package of a tree."""
     return "-c", _PROGRAM.format(tree=str(tree.resolve()), root=str(ROOT.resolve()), module=module)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 
 TINY = {
     "against_collector": ["--clients", "1", "8", "--seconds", "0.2"],
-    "against_commit": ["--clients", "2", "--seconds", "0.2"],
+    "against_commit": ["--others", "HEAD^0", "--clients", "2", "--seconds", "0.2"],
     "against_hand_written": ["--clients", "1", "8", "--seconds", "0.2"],
     "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent", "records"],
     "budget": ["--seconds", "0.2"],
@@ -84,8 +84,11 @@ def test_a_benchmark_writes_its_report(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_drain_is_compared_with_a_commit(tmp_path: Path) -> None:
-    assert "B the commit" in report("drain", [*TINY["drain"], "--commit", "HEAD"], tmp_path)
+def test_a_drain_is_compared_with_commits(tmp_path: Path) -> None:
+    written = report("drain", [*TINY["drain"], "--commit", "HEAD", "--others", "HEAD^0"], tmp_path)
+    assert "B the commit" in written
+    for name in ("this working tree", "HEAD^0"):
+        assert f"| {name}; compression: none; time " in written
 
 
 def report(name: str, options: Sequence[str], tmp_path: Path) -> str:
