@@ -295,6 +295,8 @@ def main() -> None:
     for hidden in ("--backend", "--compression", "--drain"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.others and not given.commit:
+        parser.error("--others needs --commit")
     if given.drain is None:
         compare_commits(given) if given.commit else compare(given)
         return
