@@ -41,6 +41,7 @@ from statsig_otel.plugin.webhook.body import (
     parse_url_verification,
 )
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.lenient_json import read
 from tests.fuzz.targets import Check, Mutate
 from tests.fuzz.trees import change
 
@@ -158,7 +159,10 @@ def outcome(body: bytes) -> ParsedBody | None:
 
 
 def check_readers(body: bytes, payload: ParsedBody | None) -> None:
-    """What the quick reader finds, the thorough one finds too."""
+    """What the quick reader finds, the thorough one finds too, and what one says of an item, the other says."""
+    for item in payload.changes if payload is not None else ():
+        value, problem = item.decoded()
+        assert (spelled(value), problem) == (spelled(read(item.text).value), read(item.text).problem)
     quick = _parse_strictly(body) if payload is not None else None
     if quick is not None:
         assert quick == payload

@@ -174,9 +174,10 @@ def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
     if isinstance(found, Members):
         found = None if is_config_change(event) else found.last.get("data")
     if isinstance(found, Items):
-        return "batch", [item.value for item in found.kept]
-    if isinstance(found, Item) and isinstance(found.value, dict) and "eventName" in found.value:
-        event = found.value
+        return "batch", [lenient_json.read(item.text).value for item in found.kept]
+    if isinstance(found, Item):
+        inner = lenient_json.read(found.text).value
+        event = inner if isinstance(inner, dict) and "eventName" in inner else event
     return "event", [event]
 
 
@@ -211,9 +212,9 @@ def _explain_change(
 
 
 def _why_dropped(item: Item, change_filter: ChangeFilter | None) -> str | None:
-    if change_filter is None or not isinstance(item.value, dict):
+    if change_filter is None or not isinstance(value := item.value, dict):
         return None
-    return change_filter.why_dropped(ChangeEvent.from_item(item.value))
+    return change_filter.why_dropped(ChangeEvent.from_item(value))
 
 
 def _why_ignored(value: object) -> str:

@@ -186,7 +186,7 @@ def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> 
     """Map an item or a body as if its webhook arrived again at the time of the first one."""
     observed_ns = dead_letter.at_ms * 1_000_000
     try:
-        parsed = ParsedBody(1, (lenient_json.read(content.decode()),)) if dead_letter.kind == "item" else parse(content)
+        parsed = _item_of(content) if dead_letter.kind == "item" else parse(content)
     except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError) as error:
         return Keep(dead_letter.id, str(error), new_reason=True)
     mapped = mapper.map(parsed, observed_ns)
@@ -196,6 +196,12 @@ def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> 
     if is_filtered and not mapped.changes and not mapped.invalid:  # it may be the only copy
         return Keep(dead_letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
     return MapAgain(dead_letter.id, Batch(dead_letter.owner, mapped.changes, mapped.invalid))
+
+
+def _item_of(content: bytes) -> ParsedBody:
+    text = content.decode()
+    lenient_json.read(text)
+    return ParsedBody(1, (lenient_json.Item(text),))
 
 
 class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -139,17 +139,18 @@ class Mapper:
         Raises:
             InvalidItemError: No record can be made of it.
         """
-        if item.problem is not None or not isinstance(item.value, dict):
-            raise InvalidItemError(item.problem or "is not an object")
-        item_uid = uid(item.value)
-        event = ChangeEvent.from_item(item.value)
+        value, problem = item.decoded()
+        if problem is not None or not isinstance(value, dict):
+            raise InvalidItemError(problem or "is not an object")
+        item_uid = uid(value)
+        event = ChangeEvent.from_item(value)
         is_dropped = self._filter is not None and self._filter.why_dropped(event) is not None
         if arrivals is not None:
             arrivals.append(_arrival(event, item_uid, filtered=is_dropped))
         if is_dropped:
             return None
         default = self._encoder.default(event, uid=item_uid, original=item.text)
-        return _ReadItem(item_uid, item.value, event, default)
+        return _ReadItem(item_uid, value, event, default)
 
     def _encode(self, read: "_ReadItem", original: str, observed_ns: int) -> Change:
         """Encode the records of an item: one for each service, or a single one."""

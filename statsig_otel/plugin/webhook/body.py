@@ -17,7 +17,7 @@ import msgspec
 
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, check_body
-from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
+from statsig_otel.plugin.webhook.lenient_json import MAX_AT_ONCE, Item, Items, Members
 
 CONFIG_CHANGE: Final = "statsig::config_change"
 
@@ -102,7 +102,6 @@ _texts: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _envelope_of_items: Final = msgspec.json.Decoder(_EnvelopeOfItems)
 _envelope_of_texts: Final = msgspec.json.Decoder(_EnvelopeOfTexts)
 _named: Final[msgspec.json.Decoder[list[_Named] | _NamedBody]] = msgspec.json.Decoder(list[_Named] | _NamedBody)
-_value: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
 _json_decoder: Final = JSONDecoder()
 _name: Final = attrgetter("name")
 
@@ -189,7 +188,7 @@ def _parse_strictly(body: bytes) -> ParsedBody | None:
     try:
         while (at := body.rfind(_CHANGE_BYTES, 0, begin)) >= 0:  # rfind takes a quarter of the time of find
             characters = characters or body.decode("latin-1")  # one for each byte: only their positions matter
-            start, stop = _change_around(characters, at)
+            start, stop = _change_around(characters, at, begin)
             changes.append(body[start:stop])
             rest += view[stop:begin], _QUOTED_CHANGE
             begin = start
@@ -198,7 +197,7 @@ def _parse_strictly(body: bytes) -> ParsedBody | None:
         return None
     if changes and len(changes) != (items.count(_QUOTED_CHANGE) or items.count(CONFIG_CHANGE)):
         return None
-    return ParsedBody(len(items), tuple(map(_read_item, reversed(changes))))
+    return ParsedBody(len(items), tuple(Item(change.decode()) for change in reversed(changes)))
 
 
 def _may_contain_escaped_name(body: bytes) -> bool:
@@ -206,8 +205,13 @@ def _may_contain_escaped_name(body: bytes) -> bool:
     return first >= 0 and _ESCAPED_LETTER.search(body, first) is not None
 
 
-def _change_around(text: str, at: int) -> tuple[int, int]:
+def _change_around(text: str, at: int, end: int) -> tuple[int, int]:
     """The beginning and the end of the innermost object around a position, which has to be a config change.
+
+    Args:
+        text: The text.
+        at: The position.
+        end: Where the next change begins. This one is looked for before that, and within `MAX_AT_ONCE` characters.
 
     Raises:
         ValueError: It is not JSON or not a change, or it was not found behind one of the last opening braces.
@@ -217,13 +221,13 @@ def _change_around(text: str, at: int) -> tuple[int, int]:
     for _ in range(_MAX_BRACES):
         start = text.rindex("{", 0, start)
         try:
-            value, stop = _json_decoder.raw_decode(text, start)
-        except JSONDecodeError:  # a brace within a string
+            value, length = _json_decoder.raw_decode(text[start : min(end, start + MAX_AT_ONCE)])
+        except JSONDecodeError:  # a brace within a string, or a longer object
             continue
-        if stop > at:
+        if start + length > at:
             if not is_config_change(value):
                 break
-            return start, stop
+            return start, start + length
     raise ValueError("not found")
 
 
@@ -233,13 +237,6 @@ def _items_of(batch: bytes) -> list[Any]:
     if len(batch) <= _MAX_COUNTED_BY_TEXT:
         return _texts.decode(batch) if bare else _envelope_of_texts.decode(batch).data
     return _items.decode(batch) if bare else _envelope_of_items.decode(batch).data
-
-
-def _read_item(text: bytes) -> Item:
-    try:
-        return Item(text.decode(), _value.decode(text))
-    except msgspec.MsgspecError:  # a number out of range
-        return lenient_json.read(text.decode())
 
 
 def _parse_leniently(text: str) -> ParsedBody:
@@ -262,7 +259,7 @@ def _parsed_from(text: str, parts: Items | Members | None) -> ParsedBody | None:
     if isinstance(parts, Items):
         return ParsedBody(parts.count, parts.kept)
     if parts.last.get("eventName") == CONFIG_CHANGE:
-        return ParsedBody(1, (lenient_json.read(text),))
+        return ParsedBody(1, (Item(text.strip(" \t\n\r")),))
     if parts.lost:  # two `data`: the changes of the earlier one would be lost
         return None
     data = parts.last.get("data")

@@ -1,9 +1,9 @@
 """Splits any JSON document into the items of a batch, also one that the strict decoder refuses.
 
 msgspec refuses a whole body because of one lone surrogate, one NaN or one number out of range. The standard library
-reads those, but more slowly. Only the items that the caller wants are kept, each with its own text: a body with
-millions of others takes no more memory than its own size. An item with a number that JSON can't express, or that is
-nested too deeply for the decoder, gets a `problem`, and its neighbours are not affected.
+reads those, but more slowly. Only the items that the caller wants are kept, each as its own text: a body with millions
+of others takes no more memory than its own size. An item with a number that JSON can't express, that is nested too
+deeply for the decoder, or that has too many parts, has a `problem`, and its neighbours are not affected.
 """
 
 import math
@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
-from typing import Final, cast
+from typing import Any, Final, NamedTuple, cast
+
+import msgspec
 
 _SPACE: Final = " \t\n\r"
 _SPACES: Final = re.compile(f"[{_SPACE}]*")
@@ -32,6 +34,28 @@ https://github.com/python/cpython/issues/106052"""
 _MAX_DIGITS: Final = 4300
 """CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
 a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
+
+
+MAX_AT_ONCE: Final = 256 << 10
+"""Characters that are decoded in one call whatever they contain. Other threads wait for the call, some milliseconds."""
+
+MAX_PARTS: Final = 250_000
+"""Objects, arrays and members of a value: some 50 MB at most. No text of `MAX_AT_ONCE` characters has more."""
+
+_TOO_MANY_PARTS: Final = f"has more than {MAX_PARTS:,} objects, arrays and members"
+
+_PARTS: Final = re.compile(
+    r'(?>"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z))|(?P<begin>[\[{])|(?P<end>[\]}])|(?P<member>:)', re.DOTALL
+)
+"""A string, also one without its end, so that no character is looked at twice; or what begins or ends a part."""
+
+
+class _Nothing(msgspec.Struct, gc=False):
+    """Any object. Its members are checked, but not decoded."""
+
+
+_decoder: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+_skipper: Final = msgspec.json.Decoder(_Nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +92,54 @@ class _Levels:
     count: int = 0
 
 
+class Decoded(NamedTuple):
+    """What a text says.
+
+    Attributes:
+        value: The value. Of one that is nested too deeply, only the members that are not; of one with too many parts,
+            only those that have none.
+        problem: Why no record can be made of it, if it can't be read exactly; None if it can.
+    """
+
+    value: object
+    problem: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One item of a batch.
 
+    It is decoded each time that it is asked for: all items of a body, decoded at once, would take many times its size.
+
     Attributes:
         text: The item's own JSON text.
-        value: The item, decoded. Of one that is nested too deeply, only the members that are not.
-        problem: Why no record can be made of the item, if it can't be read exactly; None if it can.
     """
 
     text: str
-    value: object
-    problem: str | None = None
+
+    def decoded(self) -> Decoded:
+        """The item's value, and what is wrong with it. The value is None if the item has too many parts.
+
+        Raises:
+            JSONDecodeError: The text is not JSON. `parse` makes no such item.
+        """
+        if len(self.text) <= MAX_AT_ONCE:
+            try:
+                return Decoded(_decoder.decode(self.text), None)
+            except (msgspec.MsgspecError, ValueError, RecursionError):  # the reader below says what it is
+                pass
+        scanner = _Scanner(self.text)
+        return Decoded(None, _TOO_MANY_PARTS) if scanner.is_crowded() else scanner.decoded()
+
+    @property
+    def value(self) -> object:
+        """The item's value; see `Decoded`."""
+        return self.decoded().value
+
+    @property
+    def problem(self) -> str | None:
+        """Why no record can be made of the item; see `Decoded`."""
+        return self.decoded().problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +203,10 @@ class _Numbers:
         return math.nan
 
 
+class _TooManyPartsError(Exception):
+    """A value has more than `MAX_PARTS`."""
+
+
 class _Scanner:
     """Reads one document from its beginning to its end. Raises `JSONDecodeError` if it can't."""
 
@@ -158,9 +221,11 @@ class _Scanner:
             parse_constant=self._numbers.constant,
             strict=True,
         )
-        self._skip_spaces()
+        self._may_be_crowded = sum(map(text.count, "[{:")) > MAX_PARTS
+        self.skip_spaces()
 
-    def _skip_spaces(self) -> None:
+    def skip_spaces(self) -> None:
+        """Go on to the next character that is not a space."""
         match = _SPACES.match(self._text, self._position)
         self._position = match.end() if match else self._position
 
@@ -173,41 +238,84 @@ class _Scanner:
         if self.peek() != expected:
             raise JSONDecodeError(f"Expecting {expected!r}", self._text, self._position)
         self._position += 1
-        self._skip_spaces()
+        self.skip_spaces()
 
     def value(self) -> object:
         """Read one value of any kind: as an `Item` if the caller wants it, otherwise just decoded."""
         start = self._position
-        self._numbers.problem = None
-        try:
-            value = self._decode()
-            problem = self._numbers.problem
-        except RecursionError:
-            value, problem = self._decode_shallowly(), "is nested too deeply"
+        value = self.decoded().value
         if self._keep is None or self._keep(value):
-            value = Item(self._text[start : self._position].rstrip(_SPACE), value, problem)
-        self._skip_spaces()
+            value = Item(self._text[start : self._position].rstrip(_SPACE))
+        self.skip_spaces()
         return value
 
+    def decoded(self) -> Decoded:
+        """Decode one value of any kind, as much of it as can be read."""
+        self._numbers.problem = None
+        try:
+            return Decoded(self._decode(), self._numbers.problem)
+        except RecursionError:
+            return Decoded(self._decode_shallowly(self._decode_or_step_over), "is nested too deeply")
+        except _TooManyPartsError:
+            return Decoded(self._decode_shallowly(self._decode_or_skip), _TOO_MANY_PARTS)
+
     def _decode(self) -> object:
+        if self.is_crowded():
+            raise _TooManyPartsError
         value, self._position = self._decoder.raw_decode(self._text, self._position)
         return value
 
-    def _decode_shallowly(self) -> object:
-        """Decode an object that is nested too deeply, with null for the members that are. An array is just empty."""
+    def is_crowded(self) -> bool:
+        """Whether the next value has too many parts."""
+        return self._may_be_crowded and self.peek() in _BRACKETS and self._end_by_brackets(MAX_PARTS) < 0
+
+    def _end_by_brackets(self, most: float) -> int:
+        """Where the next array or object ends, or else the text; -1 if it has more parts than that.
+
+        Nothing is decoded, nor checked: only strings and brackets are told apart.
+        """
+        parts = depth = 0
+        for found in _PARTS.finditer(self._text, self._position):
+            parts += found.lastgroup in {"begin", "member"}
+            depth += (found.lastgroup == "begin") - (found.lastgroup == "end")
+            if depth <= 0:
+                return found.end()
+            if parts > most:
+                return -1
+        return len(self._text)
+
+    def _decode_shallowly(self, member: Callable[[], object]) -> object:
+        """Decode an object that can't be decoded at once, with a function for its members. An array is just empty."""
         if self.peek() == "[":
-            self._step_over()
+            member()
             return []
         value: dict[str, object] = {}
         for _ in self._steps("{", "}"):
             name = self._name()
-            try:
-                value[name] = self._decode()
-            except RecursionError:
-                value[name] = None
-                self._step_over()
-            self._skip_spaces()
+            value[name] = member()
+            self.skip_spaces()
         return value
+
+    def _decode_or_step_over(self) -> object:
+        """Decode a value; null if it is nested too deeply."""
+        try:
+            return self._decode()
+        except RecursionError:
+            self._step_over()
+            return None
+
+    def _decode_or_skip(self) -> object:
+        """Decode a value; null for an array or an object."""
+        if self.peek() not in _BRACKETS:
+            return self._decode()
+        end = self._end_by_brackets(math.inf)
+        try:
+            _skipper.decode(f'{{"":{self._text[self._position : end]}}}')
+        except (msgspec.MsgspecError, ValueError, RecursionError):  # or what msgspec refuses, but not the library
+            self._step_over()
+        else:
+            self._position = end
+        return None
 
     def _step_over(self) -> None:
         """Skip a value, however deeply it is nested: without a call for each level."""
@@ -215,7 +323,7 @@ class _Scanner:
         while True:
             if self.peek() not in _BRACKETS:
                 self._decode()
-                self._skip_spaces()
+                self.skip_spaces()
             elif not self._is_empty_after_opening(levels):
                 continue  # with the first value in it
             while levels and self.peek() != ",":
@@ -275,7 +383,7 @@ class _Scanner:
         if self.peek() != '"':
             raise JSONDecodeError("Expecting a name", self._text, self._position)
         name = cast("str", self._decode())
-        self._skip_spaces()
+        self.skip_spaces()
         self.take(":")
         return name
 
@@ -312,16 +420,17 @@ class _Scanner:
             raise JSONDecodeError("Extra data", self._text, self._position)
 
 
-def read(text: str) -> Item:
+def read(text: str) -> Decoded:
     """Decode one value.
 
     Raises:
         JSONDecodeError: The text is not JSON.
     """
     scanner = _Scanner(text)
-    item = scanner.value()
+    decoded = scanner.decoded()
+    scanner.skip_spaces()
     scanner.end()
-    return cast("Item", item)
+    return decoded
 
 
 def split(text: str, keep: Callable[[object], bool] | None, names: Collection[str]) -> Items | Members | None:

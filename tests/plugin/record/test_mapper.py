@@ -282,7 +282,7 @@ def test_the_original_is_the_text_as_sent() -> None:
 
 def test_an_item_that_is_no_object_is_invalid() -> None:
     """`parse` makes none such; an embedder might."""
-    mapped = Mapper().map(ParsedBody(1, (Item("[]", []),)), OBSERVED)
+    mapped = Mapper().map(ParsedBody(1, (Item("[]"),)), OBSERVED)
     assert [invalid.reason for invalid in mapped.invalid] == ["is not an object"]
 
 

@@ -246,7 +246,7 @@ def test_the_first_rule_that_finds_a_service_can_be_the_only_one(
     mapper = mapper_of(FIRST_MATCH)
     assert services(change_of(mapper, event(**metadata))) == expected
     item = event(**metadata)
-    concerned = mapper.concerned(Item(json.dumps(item), item))
+    concerned = mapper.concerned(Item(json.dumps(item)))
     assert concerned is not None
     assert len({rule for one in concerned.found for rule in one.rules}) == 1
 
@@ -307,8 +307,8 @@ def test_a_logger_provider_gets_each_record() -> None:
 
 def test_an_explanation_finds_what_the_records_are_for() -> None:
     mapper = rules("[{name: a}, {name: [b, a]}, {name: c, match: {names: [nothing]}}]")
-    concerned = mapper.concerned(Item(json.dumps(event()), event()))
+    concerned = mapper.concerned(Item(json.dumps(event())))
     assert concerned is not None
     assert [(str(one.service), one.rules) for one in concerned.found] == [("a", (0, 1)), ("b", (1,))]
     assert (concerned.split, concerned.too_many) == (True, False)
-    assert mapper_of("user: full").concerned(Item("{}", {})) is None
+    assert mapper_of("user: full").concerned(Item("{}")) is None

@@ -367,6 +367,8 @@ def test_a_batch_that_is_searched_is_what_it_is_element_by_element(pieces: list[
     around = _parse_strictly(text)
     if around is not None:
         assert around == _parse_leniently(text.decode())
+        for change in around.changes:
+            assert repr(change.decoded()) == repr(read(change.text))
 
 
 def test_a_search_finds_few_changes_among_others() -> None:
