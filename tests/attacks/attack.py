@@ -16,9 +16,9 @@ from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.webhook.signature import Verifier
-from tests.plugin.adapters import CHANGE, SECRET, Sink, body_of, serve_waitress, signed
-from tests.plugin.http_client import Address, exchange, read_response, request
-from tests.plugin.server.echo import read_to_end, serving
+from tests.plugin.adapters import CHANGE, SECRET, Sink, body_of, serve_werkzeug, signed
+from tests.plugin.http_client import Address, Response, read_response, request
+from tests.plugin.server.echo import serving
 
 SiteName: TypeAlias = Literal["server", "asgi", "wsgi"]
 
@@ -50,15 +50,36 @@ class Site:
             with contextlib.suppress(ConnectionError):  # the answer comes before the end of a long request
                 connection.sendall(data)
             if self.ends:
-                return read_to_end(connection)
-            answer = read_response(connection)
+                return _until_closed(connection)
+            answer = awaited(connection)
             return b"HTTP/1.1 %d \r\n\r\n%s" % (answer.status, answer.body)
 
     def is_well(self) -> bool:
         """Whether a signed webhook is still answered with 200, and taken."""
         before, body = len(self.taken.batches), body_of(CHANGE)
-        status = exchange(self.address, request(body, headers=signed(body))).status
-        return status == 200 and len(self.taken.batches) == before + 1
+        with self.connect() as connection:
+            connection.sendall(request(body, headers=signed(body)))
+            return awaited(connection).status == 200 and len(self.taken.batches) == before + 1
+
+
+def awaited(connection: socket.socket) -> Response:
+    """The next answer on a connection. That one comes is a part of what a row expects."""
+    try:
+        return read_response(connection)
+    except (OSError, IndexError) as error:  # IndexError: the connection has ended
+        raise AssertionError(f"no answer came: {error!r}") from error
+
+
+def _until_closed(connection: socket.socket) -> bytes:
+    """All that the server sends. It has to close the connection."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        try:
+            while chunk := connection.recv(65536):
+                data += chunk
+        except TimeoutError as error:
+            raise AssertionError(f"the connection stays open behind {data[:200]!r}") from error
+    return data
 
 
 Serve: TypeAlias = Callable[..., AbstractContextManager[Site]]
@@ -79,7 +100,7 @@ def serve_server(*, limits: Limits | None = None, **options: Any) -> Iterator[Si
 
 @contextmanager
 def serve_asgi(*, limits: Limits | None = None) -> Iterator[Site]:
-    """The receiver as an ASGI application of somebody else's server."""
+    """The receiver as an ASGI application of somebody else's server, uvicorn."""
     from tests.plugin.receiver.test_mounting import serve_uvicorn
 
     taken, intake = Sink(), Intake(verifier=Verifier([SECRET]), limits=limits)
@@ -90,10 +111,14 @@ def serve_asgi(*, limits: Limits | None = None) -> Iterator[Site]:
 
 @contextmanager
 def serve_wsgi(*, limits: Limits | None = None) -> Iterator[Site]:
-    """The receiver as a WSGI application of somebody else's server."""
+    """The receiver as a WSGI application of somebody else's server, werkzeug.
+
+    It gives the application a body as it arrives, as gunicorn does. A server that first waits for the whole body, as
+    waitress does, stops some of the attacks before the application sees them.
+    """
     taken, intake = Sink(), Intake(verifier=Verifier([SECRET]), limits=limits)
     receiver = StatsigWsgiReceiver(intake, taken)
-    with serve_waitress(create_wsgi_app({"/hook": receiver})) as address:
+    with serve_werkzeug(create_wsgi_app({"/hook": receiver})) as address:
         yield Site(address, taken, intake)
 
 

@@ -11,8 +11,7 @@ from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.watch.health import READY, Condition, Health, HealthServer, with_health_path
 from statsig_otel.plugin.watch.prometheus import Scrapes, create_app
-from tests.attacks.attack import PATIENCE, Serve
-from tests.plugin.http_client import read_response
+from tests.attacks.attack import PATIENCE, Serve, awaited
 from tests.plugin.server.echo import EchoApp, serving
 
 
@@ -45,7 +44,7 @@ def bodies_for_others(serve: Serve) -> None:
             for path, address in addresses.items():
                 with socket.create_connection(address, timeout=PATIENCE) as connection:
                     connection.sendall(b"GET %s HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n" % path.encode())
-                    assert read_response(connection).status == 200
+                    assert awaited(connection).status == 200
     finally:
         own.stop()
         own.join(PATIENCE)

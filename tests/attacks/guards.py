@@ -24,7 +24,7 @@ class Guard:
 
     Attributes:
         does: What it does, for the documentation.
-        edits: What removes it. Where two parts of the code do the same, both are removed.
+        edits: What removes it at all sites. Where two parts of the code do the same, both are removed.
     """
 
     does: str
@@ -60,7 +60,7 @@ GUARDS: Final[dict[str, Guard]] = {
                 'rb"(?:\\r\\n)?([A-Z_-]+) ([!-~]+) HTTP/([0-9]\\.[0-9])\\r\\n"',
                 'rb"([A-Z_-]+) +([!-~]+)() ?.*\\r\\n"',
             ),
-            Edit(READER, 'if version not in ("1.0", "1.1"):', "if version := '1.1' and False:"),
+            Edit(READER, 'if version not in ("1.0", "1.1"):', "version = '1.1'\n    if False:"),
             Edit(READER, _HTTPTOOLS, _NAIVE),
         ),
     ),
@@ -102,6 +102,11 @@ GUARDS: Final[dict[str, Guard]] = {
                 'b"close" not in b",".join(connection).lower()',
                 'b"close" not in [option.strip() for option in b",".join(connection).lower().split(b",")]',
             ),
+            Edit(
+                ASGI,
+                'map(tuple, scope["headers"])',
+                '[(name, item) for name, value in scope["headers"] for item in value.split(b",")]',
+            ),
             Edit(WSGI, 'environ[variable].split(",", 1)', 'environ[variable].split(",")'),
         ),
     ),
@@ -113,8 +118,8 @@ GUARDS: Final[dict[str, Guard]] = {
         "There is at most one Content-Length, of digits only.",
         (
             Edit(READER, "if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):", "if False:"),
-            Edit(READER, "int(lengths[0]) if lengths else 0", "int(lengths[0].split(b',')[0], 0) if lengths else 0"),
             Edit(READER, _HTTPTOOLS, _NAIVE),
+            Edit(INTAKE, "if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):", "if False:"),
         ),
     ),
     "Transfer-Encoding": Guard(
@@ -125,14 +130,6 @@ GUARDS: Final[dict[str, Guard]] = {
                 'if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or lengths or version == "1.0"):',
                 "if False:",
             ),
-            Edit(READER, _HTTPTOOLS, _NAIVE),
-        ),
-    ),
-    "one head end": Guard(
-        "httptools has to find the end of the headers where the first empty line is.",
-        (
-            Edit(READER, "if not found.ended:", "if False:"),
-            Edit(READER, 'rb"[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|(?<!\\r)\\n|\\r(?=[^\\n])"', 'rb"\\x00"'),
             Edit(READER, _HTTPTOOLS, _NAIVE),
         ),
     ),
@@ -158,7 +155,7 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(READER, "if (match.end() if match else end) - at > MAX_CHUNK_HEADER:", "if False:"),),
     ),
     "trailers": Guard(
-        "Trailers have at most 64 KiB and 100 fields. They never become headers.",
+        "Trailers have at most 64 KiB and 100 fields.",
         (
             Edit(
                 READER,
@@ -169,6 +166,21 @@ GUARDS: Final[dict[str, Guard]] = {
                 READER,
                 "if self._trailers + unread > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:",
                 "if False:",
+            ),
+        ),
+    ),
+    "no late headers": Guard(
+        "Trailers never become headers.",
+        (
+            Edit(
+                READER,
+                "            self._chunks = _Chunks()\n",
+                "            self._chunks = _Chunks()\n            self._chunks.fields = head.fields\n",
+            ),
+            Edit(
+                READER,
+                "            self._trailer_lines += 1\n",
+                "            self._trailer_lines += 1\n            self.fields.append(tuple(line.split(b': ', 1)))\n",
             ),
         ),
     ),
@@ -196,13 +208,25 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 CONNECTION,
+                "        self._reader = RequestReader()\n        self._exchange: ",
+                "        self._reader = RequestReader()\n        self.behind = b''\n        self._exchange: ",
+            ),
+            Edit(
+                CONNECTION,
                 "            if rest:\n                self._discard()\n",
-                "            self.x = rest\n",
+                "            self.behind += rest\n",
+            ),
+            Edit(
+                CONNECTION,
+                "        if self._exchange is not None and self._reader.is_complete:\n            self._discard()\n",
+                "        if self._exchange is not None and self._reader.is_complete:\n"
+                "            self.behind += data\n            return\n",
             ),
             Edit(
                 CONNECTION,
                 "            self._pause_reading()\n\n    def abort(self)",
-                "            self._pause_reading()\n        self._read(self.x); self.x = b''\n\n    def abort(self)",
+                "            self._pause_reading()\n        data, self.behind = self.behind, b''\n"
+                "        if data:\n            self._read(data)\n\n    def abort(self)",
             ),
         ),
     ),
@@ -309,7 +333,11 @@ GUARDS: Final[dict[str, Guard]] = {
         ),
     ),
     "method": Guard(
-        "A webhook is sent with POST.", (Edit(ASGI, '"POST" if scope["method"] == "POST" else "OPTIONS"', '"POST"'),)
+        "A webhook is sent with POST.",
+        (
+            Edit(ASGI, '"POST" if scope["method"] == "POST" else "OPTIONS"', '"POST"'),
+            Edit(WSGI, 'method if method in ("POST", "HEAD") else "OPTIONS"', '"POST"'),
+        ),
     ),
     "encoding": Guard(
         "Content-Encoding is identity: nothing is unpacked.",
@@ -366,10 +394,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "whole body": Guard(
         "A body that ends early is never taken for a whole one.",
-        (
-            Edit(SIGNATURE, "        if not matching:\n", "        if not matching and matching.append(0):\n"),
-            Edit(INTAKE, "        if not complete:\n", "        if False:\n"),
-        ),
+        (Edit(INTAKE, "        if not complete:\n", "        if False:\n"),),
     ),
     "signature": Guard(
         "The signature has to be that of the body and the timestamp, by a secret of the receiver.",

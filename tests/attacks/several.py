@@ -8,8 +8,8 @@ import tempfile
 
 from statsig_otel.plugin import Service, StatsigReceiverSettings
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY
-from tests.attacks.attack import PATIENCE, Serve
-from tests.plugin.http_client import exchange, read_response
+from tests.attacks.attack import PATIENCE, Serve, awaited
+from tests.plugin.http_client import exchange
 from tests.plugin.services import SECRET, Keeper, address_of, signed_request, webhook
 from tests.waiting import wait_until
 
@@ -53,4 +53,4 @@ def unfinished_bodies_for_each(_: Serve) -> None:
             assert exchange(address_of(service), webhook(path, path)).status == 200
         for connection, last, status in ((waiting, late[-1:], 200), (first, b"\0", 408), (second, b"\0", 401)):
             connection.sendall(last)
-            assert read_response(connection).status == status
+            assert awaited(connection).status == status

@@ -18,9 +18,9 @@ from benchmarks import tls_records
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
-from tests.attacks.attack import PATIENCE, Serve, Site
+from tests.attacks.attack import PATIENCE, Serve, Site, awaited
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
-from tests.plugin.http_client import read_response, request
+from tests.plugin.http_client import request
 from tests.plugin.server.echo import (
     POST,
     EchoApp,
@@ -75,15 +75,15 @@ def slow_header(serve: Serve) -> None:
         slow.sendall(b"POST /hook HTTP/1.1\r\nho")
         slow.settimeout(0.1)
         deadline = time.monotonic() + PATIENCE
-        while not is_closed_by_now(slow):  # a byte now and then does not move the deadline
+        while not is_closed_in_time(slow):  # a byte now and then does not move the deadline
             assert time.monotonic() < deadline
             with contextlib.suppress(ConnectionError):
                 slow.sendall(b"o")
-        assert is_closed(silent)
+        assert is_closed_in_time(silent)
         assert site.is_well()
 
 
-def is_closed_by_now(connection: socket.socket) -> bool:
+def is_closed_in_time(connection: socket.socket) -> bool:
     try:
         return is_closed(connection)
     except TimeoutError:
@@ -93,7 +93,7 @@ def is_closed_by_now(connection: socket.socket) -> bool:
 def slow_body(serve: Serve) -> None:
     with serve(limits=Limits(read_timeout=0.3)) as site, site.connect() as slow:
         slow.sendall(webhook()[:-1])
-        assert read_response(slow).status == 408
+        assert awaited(slow).status == 408
         assert not site.taken.batches
         assert site.is_well()
 
@@ -123,8 +123,8 @@ def trickling_connections(serve: Serve) -> None:
         time.sleep(0.15)  # both have waited for long enough to make room
         assert site.is_well()
         late.sendall(whole[-1:])
-        assert read_response(late).status == 200
-        assert is_closed(trickling)
+        assert awaited(late).status == 200
+        assert is_closed_in_time(trickling)
 
 
 class BusyApp(EchoApp):
@@ -154,7 +154,8 @@ def connections_to_a_busy_server(_: Serve) -> None:
         stack.enter_context(running.connect())  # before the bytes, so that it is accepted before they are read
         webhook.sendall(POST % (b"", 4, b"sent"))
         app.go_on.set()
-        assert read_answer(webhook) == (200, b"sent")
+        answer = awaited(webhook)
+        assert (answer.status, answer.body) == (200, b"sent")
 
 
 def left_handshakes(_: Serve) -> None:
@@ -199,7 +200,7 @@ def piled_up_answers(_: Serve) -> None:
 def unfinished_handshakes(serve: Serve) -> None:
     authority = trustme.CA()
     with tls_settings(authority) as tls, serve(tls=tls, read_header_timeout=0.3) as site, site.connect() as silent:
-        assert is_closed(silent)
+        assert is_closed_in_time(silent)
 
 
 def endless_body(_: Serve) -> None:
@@ -321,7 +322,7 @@ def offered_another_protocol(serve: Serve) -> None:
     """As Java's client does by default: the server goes on with HTTP/1.1, and reads the whole body."""
     with serve() as site, site.connect() as connection:
         connection.sendall(webhook(Connection="Upgrade, HTTP2-Settings", Upgrade="h2c", HTTP2_Settings="AAMAAABkAAQ"))
-        assert read_response(connection).status == 200
+        assert awaited(connection).status == 200
         assert len(site.taken.batches) == 1
 
 
@@ -330,8 +331,8 @@ def refused_and_kept(serve: Serve) -> None:
         for refused in (request(), request(BODY), request(method="GET"), request(path="/other")):
             with site.connect() as connection:
                 connection.sendall(refused)
-                assert read_response(connection).status >= 400
-                assert is_closed(connection)
+                assert awaited(connection).status >= 400
+                assert is_closed_in_time(connection)
 
 
 def answer_under_fire(serve: Serve) -> None:
@@ -339,8 +340,11 @@ def answer_under_fire(serve: Serve) -> None:
     with serve() as site, site.connect() as connection:
         size = 8 << 20
         connection.sendall(request(headers={"Content-Length": str(size)}))
-        connection.sendall(bytes(size))
-        assert read_response(connection).status == 401
+        try:
+            connection.sendall(bytes(size))
+        except ConnectionError as error:
+            raise AssertionError("the connection is closed before the answer is read") from error
+        assert awaited(connection).status == 401
 
 
 def unfinished_bodies(serve: Serve) -> None:
@@ -355,7 +359,7 @@ def unfinished_bodies(serve: Serve) -> None:
         assert site.is_well()
         for connection, status in zip(unfinished, (408, 401, 401, 401), strict=True):
             connection.sendall(b"x")
-            assert read_response(connection).status == status
+            assert awaited(connection).status == status
 
 
 def large_unfinished_bodies(serve: Serve) -> None:
@@ -373,7 +377,7 @@ def large_unfinished_bodies(serve: Serve) -> None:
         third.sendall(large[:-1])
         wait_for_bodies(site, two - 1)
         late.sendall(whole[-1:])
-        assert read_response(late).status == 200
+        assert awaited(late).status == 200
 
 
 def wait_for_bodies(site: Site, size: int) -> None:
@@ -414,9 +418,9 @@ def too_large(*, declared: bool) -> Any:
 def unsigned_body(serve: Serve) -> None:
     with serve() as site, site.connect() as declared, site.connect() as chunked:
         declared.sendall(request(headers={"Content-Length": "5000"}))
-        assert read_response(declared).status == 401
+        assert awaited(declared).status == 401
         chunked.sendall(head(b"transfer-encoding: chunked") + b"1389\r\n" + bytes(5001))
-        assert read_response(chunked).status == 401
+        assert awaited(chunked).status == 401
 
 
 def without_sniffing(serve: Serve) -> None:

@@ -62,18 +62,18 @@ def sent_after_a_refusal(_: Serve) -> None:
         next_turn: NextTurn | None = None
         for _ in range(3):
             await loop.sock_sendall(client, b"x")
-            next_turn = await server.turns.wanted.get()
+            next_turn = await server.turns.next()
             assert not transport.is_reading(), "it is read without a turn"
             next_turn()
             assert transport.is_reading()
         await loop.sock_sendall(client, b"x")
-        await server.turns.wanted.get()
+        await server.turns.next()
         transport.abort()
         assert await server.turns.dropped.get() == next_turn
         client.close()
 
     async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(5 * PATIENCE):
             await refused()
 
     uvloop.run(bounded())
@@ -84,12 +84,18 @@ class RecordedTurns(Turns):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wanted: Final = asyncio.Queue[NextTurn]()
+        self._wanted: Final = asyncio.Queue[NextTurn]()
         self.dropped: Final = asyncio.Queue[NextTurn]()
 
     def add(self, next_turn: NextTurn, *, discards: bool = False) -> None:
         assert discards
-        self.wanted.put_nowait(next_turn)
+        self._wanted.put_nowait(next_turn)
+
+    async def next(self) -> NextTurn:
+        try:
+            return await asyncio.wait_for(self._wanted.get(), PATIENCE)
+        except TimeoutError as error:
+            raise AssertionError("nobody asks for a turn") from error
 
     def drop(self, next_turn: NextTurn) -> None:
         self.dropped.put_nowait(next_turn)

@@ -58,13 +58,13 @@ def connect(address: Address) -> socket.socket:
 
 def read_response(connection: socket.socket, *, head: bool = False) -> Response:
     """The next answer on a connection."""
-    stream = connection.makefile("rb")
-    status = int(stream.readline().split()[1])
-    headers: dict[str, str] = {}
-    while line := stream.readline().strip():
-        name, _, value = line.decode("latin-1").partition(":")
-        headers[name.lower()] = value.strip()
-    body = b"" if head else stream.read(int(headers.get("content-length", "0")))
+    with connection.makefile("rb") as stream:  # one that stays open keeps the connection open
+        status = int(stream.readline().split()[1])
+        headers: dict[str, str] = {}
+        while line := stream.readline().strip():
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        body = b"" if head else stream.read(int(headers.get("content-length", "0")))
     return Response(status, headers, body)
 
 
