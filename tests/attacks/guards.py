@@ -276,7 +276,11 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "making room": Guard(
         "At `max_connections`, the connection that has waited for its client for longest makes room.",
-        (Edit(CONNECTIONS, "if since + _MIN_WAIT > self._loop.time():", "if True:"),),
+        (Edit(CONNECTIONS, "if since + least > self._loop.time():", "if True:"),),
+    ),
+    "idle ones first": Guard(
+        "A connection in the middle of a request or a TLS handshake makes room after all that have not begun one.",
+        (Edit(CONNECTIONS, "(self._begun if has_begun else self._idle)", "self._idle"),),
     ),
     "clients that have left": Guard(
         "With TLS, a connection whose client has left before it is accepted is dropped without a handshake.",

@@ -120,11 +120,39 @@ def trickling_connections(serve: Serve) -> None:
         wait_for_bodies(site, len(BODY))
         trickling.sendall(b"x")
         wait_for_bodies(site, len(BODY) + 1)
-        time.sleep(0.15)  # both have waited for long enough to make room
+        time.sleep(0.35)  # both have waited for long enough to make room
         assert site.is_well()
         late.sendall(whole[-1:])
         assert awaited(late).status == 200
         assert is_closed_in_time(trickling)
+
+
+def silent_beside_far(serve: Serve) -> None:
+    """The client that is far away has waited for longer, in the middle of its webhook or of a handshake with TLS."""
+    with serve(max_connections=2) as site, contextlib.ExitStack() as stack:
+        far, whole = stack.enter_context(site.connect()), webhook()
+        far.sendall(whole[:-1])
+        wait_for_bodies(site, len(BODY) - 1)
+        silent = stack.enter_context(site.connect())
+        time.sleep(0.35)  # both have waited for long enough to make room
+        assert site.is_well()
+        assert is_closed_in_time(silent)
+        far.sendall(whole[-1:])
+        assert awaited(far).status == 200
+    with tls_server(EchoApp(), max_connections=2) as running, contextlib.ExitStack() as stack:
+        far, client = stack.enter_context(running.connect()), tls_records.TlsClient()
+        end = client.handshake()
+        while not client.is_ready:
+            far.sendall(end)
+            received = far.recv(1 << 16)
+            assert received
+            end = client.handshake(received)
+        silent = stack.enter_context(running.connect())
+        time.sleep(0.35)
+        stack.enter_context(running.connect())
+        assert is_closed_in_time(silent)
+        far.sendall(end + client.record(POST % (b"", 0, b"")))
+        assert answered(client, far)
 
 
 class BusyApp(EchoApp):
@@ -288,8 +316,8 @@ def answered(client: tls_records.TlsClient, connection: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def tls_server(app: EchoApp) -> Iterator[Running]:
-    with tls_settings(trustme.CA()) as tls, serving(echo_server(app, tls=tls)) as running:
+def tls_server(app: EchoApp, **options: Any) -> Iterator[Running]:
+    with tls_settings(trustme.CA()) as tls, serving(echo_server(app, tls=tls, **options)) as running:
         yield running
 
 

@@ -33,6 +33,7 @@ from tests.attacks.steps import (
     refused_and_kept,
     signed_at,
     signed_chunked,
+    silent_beside_far,
     slow_body,
     slow_header,
     smuggled,
@@ -293,6 +294,12 @@ ATTACKS: Final = (
         expected="a signed webhook is answered",
         guards=("making room",),
         act=idle_connections,
+    ),
+    Attack(
+        name="more silent connections than allowed, beside a webhook from far away",
+        expected="the silent ones are closed first, and the webhook is answered",
+        guards=("idle ones first",),
+        act=silent_beside_far,
     ),
     Attack(
         name="as many connections as allowed, one of which sends a byte now and then",

@@ -36,7 +36,7 @@ def test_no_change_is_lost_beside_a_flood(name: str, tmp_path: Path) -> None:
     ):
         result = attacks.beside(name, running, seconds=20.0, pace=1.0)
         assert result.answered.refused == 0
-        backend.settle(len(result.answered.took))
+        backend.settle(result.answered.count)
         assert rows(look, 20) == 20
         assert look.ended == ""
     first, second = result.memory[: len(result.memory) // 2], result.memory[len(result.memory) // 2 :]

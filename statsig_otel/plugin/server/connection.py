@@ -45,8 +45,8 @@ class Server(Protocol):
     def turns(self) -> Turns:
         """The connections that have more to read than one turn may take."""
 
-    def connection_waits(self, connection: "HttpConnection") -> None:
-        """The connection has heard enough from its client, and waits for more. It may be closed to make room."""
+    def connection_waits(self, connection: "HttpConnection", *, has_begun: bool) -> None:
+        """The connection waits for its client, which has begun a request or not. It may be closed to make room."""
 
     def connection_works(self, connection: "HttpConnection") -> None:
         """The connection has a whole request, and must not be closed to make room."""
@@ -212,7 +212,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._reader = RequestReader()
         self._until_heard = 0
-        self._server.connection_waits(self)
+        self._server.connection_waits(self, has_begun=False)
         if self._unsent is None:
             self._await_request()
         else:  # answers must not pile up for a client that does not read them
@@ -266,7 +266,7 @@ class HttpConnection(asyncio.Protocol):
         self._until_heard -= len(data) - len(rest)
         if self._until_heard <= 0:  # not with each byte, or clients that send one now and then would never make room
             self._until_heard = _PROGRESS
-            self._server.connection_waits(self)
+            self._server.connection_waits(self, has_begun=True)
         if rest or len(reader.body) > _MOST_UNTAKEN:
             self._unread = rest
             self._pause_reading()
@@ -360,7 +360,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._is_lingering = True
-        self._server.connection_waits(self)
+        self._server.connection_waits(self, has_begun=False)
         self._resume_reading()
         if self._unsent is None:
             self._end_writing()

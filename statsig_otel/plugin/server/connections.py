@@ -30,7 +30,8 @@ _logger: Final = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_logger)
 _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
 _MOST_MAKE_ROOM: Final = 16  # of these, at most an eighth of all; their descriptors are free in the next round only
-_MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
+_MIN_IDLE: Final = 0.1  # seconds in which a client can begin a request before its connection may make room
+_MIN_WAIT: Final = 0.3  # as above, to go on with a request or a handshake: the longest round trips between continents
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
@@ -38,9 +39,11 @@ _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a list
 class Connections:
     """Accepts the connections of one listening socket in the running loop, and closes them.
 
-    At the limit, a connection that waits for its client makes room for a new one: the one that has waited for longest,
-    and for a tenth of a second at least. The wait begins with the connection, with an answer, with the first bytes of
-    a request, and with each 16 KiB of it. Without such a connection new ones wait in the system's backlog.
+    At the limit, a connection that waits for its client makes room for a new one. The first is the one that is idle for
+    longest, and for 0.1 s at least: its client has sent nothing, or nothing since its last answer. Without one, it is
+    the one that waits for longest in the middle of a handshake or a request, and for 0.3 s at least, so that a client
+    far away can go on. This wait begins with each answer in a TLS handshake, with the first bytes of a request, and
+    with each 16 KiB of it. Without such a connection new ones wait in the system's backlog.
 
     With TLS, clients that have left while they waited there are not served. The server takes much longer for a
     handshake than a client for its first bytes, so a flood of these would keep the backlog full.
@@ -74,7 +77,8 @@ class Connections:
         self._takes_webhooks = takes_webhooks
         self._open: dict[HttpConnection, socket.socket] = {}
         # Those that wait for their clients, the longest wait first: since when, and whether it was prolonged.
-        self._waiting: dict[HttpConnection, tuple[float, bool]] = {}
+        self._idle: dict[HttpConnection, tuple[float, bool]] = {}
+        self._begun: dict[HttpConnection, tuple[float, bool]] = {}
         self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
         self._tls_buffer = bytearray(READ)
@@ -86,16 +90,17 @@ class Connections:
 
     # Called by connections.
 
-    def connection_waits(self, connection: HttpConnection) -> None:
-        """The connection waits for its client."""
-        self._waiting.pop(connection, None)
+    def connection_waits(self, connection: HttpConnection, *, has_begun: bool) -> None:
+        """The connection waits for its client, which has begun a request or a handshake, or not."""
+        self.connection_works(connection)
         if connection in self._open:  # not one that has made room already
-            self._waiting[connection] = self._loop.time(), False
+            (self._begun if has_begun else self._idle)[connection] = self._loop.time(), False
         self.accept()
 
     def connection_works(self, connection: HttpConnection) -> None:
         """The connection has a whole request."""
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
+        self._begun.pop(connection, None)
 
     def application_called(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
@@ -108,6 +113,10 @@ class Connections:
             server_refused.add(1, int(error.status), error.kind)
             journal.add_request("", error.status, error.kind, error.explanation, port=self._port)
 
+    def _heard(self, protocol: asyncio.BaseProtocol) -> None:
+        if isinstance(protocol, HttpConnection):
+            self.connection_waits(protocol, has_begun=True)
+
     def _handshake_failed(self, error: ssl.SSLError) -> None:
         why = log_failed_handshake(error)
         if self._takes_webhooks:
@@ -117,7 +126,7 @@ class Connections:
     def connection_closed(self, connection: HttpConnection) -> None:
         """The connection is closed, or about to be."""
         self._open.pop(connection, None)
-        self._waiting.pop(connection, None)
+        self.connection_works(connection)
         if not self._open:
             self._all_closed.set()
         self.accept()
@@ -131,8 +140,8 @@ class Connections:
         if not self._is_full() or self._removable() is not None:
             self._accepting = True
             self._loop.add_reader(self._listening, self._accept_waiting)
-        elif self._waiting and self._next_try is None:
-            self._next_try = self._loop.call_later(_MIN_WAIT, self._try_again)
+        elif (self._idle or self._begun) and self._next_try is None:
+            self._next_try = self._loop.call_later(_MIN_IDLE, self._try_again)
 
     def _try_again(self) -> None:
         self._next_try = None
@@ -225,14 +234,15 @@ class Connections:
         If its client has sent what is not yet read, its wait is prolonged, but only once: a client that sends single
         bytes has almost always sent one.
         """
-        while self._waiting:
-            connection, (since, is_prolonged) = next(iter(self._waiting.items()))
-            if since + _MIN_WAIT > self._loop.time():
-                return None
-            if is_prolonged or not _has_unread(self._open[connection]):
-                return connection
-            del self._waiting[connection]
-            self._waiting[connection] = self._loop.time(), True
+        for waiting, least in ((self._idle, _MIN_IDLE), (self._begun, _MIN_WAIT)):
+            while waiting:
+                connection, (since, is_prolonged) = next(iter(waiting.items()))
+                if since + least > self._loop.time():
+                    break
+                if is_prolonged or not _has_unread(self._open[connection]):
+                    return connection
+                del waiting[connection]
+                waiting[connection] = self._loop.time(), True
         return None
 
     def _abort(self, connection: HttpConnection) -> None:
@@ -241,14 +251,14 @@ class Connections:
             beginning.cancel()
         connection.abort()
         self._open.pop(connection, None)
-        self._waiting.pop(connection, None)
+        self.connection_works(connection)
 
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         close_in_child(accepted)
         connection = HttpConnection(self._app, accepted, head_timeout=self._head_timeout, server=self)
         self._open[connection] = accepted
-        self._waiting[connection] = self._loop.time(), False
+        self._idle[connection] = self._loop.time(), False
         self._all_closed.clear()
         beginning = self._loop.create_task(self._begin(connection, accepted))
         self._beginning[connection] = beginning
@@ -270,7 +280,12 @@ class Connections:
         protocol: asyncio.BaseProtocol = connection
         if context is not None:
             protocol = TlsTransport(
-                connection, context, turns=self.turns, buffer=self._tls_buffer, failed=self._handshake_failed
+                connection,
+                context,
+                turns=self.turns,
+                buffer=self._tls_buffer,
+                heard=self._heard,
+                failed=self._handshake_failed,
             )
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:

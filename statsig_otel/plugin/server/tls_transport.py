@@ -59,6 +59,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         context: For servers.
         turns: The connections that have more to read than one turn may take.
         buffer: `READ` bytes, which all transports of a loop share. They are in use only while the socket is read.
+        heard: Called with the protocol when OpenSSL answers a part of the handshake, as it does two or three times.
         failed: Called with the error of a handshake that failed.
     """
 
@@ -69,6 +70,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         *,
         turns: Turns,
         buffer: bytearray,
+        heard: Callable[[asyncio.BaseProtocol], None],
         failed: Callable[[ssl.SSLError], None],
     ) -> None:
         super().__init__()
@@ -76,6 +78,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._context = context
         self._turns = turns
         self._buffer = buffer
+        self._heard = heard
         self._failed = failed
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -234,6 +237,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             Its content; None if it has none, and nothing if the client has said that this is the end.
         """
         content: bytes | None = None
+        is_handshake = not self._is_established
         self._incoming.write(record)
         with contextlib.suppress(ssl.SSLWantReadError):
             if self._is_established:
@@ -241,6 +245,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             else:
                 self._tls.do_handshake()
                 self._is_established = True
+        if is_handshake and self._outgoing.pending:
+            self._heard(self._protocol)
         if content:
             self._credit += len(content) - RECORD_COSTS
         else:

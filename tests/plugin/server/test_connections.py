@@ -66,21 +66,34 @@ def test_an_idle_connection_makes_room_and_one_with_a_whole_request_does_not() -
             assert read_answer(third) == (200, b"third")
 
 
-def test_the_connection_whose_client_is_silent_for_longest_makes_room() -> None:
+def test_the_connection_that_is_idle_for_longest_makes_room() -> None:
     with serving(echo_server(max_connections=3)) as running, contextlib.ExitStack() as stack:
         first, second, third = (stack.enter_context(running.connect()) for _ in range(3))
         for connection in (first, second, third):
             assert post(connection, b"", b"") == (200, b"")
-        first.sendall(b"POST / HTTP/1.1\r\n")  # it has been heard from, even without a whole header
-        third.sendall(POST % (b"", 9, b"unfinis"))
-        second.sendall(POST % (b"", 1, b"x"))
-        assert read_answer(second) == (200, b"x")
+        first.sendall(b"POST / HTTP/1.1\r\n")  # this one has begun, even without a whole header
+        assert post(second, b"", b"again") == (200, b"again")
         with running.connect() as fourth, running.connect() as fifth:
             assert post(fourth, b"", b"fourth") == (200, b"fourth")
-            assert is_closed(first)
-            assert post(fifth, b"", b"fifth") == (200, b"fifth")
             assert is_closed(third)
-            assert post(second, b"", b"still") == (200, b"still")
+            assert post(fifth, b"", b"fifth") == (200, b"fifth")
+            assert is_closed(second)
+            first.sendall(b"host: test\r\ncontent-length: 5\r\n\r\nfirst")
+            assert read_answer(first) == (200, b"first")
+
+
+def test_the_request_that_is_silent_for_longest_makes_room_if_no_connection_is_idle() -> None:
+    with serving(echo_server(max_connections=2)) as running, contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(running.connect()) for _ in range(2))
+        first.sendall(POST % (b"", 6, b"fir"))
+        second.sendall(POST % (b"", 6, b"se"))
+        time.sleep(0.2)
+        first.sendall(b"s")  # not enough for the wait to begin again
+        with running.connect() as third:
+            assert post(third, b"", b"third") == (200, b"third")
+            assert is_closed(first)
+            second.sendall(b"cond")
+            assert read_answer(second) == (200, b"second")
 
 
 def test_a_connection_with_unread_bytes_does_not_make_room() -> None:
