@@ -111,8 +111,11 @@ GUARDS: Final[dict[str, Guard]] = {
         ),
     ),
     "Host": Guard(
-        "A request has one Host; one of HTTP/1.0 may have none.",
-        (Edit(READER, 'if len(hosts) > 1 or (version == "1.1" and not hosts):', "if False:"),),
+        "A request has one Host, of a host's characters; one of HTTP/1.0 may have none.",
+        (
+            Edit(READER, 'if len(hosts) > 1 or (version == "1.1" and not hosts):', "if False:"),
+            Edit(READER, "if hosts and not _HOST.fullmatch(hosts[0]):", "if False:"),
+        ),
     ),
     "Content-Length": Guard(
         "There is at most one Content-Length, of digits only.",

@@ -106,10 +106,19 @@ ATTACKS: Final = (
         ),
     ),
     Attack(
-        name="no Host, or two",
+        name="no Host, two, or one that is not a host",
         expected="400",
         guards=("Host",),
-        act=sends(b"POST /hook HTTP/1.1\r\n\r\n", head(b"host: other"), head(b"Host: test"), status=400),
+        act=sends(
+            b"POST /hook HTTP/1.1\r\n\r\n",
+            head(b"host: other"),
+            head(b"Host: test"),
+            *(
+                b"POST /hook HTTP/1.1\r\nhost: %s\r\n\r\n" % host
+                for host in (b"a b", b"a/b", b"a@b", b"\xc3\xa9", b"a?b")
+            ),
+            status=400,
+        ),
     ),
     Attack(
         name="two Content-Lengths, or one that is not digits",

@@ -44,6 +44,7 @@ _REQUEST_LINE: Final = re.compile(rb"(?:\r\n)?([A-Z_-]+) ([!-~]+) HTTP/([0-9]\.[
 _ORIGIN: Final = re.compile(rb"[^:/?]+://[^/?]*")
 # What no head contains: control characters, and half a line end.
 _NOT_IN_A_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")  # the characters of a host and a port (RFC 3986, 3.2)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 # chunk = chunk-size [ chunk-ext ] CRLF, chunk-ext = *( BWS ";" ... ) (7.1). Extensions are ignored.
 _SIZE: Final = rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n"
@@ -324,6 +325,8 @@ def _head(method: str, target: bytes, version: str, fields: list[Field]) -> Head
     hosts, lengths, codings, connection, expected = deciding.values()
     if len(hosts) > 1 or (version == "1.1" and not hosts):
         raise _wrong_head("the request has several Host headers" if hosts else "the request has no Host header")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise _wrong_head("the Host header is not a host")
     if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or lengths or version == "1.0"):
         raise _wrong_head("the only Transfer-Encoding is chunked, in HTTP/1.1 and without a Content-Length")
     if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):

@@ -125,6 +125,25 @@ def test_the_path_of_an_absolute_url_begins_behind_its_host(url: bytes, target: 
     assert reader.head.target == target
 
 
+@looped(
+    "host",
+    [
+        b"",
+        b"test",
+        b"10.0.0.1:8080",
+        b"[2001:db8::1]:80",
+        b"a_b-c.example.",
+        b"xn--bcher-kva.example",
+        b"[fe80::1%25eth0]",
+    ],
+)
+def test_whatever_may_be_a_host_is_one(host: bytes) -> None:
+    """A load balancer's check may have an empty one (RFC 9112, 3.2)."""
+    reader = RequestReader()
+    reader.feed(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    assert reader.head is not None
+
+
 def _refusal(data: bytes) -> BadRequestError:
     with pytest.raises(BadRequestError) as caught:
         read([data])
