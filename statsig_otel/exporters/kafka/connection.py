@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -53,6 +53,11 @@ def place_of(settings: KafkaSettings) -> str:
     return f"the topic {settings.logs.topic} at {', '.join(settings.brokers)}"
 
 
+def hidden_of(settings: KafkaSettings) -> Sequence[str]:
+    """What no message may contain: a broker may quote the password that it refuses."""
+    return (reveal(settings.auth.sasl.password),) if settings.auth.sasl else ()
+
+
 def connection(
     settings: KafkaSettings, material: TlsMaterial, on_error: Callable[[KafkaError], object]
 ) -> dict[str, Any]:
@@ -82,7 +87,8 @@ def connection(
         found["enable.ssl.certificate.verification"] = not skip
         found["ssl.endpoint.identification.algorithm"] = "none" if skip else "https"
         pem = {"ssl.ca.pem": material.ca, "ssl.certificate.pem": material.certificate, "ssl.key.pem": material.key}
-        found |= {key: content.decode("ascii") for key, content in pem.items() if content is not None}
+        # Beside its ASCII a PEM file may have comments in any encoding, and an error would quote the whole key.
+        found |= {key: content.decode("ascii", "replace") for key, content in pem.items() if content is not None}
     if sasl := settings.auth.sasl:
         found |= {
             "security.protocol": f"sasl_{security}",
@@ -119,9 +125,10 @@ def check_brokers(settings: KafkaSettings, timeout: float) -> tuple[str, Fault |
         found = client.list_topics(topic, timeout)
     except KafkaException as error:
         client.poll(0)
-        raise OSError(outcome_of(decisive([*reversed(errors), error.args[0]]), place_of(settings)).reason) from error
+        failure = decisive([*reversed(errors), error.args[0]])
+        raise OSError(outcome_of(failure, place_of(settings), hidden_of(settings)).reason) from error
     if (denied := found.topics[topic].error) is not None:
-        raise OSError(outcome_of(denied, place_of(settings)).reason)
+        raise OSError(outcome_of(denied, place_of(settings), hidden_of(settings)).reason)
     partitions = found.topics[topic].partitions.values()
     if unled := sum(one.leader < 0 for one in partitions):
         why = "nothing is written there until a broker that has its records is back"

@@ -19,7 +19,7 @@ from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.decoding import unreadable
 from statsig_otel.exporters.delivery.guarded import TOO_LITTLE_MEMORY
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
-from statsig_otel.exporters.kafka.connection import connection, place_of
+from statsig_otel.exporters.kafka.connection import connection, hidden_of, place_of
 from statsig_otel.exporters.kafka.messages import Message, messages
 from statsig_otel.exporters.kafka.outcomes import REJECTED, UNANSWERED, decisive, outcome_of
 from statsig_otel.exporters.kafka.settings import KafkaSettings
@@ -75,7 +75,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
         try:
             producer = self._create(self._settings, self._material)
         except KafkaException as error:
-            raise ValueError(one_line(error.args[0].str())) from error
+            raise ValueError(one_line(error.args[0].str(), hidden_of(self._settings))) from error
         with self._lock:
             self._producer, self._running = producer, True
         self._say_where(place_of(self._settings))
@@ -100,7 +100,8 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             return RetryLater(TOO_LITTLE_MEMORY, may_be_data=True)
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             self._drop_producer()
-            return Blocked(f"unexpected {type(error).__name__} of the Kafka library: {one_line(str(error))}")
+            said = one_line(str(error), hidden_of(self._settings))
+            return Blocked(f"unexpected {type(error).__name__} of the Kafka library: {said}")
         if reports is None:
             return RetryLater("the exporter is not running")
         errors = [error for error in reports if error is not None]
@@ -170,7 +171,7 @@ class KafkaExporter(RenewableExporter[KafkaSettings]):
             if not self._errors:
                 return RetryLater(f"no answer within {round(timeout, 1):g} s from {place_of(self._settings)}")
             error = decisive(reversed(self._errors))  # the last one, if they say the same
-        return outcome_of(error, place_of(self._settings))
+        return outcome_of(error, place_of(self._settings), hidden_of(self._settings))
 
     def _current_producer(self) -> Producer | None:
         """The producer, a new one if needed; None if the exporter is not running."""

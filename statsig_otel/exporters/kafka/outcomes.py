@@ -82,15 +82,16 @@ UNANSWERED: Final = frozenset({
 """The errors of messages that nobody has answered. An error of a connection says more."""
 
 
-def outcome_of(error: KafkaError, place: str) -> RetryLater | Rejected | Blocked:
+def outcome_of(error: KafkaError, place: str, hide: Iterable[str]) -> RetryLater | Rejected | Blocked:
     """The outcome that an error means.
 
     Args:
         error: The error of a message, or of a connection.
         place: Where the message should go, for the reason.
+        hide: Strings that the reason must not contain.
     """
     code, name = error.code(), error.name().lstrip("_")
-    said = one_line(error.str())
+    said = one_line(error.str(), hide)
     if code in REJECTED:
         return Rejected(f"{name} from {place}: {said}")
     hint = next((hint for words, hint in _WORDS.items() if re.search(words, said)), HINTS.get(code))

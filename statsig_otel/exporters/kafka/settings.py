@@ -277,7 +277,8 @@ class KafkaSettings(Settings):
     @classmethod
     def _want_a_list(cls, brokers: Any) -> Any:
         if isinstance(brokers, str):
-            raise SettingError("must be a list", f"write [{', '.join(brokers.replace(',', ' ').split())}]")
+            shown = ", ".join(one.rpartition("@")[2].partition("?")[0] for one in brokers.replace(",", " ").split())
+            raise SettingError("must be a list", f"write [{shown}]")
         return brokers
 
     @field_validator("brokers")

@@ -3,6 +3,7 @@
 import os
 import re
 from base64 import b64encode
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -74,6 +75,15 @@ def grpc_proxy_for(target: str) -> Proxy | None:
     name, given = _first_set("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
     _, no_proxy = _first_set("no_grpc_proxy", "no_proxy", "NO_PROXY")
     return _proxy(name, given, urlsplit(f"https://{target.rpartition('/')[2]}"), no_proxy)
+
+
+def proxy_secrets() -> Iterator[str]:
+    """The passwords that the environment has for proxies, in each form in which a library may quote them."""
+    for given in getproxies_environment().values():
+        with suppress(ValueError):
+            proxy = _proxy("", given, urlsplit("https://any.invalid"), "")
+            if proxy is not None:
+                yield from (proxy.password, proxy.credentials, proxy.authorization.removeprefix("Basic "))
 
 
 def _first_set(*names: str) -> tuple[str, str]:

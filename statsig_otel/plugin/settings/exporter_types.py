@@ -6,6 +6,7 @@ Only what a configuration names is imported. What can't be used breaks no config
 import importlib
 import logging
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -149,8 +150,9 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         origin = next(one.distribution for one in self.installed() if one.name == type_)
         try:
             exporter = found.create(id_, settings)
-        except (Exception, SystemExit) as error:
-            _logger.debug("%s: %s could not create it", id_, origin, exc_info=True)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code
+            trace = without_these(secrets_in(settings), traceback.format_exc())
+            _logger.debug("%s: %s could not create it\n%s", id_, origin, trace)
             said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
             message = without_these(secrets_in(settings), f"{origin} can't create an exporter from this: {said}")
             raise ConfigError([Problem(("exporters", id_), message)]) from None

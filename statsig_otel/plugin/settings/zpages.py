@@ -63,7 +63,8 @@ class ZpagesSettings(Settings):
     def _check_hosts(cls, hosts: list[str]) -> list[str]:
         for host in hosts:
             if not _HOST.fullmatch(host):
-                raise SettingError(f"{host!r} is not a host name", "no scheme, no port and no path")
+                shown = host.rpartition("@")[2].partition("?")[0]
+                raise SettingError(f"{shown!r} is not a host name", "no scheme, no port and no path")
         return hosts
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import uuid
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from opentelemetry.sdk.resources import Resource
 from statsig_otel import __version__
 from statsig_otel.config.files import read_pem
 from statsig_otel.config.opaque import reveal
+from statsig_otel.exporters.network.answers import one_line
+from statsig_otel.exporters.network.proxy import proxy_secrets
 from statsig_otel.plugin.settings.metrics import OtlpPushSettings
 
 _SERVICE: Final = "statsig-otel"
@@ -28,7 +31,30 @@ def make_exporter(settings: OtlpPushSettings, signal: Literal["metric", "trace"]
     # Loaded where it is used: gRPC and requests take long.
     module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{protocol}.{signal}_exporter")
     make = module.OTLPMetricExporter if signal == "metric" else module.OTLPSpanExporter
+    _hiding.secrets.update(map(reveal, settings.headers.values()), proxy_secrets())
+    for name in (module.__name__, "opentelemetry.exporter.otlp.proto.grpc.exporter"):
+        logging.getLogger(name).addFilter(_hiding)  # the second time changes nothing
     return make(**arguments(settings))
+
+
+class _Hiding(logging.Filter):
+    """Hides secrets in what the SDK logs: it quotes what backends and proxies answer, and some of these quote them.
+
+    Attributes:
+        secrets: Those of all exporters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: Final = set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let each line pass, without secrets."""
+        record.msg, record.args = one_line(record.getMessage(), self.secrets), ()
+        return True
+
+
+_hiding: Final = _Hiding()
 
 
 def _over_grpc(settings: OtlpPushSettings) -> dict[str, Any]:

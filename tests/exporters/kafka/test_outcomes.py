@@ -19,7 +19,7 @@ CODES: Final = {
 def test_each_error_has_one_outcome_and_its_own_name_and_place() -> None:
     assert len(CODES) > 100
     for code, name in CODES.items():
-        outcome = outcome_of(KafkaError(code, "the broker's words"), "the topic t")
+        outcome = outcome_of(KafkaError(code, "the broker's words"), "the topic t", ())
         expected = Rejected if code in REJECTED else RetryLater if code in RETRY_LATER else Blocked
         assert type(outcome) is expected, name
         assert outcome.reason.startswith(f"{name.lstrip('_')} from the topic t: ")
@@ -48,11 +48,11 @@ def test_the_tables_have_no_code_twice_and_hints_only_where_somebody_acts() -> N
 )
 def test_what_kafka_retries_is_retried(names: str, kind: type[Outcome]) -> None:
     for name in names.split():
-        assert type(outcome_of(KafkaError(getattr(KafkaError, name)), "t")) is kind, name
+        assert type(outcome_of(KafkaError(getattr(KafkaError, name)), "t", ())) is kind, name
 
 
 def test_only_an_unknown_error_of_the_broker_may_be_about_the_data() -> None:
-    retried = {code: outcome_of(KafkaError(code), "t") for code in RETRY_LATER}
+    retried = {code: outcome_of(KafkaError(code), "t", ()) for code in RETRY_LATER}
     assert [code for code, one in retried.items() if isinstance(one, RetryLater) and one.may_be_data] == [
         KafkaError.UNKNOWN
     ]
@@ -61,7 +61,7 @@ def test_only_an_unknown_error_of_the_broker_may_be_about_the_data() -> None:
 def test_a_port_that_ends_connections_gets_a_hint() -> None:
     words = "Disconnected: might be caused by incorrect security.protocol configuration"
     hint = "check brokers, and whether their port wants TLS (tls: {}) or a password (auth::sasl)"
-    outcome = outcome_of(KafkaError(KafkaError._TRANSPORT, words), "t")
+    outcome = outcome_of(KafkaError(KafkaError._TRANSPORT, words), "t", ())
     assert outcome == RetryLater(f"TRANSPORT from t: {hint}: {words}")
 
 
@@ -82,7 +82,7 @@ def test_a_port_that_ends_connections_gets_a_hint() -> None:
 def test_tls_at_a_port_without_it_gets_a_hint(words: str, named: bool) -> None:
     hint = "this port seems to speak without TLS: name the port for TLS, or leave tls out (not encrypted)"
     for code in (KafkaError._SSL, KafkaError._TRANSPORT):
-        assert (hint in outcome_of(KafkaError(code, words), "t").reason) is named, words
+        assert (hint in outcome_of(KafkaError(code, words), "t", ()).reason) is named, words
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.exporters.network.tls import ClientTlsSettings
 from statsig_otel.plugin.audit_log.client import AuditLogClient, AuditLogError
+from tests.e2e.statsig_client import dead_port
 from tests.peers.audit_log import KEY, Anchor, AuditLogServer, answer, audit_entry, cut, failing, hang_up
 from tests.peers.certs import Authority
 from tests.peers.http_proxy import HttpProxy
@@ -191,12 +194,43 @@ def test_what_does_not_pass_is_told_at_once(
     assert len(server.asked) == 1, "a redirect is not followed"
 
 
-def test_no_message_shows_the_key(server: AuditLogServer) -> None:
-    key = "console-of-another-project"
-    with pytest.raises(AuditLogError) as caught:
-        Reader(server.url, key).ids()
-    assert key not in str(caught.value)
-    assert "Invalid key [REDACTED]" in str(caught.value)
+def quoting(status: int) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A fault: this status, with a message that quotes the key."""
+    return lambda handler: answer(handler, status, {"message": f"no {handler.headers['STATSIG-API-KEY']}"})
+
+
+def test_no_message_shows_the_key(
+    server: AuditLogServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor a proxy's password: neither the error, nor those behind it, nor what is logged at debug level."""
+    caplog.set_level("DEBUG")
+    key, password = "console-of-another-project", "s3cr3t@0123456789abcdef"
+    untrusted = Authority().issue("127.0.0.1")
+    with (
+        AuditLogServer(certificate=untrusted, folder=tmp_path) as encrypted,
+        HttpProxy("Basic eDp5", message=f"x:{password} is not Basic eDp5") as proxy,
+        dead_port() as port,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://x:{quote(password, safe='')}@127.0.0.1:{proxy.port}")
+        proxied = "https://audit.example.com/log"
+        cases: list[tuple[str, list[Callable[[BaseHTTPRequestHandler], None]], str]] = [
+            (server.url, [], r"HTTP 401 .*Invalid key \[REDACTED\]"),
+            (server.url, [failing(401)], r"HTTP 401 .*not now"),
+            (server.url, [quoting(500)] * 5, r"HTTP 500 .*no \[REDACTED\].*tried 5 times"),
+            (server.url, [failing(500)] * 5, r"HTTP 500 .*not now.*tried 5 times"),
+            (server.url, [hang_up] * 5, r"RemoteDisconnected from .*tried 5 times"),
+            (server.url, [lambda handler: answer(handler, 200, {"data": key})] * 5, r"the answer has no array"),
+            (f"http://127.0.0.1:{port}/log", [], r"ConnectionRefusedError from .*tried 5 times"),
+            (encrypted.url, [], r"the server's certificate is not trusted"),
+            (proxied, [], r"Tunnel connection failed: 407 x:\[REDACTED\] is not .*tried 5 times"),
+        ]
+        for url, faults, message in cases:
+            server.faults = faults
+            reader = Reader(url, key)
+            with pytest.raises(AuditLogError, match=message) as caught:
+                reader.ids()
+            said = [*traceback.format_exception(caught.value), *reader.failures, caplog.text]
+            assert not [line for line in said if key in line or password in line]
 
 
 def test_a_server_that_ignores_the_page_or_the_dates_is_noticed(server: AuditLogServer) -> None:

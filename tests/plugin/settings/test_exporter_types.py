@@ -199,11 +199,15 @@ def test_an_installed_exporter_is_configured_as_those_that_are_built_in(tape: st
         (f'{{key: "{KEY}", reel: 14}}', "exporters::tape: LookupError: [REDACTED]"),
     ],
 )
-def test_what_is_wrong_with_its_settings_is_told_with_its_line(tape: str, body: str, said: str) -> None:
+def test_what_is_wrong_with_its_settings_is_told_with_its_line(
+    tape: str, body: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
     if "[REDACTED]" in said:
         where, _, reason = said.partition(": ")
         said = f"{where}: tape-drive 2.5 can't create an exporter from this: {reason} (config.yaml:4)"
     assert errors(f"tape: {body}") == said
+    assert KEY not in caplog.text
 
 
 def test_only_what_a_configuration_names_is_imported(site: Site) -> None:
