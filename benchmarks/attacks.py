@@ -36,6 +36,7 @@ from benchmarks.sink import sink
 from benchmarks.tls_records import TlsClient
 from benchmarks.webhooks import CHANGE, EXPOSURES
 from statsig_otel.plugin import DEFAULT_PATH
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 NOTHING = "nothing"
 _TIMEOUT = 30.0
@@ -146,6 +147,23 @@ async def exposures(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
         writer.write(next(_exposures))
         if not await reader.read(65536):
             return
+
+
+def signed(body: Callable[[], bytes]) -> Client:
+    """A signed body, again and again."""
+
+    async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        made = body()
+        while True:
+            writer.write(webhooks.request(made))
+            await reader.readuntil(b"\r\n\r\n")
+
+    return post
+
+
+def _change(**metadata: object) -> bytes:
+    event = {"eventName": CONFIG_CHANGE, "timestamp": 1, "metadata": {"type": "Gate", "name": "a", **metadata}}
+    return json.dumps(event, separators=(",", ":")).encode()
 
 
 async def escaped_paths(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -286,6 +304,12 @@ ATTACKS: dict[str, Attack] = {
     "recorded TLS ClientHellos, 300 connections at a time": Attack(recorded_hellos(300), 1, tls=True),
     "recorded TLS ClientHellos, 5,000 connections at a time": Attack(recorded_hellos(5000), 1, tls=True),
     "signed exposures, 500 a body, as many as possible": Attack(exposures, 8),
+    "signed bodies of 200,000 changes without a name": Attack(
+        signed(lambda: json.dumps([{"eventName": CONFIG_CHANGE}] * 200_000).encode()), 1
+    ),
+    "signed changes with 6 million objects": Attack(signed(lambda: _change(x=[{}] * 6_000_000)), 1),
+    "signed changes with 4 million strings": Attack(signed(lambda: _change(x=["ab"] * 4_000_000)), 1),
+    "signed changes with 9 million numbers": Attack(signed(lambda: _change(x=[1] * 9_000_000)), 1),
 }
 
 
@@ -378,9 +402,10 @@ async def relay(port: int) -> AsyncIterator[int]:
         loop.call_later(way, writer.close)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(_WAY)  # so what was sent at once has been on its way for as long
-        service_reader, service_writer = await asyncio.open_connection(measure.HOST, port)
-        await asyncio.gather(pass_on(reader, service_writer, 0.0), pass_on(service_reader, writer, _WAY))
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # all is over
+            await asyncio.sleep(_WAY)  # so what was sent at once has been on its way for as long
+            service_reader, service_writer = await asyncio.open_connection(measure.HOST, port)
+            await asyncio.gather(pass_on(reader, service_writer, 0.0), pass_on(service_reader, writer, _WAY))
 
     async with await asyncio.start_server(connected, measure.HOST, 0) as server:
         yield server.sockets[0].getsockname()[1]

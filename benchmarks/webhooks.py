@@ -149,6 +149,12 @@ def headers_and_body(body: bytes, wire: Wire) -> tuple[dict[str, str], bytes]:
     return {"content-type": "application/x-protobuf"}, export.SerializeToString()
 
 
+def request(body: bytes) -> bytes:
+    """A signed request with a body of one's own."""
+    headers, body = headers_and_body(body, "webhook")
+    return _request("".join(f"{name}: {value}\r\n" for name, value in headers.items()), body)
+
+
 def _request(fields: str, *body: bytes) -> bytes:
     length = sum(map(len, body))
     head = f"POST {DEFAULT_PATH} HTTP/1.1\r\nhost: bench\r\n{fields}content-length: {length}\r\n\r\n"

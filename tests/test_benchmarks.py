@@ -36,7 +36,7 @@ TINY = {
     "against_collector": ["--clients", "1", "8", "--seconds", "0.2"],
     "against_commit": ["--others", "HEAD^0", "--clients", "2", "--seconds", "0.2"],
     "against_hand_written": ["--clients", "1", "8", "--seconds", "0.2"],
-    "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent", "records"],
+    "attacks": ["--seconds", "0.5", "--only", "unsigned", "after a TLS", "records", "signed changes with 6"],
     "budget": ["--seconds", "0.2"],
     "backlog_start": ["--records", "1000"],
     "capacity": ["--seconds", "0.2", "--records", "1000"],
