@@ -44,6 +44,14 @@ def test_no_change_is_lost_beside_a_flood(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["silent connections", "silent connections to a server with TLS"])
+def test_no_change_is_lost_beside_silent_connections(name: str, tmp_path: Path) -> None:
+    """Every second one comes from far away."""
+    answered = attacks.survived(name, tmp_path, seconds=5.0, pace=10.0).answered
+    assert (answered.refused, answered.count) == (0, 50)
+
+
+@pytest.mark.slow
 def test_idle_clients_of_two_endpoints_do_not_use_up_the_open_files(tmp_path: Path) -> None:
     """All servers together leave open files for a signed webhook."""
     ports = free_port(), free_port()
