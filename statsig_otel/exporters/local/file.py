@@ -8,6 +8,7 @@ batch can exceed.
 import fcntl
 import logging
 import os
+import re
 import stat
 import threading
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from statsig_otel.exporters.terminal import printable
 _logger: Final = logging.getLogger(__name__)
 
 _LINE_BEGINNING: Final = b'{"resourceLogs"'
+_NEVER_IN_LINES: Final = re.compile(rb"[\x01-\x09\x0b-\x1f]")
 _BLOCK: Final = 1 << 16
 _STANDARD_STREAMS: Final = frozenset({"/dev/stdin", "/dev/stdout", "/dev/stderr"})
 
@@ -112,16 +114,16 @@ def check_path(path: Path) -> Fault | None:
         return Fault(f"{path} is not a regular file", "only a regular file can be synced and truncated")
     if not (os.access(path, os.R_OK | os.W_OK) if is_there else os.access(folder, os.W_OK | os.X_OK)):
         return forbidden(path)
-    if is_there and not _begins_as_ours(path):
+    if is_there and not _is_ours(path):
         return Fault(f"{path} contains something other than OTLP/JSON log lines", "move it away, or name another path")
     return None
 
 
-def _begins_as_ours(path: Path) -> bool:
-    """Whether a file is empty or begins with a line of ours; one that can't be read counts as ours."""
+def _is_ours(path: Path) -> bool:
+    """The same as `_has_our_lines`; a file that can't be read counts as ours."""
     try:
         with path.open("rb") as file:
-            return _LINE_BEGINNING.startswith(file.read(len(_LINE_BEGINNING)))
+            return _has_our_lines(file.fileno())
     except OSError:
         return True
 
@@ -325,9 +327,9 @@ def _truncate_partial_line(fd: int, path: Path) -> int:
     """Truncate the file after its last line feed, and return the number of removed bytes.
 
     Raises:
-        ValueError: The file does not begin with an OTLP/JSON line. It is not changed.
+        ValueError: The file contains something other than OTLP/JSON lines. It is not changed.
     """
-    if not _LINE_BEGINNING.startswith(os.pread(fd, len(_LINE_BEGINNING), 0)):
+    if not _has_our_lines(fd):
         raise ValueError(
             f"{path} contains something other than OTLP/JSON log lines and is not changed; "
             "move it away, or name another path"
@@ -337,6 +339,22 @@ def _truncate_partial_line(fd: int, path: Path) -> int:
     if whole < size:
         os.ftruncate(fd, whole)
     return size - whole
+
+
+def _has_our_lines(fd: int) -> bool:
+    """Whether a file is empty or begins with a line of ours, or with what a power failure may leave of the first ones.
+
+    What was not synced, and so never counted as delivered, can be there as NULs, wholly or in part.
+    """
+    beginning = os.pread(fd, len(_LINE_BEGINNING), 0)
+    if not beginning.startswith(b"\0"):
+        return _LINE_BEGINNING.startswith(beginning)
+    offset = 0
+    while block := os.pread(fd, _BLOCK, offset):
+        if _NEVER_IN_LINES.search(block):
+            return False
+        offset += len(block)
+    return True
 
 
 def _end_of_last_line(fd: int, size: int) -> int:

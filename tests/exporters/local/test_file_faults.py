@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.exporter import Delivered, RetryLater
-from statsig_otel.exporters.local.file import FileExporter, FileSettings
+from statsig_otel.exporters.local.file import FileExporter, FileSettings, check_path
 from tests.exporters.local.files import ROOT, payload, run_child, titles
 
 BLOCK = 1 << 16  # what the exporter reads at a time when it looks for the last line feed
@@ -212,9 +212,30 @@ def test_a_torn_first_line_of_many_blocks_goes_altogether(
     assert f"removed a partial line of {size} bytes from the end of {path}" in caplog.text
 
 
+def test_a_first_write_that_a_power_failure_left_as_nuls_is_no_obstacle(
+    path: Path, opened: Callable[..., FileExporter]
+) -> None:
+    """It never counted as delivered. A whole line behind it stays: it may be one that did, if the disk is damaged."""
+    whole = b'{"resourceLogs":[]}\n'
+    for content, kept in {
+        bytes(40): b"",
+        bytes(3 * BLOCK): b"",
+        bytes(512) + '"é"}]}'.encode(): b"",
+        bytes(512) + b'"}]}\n' + whole + whole[:5]: bytes(512) + b'"}]}\n' + whole,
+    }.items():
+        path.write_bytes(content)
+        assert check_path(path) is None
+        exporter = opened(path)
+        assert path.read_bytes() == kept
+        assert exporter.send(payload("a"), 1, 5) == Delivered()
+        exporter.shutdown()
+        assert path.read_bytes().startswith(kept + b'{"resourceLogs":[{')
+        opened(path).shutdown()
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"x", b"letters", b"letters\n", b"{}\n", b'{"resourceSpans":[]}\n', b"\n", b"\0" * 40],
+    [b"x", b"letters", b"letters\n", b"{}\n", b'{"resourceSpans":[]}\n', b"\n", bytes(BLOCK) + b"\1a disk\n"],
 )
 def test_a_file_of_something_else_is_left_untouched(
     path: Path, opened: Callable[..., FileExporter], content: bytes
@@ -224,6 +245,7 @@ def test_a_file_of_something_else_is_left_untouched(
     with pytest.raises(ValueError, match="move it away, or name another path") as caught:
         opened(path)
     assert str(path) in str(caught.value)
+    assert "contains something other" in str(check_path(path))
     assert path.read_bytes() == content
     path.write_bytes(b"")
     opened(path)  # the refused file is not locked any more
