@@ -64,7 +64,7 @@ def main(directory: str, seed: str, part: str) -> None:
     chance = random.Random(f"{seed} {part}")
     numbers = itertools.count(1_000_000 * int(part))
     end = time.monotonic() + chance.uniform(0.3, 0.8)
-    with mock.patch.object(writer, "_IDLE", 0.05), running(Path(directory), exporters=EXPORTERS) as queue:
+    with mock.patch.object(writer, "_IDLE", 0.05), running(Path(directory, "queue"), exporters=EXPORTERS) as queue:
         work: list[Callable[[random.Random], None]] = [lambda own: send(queue, numbers, own, end)] * 3
         work.append(lambda own: deliver(queue, own, end))
         threads = [threading.Thread(target=one, args=(random.Random(chance.random()),)) for one in work]

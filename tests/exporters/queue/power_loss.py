@@ -1,4 +1,4 @@
-"""What a power loss can leave of a queue: a recorded run, and disk images of any of its moments.
+"""What a power loss can leave of a queue, or of other files: a recorded run, and disk images of any of its moments.
 
 A run is recorded by `trace.c`. At the moment of the power loss, all that was synced is on the disk. What was written
 since then is there or not, in any combination: each block of a file is in one of the states that it has had since the
@@ -16,8 +16,10 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -28,7 +30,7 @@ from tests.exporters.queue.helpers import PATIENCE, ROOT, dead_letters_in, deliv
 from tests.exporters.queue.load import EXPORTERS
 
 _PARTS: Final = 3
-"""How often a queue is started in one run."""
+"""How often a program is started in one run."""
 
 _HEADER: Final = struct.Struct("=IIQQQ")
 _T = TypeVar("_T")
@@ -62,11 +64,12 @@ class Event(NamedTuple):
     data: bytes
 
 
-def record(root: Path, seed: int, *, unsynced: str = "") -> list[Event]:
-    """Run a queue under load below a directory, with a few restarts, and return what it did to the disk.
+def record(root: Path, load: str, seed: int, *, unsynced: str = "") -> list[Event]:
+    """Run a program a few times over, and return what it did to a directory.
 
     Args:
         root: The directory, which exists.
+        load: The module with the program. Its arguments are the directory, the seed and how often it ran before.
         seed: Determines the load.
         unsynced: The name of a file whose syncs are left out.
     """
@@ -79,11 +82,10 @@ def record(root: Path, seed: int, *, unsynced: str = "") -> list[Event]:
         **({"UNSYNCED": unsynced} if unsynced else {}),
     }
     for part in range(_PARTS):
-        command = [sys.executable, "-m", "tests.exporters.queue.load", str(root / "queue"), str(seed), str(part)]
+        command = [sys.executable, "-m", load, str(root), str(seed), str(part)]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=4 * PATIENCE)
     events = list(_parse(trace.read_bytes()))
     trace.unlink()
-    shutil.rmtree(root / "queue")
     return events
 
 
@@ -113,10 +115,16 @@ class _File:
 
 
 class Disk:
-    """The disk of a recorded run."""
+    """The disk of a recorded run.
 
-    def __init__(self, events: Sequence[Event]) -> None:
+    Args:
+        events: What was recorded.
+        names_in_order: Whether a change of a name is there only if the earlier changes of this name are, too.
+    """
+
+    def __init__(self, events: Sequence[Event], *, names_in_order: bool = False) -> None:
         self.events = events
+        self._names_in_order = names_in_order
         self._root = _File(is_directory=True)
         self._indexes = [(number, one.data) for number, one in enumerate(events) if one.kind == Kind.SHARED_INDEX]
         self._follow()
@@ -151,9 +159,9 @@ class Disk:
                 case Kind.SYNC:
                     by_inode.get(one.inode, self._root).syncs.append((number, one.offset))
 
-    def image(self, to: Path, moment: int, chance: random.Random) -> None:
-        """Make what a power loss after `moment` events may leave."""
-        self._make(self._root, to, _Loss(moment, chance))
+    def image(self, to: Path, moment: int, chance: random.Random, *, luck: float | None = None) -> None:
+        """Make what a power loss after `moment` events may leave. With a luck of 1 that is all."""
+        self._make(self._root, to, _Loss(moment, chance, luck))
 
     def _make(self, file: _File, to: Path, loss: "_Loss") -> None:
         moment = loss.moment
@@ -166,9 +174,15 @@ class Disk:
             to.write_bytes(_content([one for one in file.changes if one[0] < moment], durable, loss))
             return
         to.mkdir()
+        there, as_before = dict[int, bool](), set[str]()
         # By the event: a rename is there as a whole or not at all.
-        there = {number: number < durable or loss.is_lucky() for number, _, _ in file.names if number < moment}
-        entries: dict[str, _File | None] = {name: entry for number, name, entry in file.names if there.get(number)}
+        for number, changed in groupby(file.names, lambda one: one[0]):
+            names = {name for _, name, _ in changed}
+            is_held_up = self._names_in_order and names & as_before
+            there[number] = number < moment and (number < durable or (not is_held_up and loss.is_lucky()))
+            if not there[number]:
+                as_before |= names
+        entries: dict[str, _File | None] = {name: entry for number, name, entry in file.names if there[number]}
         for name, entry in entries.items():
             if entry is None or name == "reserve":
                 continue
@@ -189,11 +203,12 @@ class Disk:
 class _Loss:
     """A power loss after `moment` events."""
 
-    def __init__(self, moment: int, chance: random.Random) -> None:
+    def __init__(self, moment: int, chance: random.Random, luck: float | None) -> None:
         self.moment = moment
         self.chance = chance
         self.block = chance.choice(_BLOCKS)
-        self._luck = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))  # how likely the last state is
+        # How likely the last state is.
+        self._luck = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0)) if luck is None else luck
         self.made: dict[_File, Path] = {}
 
     def is_lucky(self) -> bool:
@@ -248,35 +263,53 @@ def _apply(content: bytearray, change: Event) -> None:
     content[change.offset : change.offset + len(change.data)] = change.data
 
 
-@dataclass(frozen=True)
-class Promised:
-    """What was said before a moment: numbers that were acknowledged, sent by exporters, and kept as dead letters."""
-
-    acknowledged: set[int]
-    sent: Mapping[str, set[int]]
-    kept: set[int]
-
-
-def promised(events: Sequence[Event], moment: int) -> Promised:
+def said(events: Sequence[Event]) -> dict[str, set[int]]:
+    """The numbers that a program has said, by the word before them."""
     found: dict[str, set[int]] = {}
-    for one in events[:moment]:
+    for one in events:
         for line in one.data.decode().splitlines() if one.kind is Kind.SAID else ():
             word, number = line.split()
             found.setdefault(word, set()).add(int(number))
-    acknowledged, kept = found.pop("acknowledged", set()), found.pop("kept", set())
-    return Promised(acknowledged, found, kept)
+    return found
 
 
-def is_in_use(events: Sequence[Event], moment: int) -> bool:
+def images_of(
+    folder: Path, load: str, *, seed: int, images: int, unsynced: str = "", names_in_order: bool = False
+) -> Iterator[tuple[Path, Sequence[Event]]]:
+    """Record a run in a folder, which is made; images of random moments of it, each with the events before it."""
+    root, image = folder / "disk", folder / "image"
+    root.mkdir(parents=True)
+    events = record(root, load, seed, unsynced=unsynced)
+    disk = Disk(events, names_in_order=names_in_order)
+    disk.image(image, len(events), random.Random(seed), luck=1.0)
+    assert _contents(image) == _contents(root), "something that was done to the files is not recorded"
+    shutil.rmtree(image)
+    shutil.rmtree(root)
+    begun = next(number for number, one in enumerate(events) if one.kind is Kind.SAID)
+    for number in range(images):
+        chance = random.Random(f"{seed} {number}")
+        moment = chance.randrange(begun, len(events) + 1)
+        disk.image(image, moment, chance)
+        yield image, events[:moment]
+        shutil.rmtree(image)
+
+
+def _contents(root: Path) -> dict[Path, bytes]:
+    """All files, without those that an image does not have as they were."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name != "reserve")
+    return {path.relative_to(root): path.read_bytes() for path in files if not path.name.endswith("-shm")}
+
+
+def is_in_use(events: Sequence[Event]) -> bool:
     """Whether something was promised since the queue was last marked, as being in use."""
     marks = [
         (number, one.data)
-        for number, one in enumerate(events[:moment])
+        for number, one in enumerate(events)
         if one.kind is Kind.WRITE and one.data.startswith(b'{"clean": ')
     ]
     if not marks or b"false" not in marks[-1][1]:
         return False
-    return any(one.kind is Kind.SAID for one in events[marks[-1][0] : moment])
+    return any(one.kind is Kind.SAID for one in events[marks[-1][0] :])
 
 
 @dataclass(frozen=True)
@@ -284,7 +317,7 @@ class Outcome:
     """What became of an image."""
 
     missing: Mapping[str, set[int]]  # what was promised and is not there, by exporter
-    said: Sequence[str]  # what the queue logged as a warning or error
+    said: Sequence[str]  # what was logged as a warning or error
     is_misread: bool = False  # it was in use, and looks as if its owner had stopped in order
 
     @property
@@ -292,8 +325,9 @@ class Outcome:
         return bool(self.missing) or self.is_misread
 
 
-def check(image: Path, promise: Promised) -> Outcome:
-    """Open an image as a service does after a power loss, and look for what was promised."""
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """What the package logs as a warning or an error within the block."""
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -301,33 +335,37 @@ def check(image: Path, promise: Promised) -> Outcome:
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        with running(image / "queue", exporters=EXPORTERS) as queue:
-            settled(image / "queue")
-            found = {name: set(delivered(queue.cursor(name))) for name in EXPORTERS}
-            dead_letters = {int.from_bytes(one.uid) for one in dead_letters_in(queue.database) if one.uid is not None}
-    except (OSError, sqlite3.Error, QueueError, AssertionError) as error:
-        return Outcome({"all": promise.acknowledged}, [*lines, str(error)])
+        yield lines
     finally:
         logger.propagate = True
         logger.removeHandler(handler)
-    there = {name: numbers | promise.sent.get(name, set()) for name, numbers in found.items()}
+
+
+def check(image: Path, events: Sequence[Event]) -> Outcome:
+    """Open an image as a service does after a power loss, and look for what was promised."""
+    promised = said(events)
+    acknowledged, kept = promised.get("acknowledged", set()), promised.get("kept", set())
+    with warnings() as lines:
+        try:
+            with running(image / "queue", exporters=EXPORTERS) as queue:
+                settled(image / "queue")
+                found = {name: set(delivered(queue.cursor(name))) for name in EXPORTERS}
+                dead_letters = {
+                    int.from_bytes(one.uid) for one in dead_letters_in(queue.database) if one.uid is not None
+                }
+        except (OSError, sqlite3.Error, QueueError, AssertionError) as error:
+            return Outcome({"all": acknowledged}, [*lines, str(error)])
+    there = {name: numbers | promised.get(name, set()) for name, numbers in found.items()}
     there["otlp"] |= dead_letters
-    missing = {name: promise.acknowledged - numbers for name, numbers in there.items()}
-    missing["dead letters"] = promise.kept - dead_letters - found["otlp"]
+    missing = {name: acknowledged - numbers for name, numbers in there.items()}
+    missing["dead letters"] = kept - dead_letters - found["otlp"]
     return Outcome({name: numbers for name, numbers in missing.items() if numbers}, lines)
 
 
 def try_images(folder: Path, *, seed: int, images: int, unsynced: str = "") -> Iterator[Outcome]:
-    """Record a run in a folder, which is made, and check images of random moments of it."""
-    (folder / "root").mkdir(parents=True)
-    events = record(folder / "root", seed, unsynced=unsynced)
-    disk = Disk(events)
-    begun = next(number for number, one in enumerate(events) if one.kind is Kind.SAID)
-    for number in range(images):
-        chance = random.Random(f"{seed} {number}")
-        moment = chance.randrange(begun, len(events) + 1)
-        disk.image(folder / "image", moment, chance)
-        was_left_clean = QueueDirectory(folder / "image" / "queue").was_left_clean()
-        outcome = check(folder / "image", promised(events, moment))
-        yield replace(outcome, is_misread=was_left_clean and is_in_use(events, moment))
-        shutil.rmtree(folder / "image")
+    """Record a run of a queue in a folder, which is made, and check images of random moments of it."""
+    load = "tests.exporters.queue.load"
+    for image, events in images_of(folder, load, seed=seed, images=images, unsynced=unsynced):
+        was_left_clean = QueueDirectory(image / "queue").was_left_clean()
+        outcome = check(image, events)
+        yield replace(outcome, is_misread=was_left_clean and is_in_use(events))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporters.queue.power_loss import Disk, Event, Kind, try_images
+from tests.exporters.queue.power_loss import Disk, Event, Kind, images_of, try_images
 
 BLOCK = 4096
 
@@ -75,6 +75,34 @@ def test_a_truncation_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     written = images(events, tmp_path, 6)
     assert {before, b"", b"a" * BLOCK + b"b" * BLOCK, bytes(BLOCK) + b"b" * BLOCK} <= set(written)
     assert all(sectors([one], 1) <= {b"b", b"\0"} for one in written if one and one[:1] == b"\0")
+
+
+def test_where_names_are_in_order_a_name_is_taken_over_only_after_it_was_given_up(tmp_path: Path) -> None:
+    """A rotation: otherwise the old file would have no name any more."""
+    events = [
+        event(Kind.CREATE, 1, path="f"),
+        event(Kind.WRITE, 1, 0, data=b"a"),
+        event(Kind.SYNC, 1, 2),
+        event(Kind.SYNC, 99, 3),
+        event(Kind.RENAME, path="f\0g"),  # 4
+        event(Kind.CREATE, 2, path="f"),
+    ]
+    found = set[tuple[tuple[str, bytes], ...]]()
+    for in_order, lost in ((False, {(("f", b""),)}), (True, set())):
+        for number in range(50):
+            image = tmp_path / f"{in_order} {number}"
+            Disk(events, names_in_order=in_order).image(image, len(events), random.Random(number))
+            found.add(tuple(sorted((path.name, path.read_bytes()) for path in image.iterdir())))
+        assert found == {(("f", b"a"),), (("g", b"a"),), (("f", b""), ("g", b"a"))} | lost
+        found.clear()
+
+
+@pytest.mark.slow
+def test_a_run_is_recorded_whatever_calls_change_its_files(tmp_path: Path) -> None:
+    """And a call that the recorder misses is noticed."""
+    assert not list(images_of(tmp_path / "known", "tests.exporters.queue.calls", seed=0, images=0))
+    with pytest.raises(AssertionError, match="is not recorded"):
+        list(images_of(tmp_path / "unknown", "tests.exporters.queue.calls", seed=1, images=0))
 
 
 @pytest.mark.slow

@@ -9,6 +9,9 @@
  * An event is a struct event, a path, and data. Changes are written down in the order in which they happen. A sync is
  * written down once it has ended, with the number of the events that came before it began: these it has brought to disk.
  * What is written to standard output is an event too: so the trace tells what was promised at which moment.
+ *
+ * Other calls can change a file, too. After a run, a disk on which all events have arrived is compared with the real files:
+ * so a call that this library misses is found.
  */
 
 #define _GNU_SOURCE
@@ -90,6 +93,23 @@ static const char *below_root_at(int descriptor, char path[PATH])
     return !strcmp(path, root) ? "" : below_root(path);
 }
 
+/* The same for a path that may begin at a directory. */
+static const char *below_root_from(int directory, const char *path, char whole[2 * PATH])
+{
+    char base[PATH], link[64] = "/proc/self/cwd";
+    if (trace < 0 || path[0] == '/')
+        return below_root(path);
+    int saved = errno;
+    if (directory != AT_FDCWD)
+        snprintf(link, sizeof link, "/proc/self/fd/%d", directory);
+    ssize_t length = readlink(link, base, PATH - 1);
+    errno = saved;
+    if (length < 0)
+        return NULL;
+    snprintf(whole, 2 * PATH, "%.*s/%s", (int)length, base, path);
+    return below_root(whole);
+}
+
 static uint64_t inode_of(int descriptor)
 {
     struct stat found;
@@ -106,12 +126,13 @@ static int ends_with(const char *text, const char *end)
 
 static int open_traced(int directory, const char *path, int flags, mode_t mode)
 {
-    const char *name = below_root(path);
+    char whole[2 * PATH];
+    const char *name = below_root_from(directory, path, whole);
     if (!name)
         return (int)syscall(SYS_openat, directory, path, flags, mode);
     pthread_mutex_lock(&lock);
     struct stat before = {0};
-    int saved = errno, is_new = lstat(path, &before) && (flags & O_CREAT);
+    int saved = errno, is_new = fstatat(directory, path, &before, AT_SYMLINK_NOFOLLOW) && (flags & O_CREAT);
     errno = saved;
     int descriptor = (int)syscall(SYS_openat, directory, path, flags, mode);
     if (descriptor >= 0 && is_new)
@@ -137,52 +158,61 @@ int open64(const char *path, int flags, ...) { OPEN(open64, AT_FDCWD) }
 int openat(int directory, const char *path, int flags, ...) { OPEN(openat, directory) }
 int openat64(int directory, const char *path, int flags, ...) { OPEN(openat64, directory) }
 
-static int remove_traced(enum kind kind, const char *path, int flags)
+int unlinkat(int directory, const char *path, int flags)
 {
-    const char *name = below_root(path);
+    char whole[2 * PATH];
+    const char *name = below_root_from(directory, path, whole);
     if (!name)
-        return (int)syscall(SYS_unlinkat, AT_FDCWD, path, flags);
+        return (int)syscall(SYS_unlinkat, directory, path, flags);
     pthread_mutex_lock(&lock);
-    int failed = (int)syscall(SYS_unlinkat, AT_FDCWD, path, flags);
+    int failed = (int)syscall(SYS_unlinkat, directory, path, flags);
     if (!failed)
-        put(kind, 0, 0, name, strlen(name), NULL, 0);
+        put(flags & AT_REMOVEDIR ? RMDIR : UNLINK, 0, 0, name, strlen(name), NULL, 0);
     pthread_mutex_unlock(&lock);
     return failed;
 }
 
-int unlink(const char *path) { return remove_traced(UNLINK, path, 0); }
-int rmdir(const char *path) { return remove_traced(RMDIR, path, AT_REMOVEDIR); }
+int unlink(const char *path) { return unlinkat(AT_FDCWD, path, 0); }
+int rmdir(const char *path) { return unlinkat(AT_FDCWD, path, AT_REMOVEDIR); }
 
-static int enter_traced(enum kind kind, const char *from, const char *to)
+static int enter_traced(enum kind kind, int from, const char *path, int to, const char *new_path, int flags)
 {
-    const char *old = below_root(from), *new = below_root(to);
-    char both[2 * PATH];
+    char whole[2 * PATH], new_whole[2 * PATH], both[4 * PATH];
+    const char *old = below_root_from(from, path, whole), *new = below_root_from(to, new_path, new_whole);
     int length = old && new ? snprintf(both, sizeof both, "%s%c%s", old, 0, new) : 0;
     pthread_mutex_lock(&lock);
-    int failed = kind == LINK ? (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0)
-                              : (int)syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
+    int failed = kind == LINK ? (int)syscall(SYS_linkat, from, path, to, new_path, flags)
+                              : (int)syscall(SYS_renameat, from, path, to, new_path);
     if (!failed && length)
         put(kind, 0, 0, both, (size_t)length, NULL, 0);
     pthread_mutex_unlock(&lock);
     return failed;
 }
 
-int rename(const char *from, const char *to) { return enter_traced(RENAME, from, to); }
-int link(const char *from, const char *to) { return enter_traced(LINK, from, to); }
-
-int mkdir(const char *path, mode_t mode)
+int rename(const char *old, const char *new) { return enter_traced(RENAME, AT_FDCWD, old, AT_FDCWD, new, 0); }
+int renameat(int from, const char *old, int to, const char *new) { return enter_traced(RENAME, from, old, to, new, 0); }
+int link(const char *old, const char *new) { return enter_traced(LINK, AT_FDCWD, old, AT_FDCWD, new, 0); }
+int linkat(int from, const char *old, int to, const char *new, int flags)
 {
-    const char *name = below_root(path);
+    return enter_traced(LINK, from, old, to, new, flags);
+}
+
+int mkdirat(int directory, const char *path, mode_t mode)
+{
+    char whole[2 * PATH];
+    const char *name = below_root_from(directory, path, whole);
     if (!name)
-        return (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+        return (int)syscall(SYS_mkdirat, directory, path, mode);
     pthread_mutex_lock(&lock);
-    int failed = (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+    int failed = (int)syscall(SYS_mkdirat, directory, path, mode);
     struct stat found;
     if (!failed)
-        put(MKDIR, stat(path, &found) ? 0 : found.st_ino, 0, name, strlen(name), NULL, 0);
+        put(MKDIR, fstatat(directory, path, &found, 0) ? 0 : found.st_ino, 0, name, strlen(name), NULL, 0);
     pthread_mutex_unlock(&lock);
     return failed;
 }
+
+int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
 
 /* --- contents ---------------------------------------------------------------------------------------------------- */
 
@@ -211,7 +241,8 @@ ssize_t write(int descriptor, const void *data, size_t size)
     if (trace < 0 || (!is_traced && descriptor != 1))
         return syscall(SYS_write, descriptor, data, size);
     pthread_mutex_lock(&lock);
-    off_t offset = is_traced ? lseek(descriptor, 0, SEEK_CUR) : 0;
+    int at_end = is_traced && (fcntl(descriptor, F_GETFL) & O_APPEND);
+    off_t offset = is_traced ? lseek(descriptor, 0, at_end ? SEEK_END : SEEK_CUR) : 0;
     if (!is_traced)
         put(SAID, 0, 0, NULL, 0, data, size);
     ssize_t written = syscall(SYS_write, descriptor, data, size);
@@ -236,6 +267,26 @@ int ftruncate64(int descriptor, off64_t size)
 
 int ftruncate(int descriptor, off_t size) { return ftruncate64(descriptor, size); }
 
+/* Copies within the kernel: Python falls back to the calls above. */
+static int is_refused(int descriptor)
+{
+    char path[PATH];
+    if (!below_root_at(descriptor, path))
+        return 0;
+    errno = ENOSYS;
+    return 1;
+}
+
+ssize_t sendfile64(int to, int from, off64_t *offset, size_t size)
+{
+    return is_refused(to) ? -1 : syscall(SYS_sendfile, to, from, offset, size);
+}
+
+ssize_t copy_file_range(int from, off64_t *read, int to, off64_t *written, size_t size, unsigned int flags)
+{
+    return is_refused(to) ? -1 : syscall(SYS_copy_file_range, from, read, to, written, size, flags);
+}
+
 static int sync_traced(long number, int descriptor)
 {
     char path[PATH];
@@ -259,6 +310,16 @@ static int sync_traced(long number, int descriptor)
 
 int fsync(int descriptor) { return sync_traced(SYS_fsync, descriptor); }
 int fdatasync(int descriptor) { return sync_traced(SYS_fdatasync, descriptor); }
+
+/* --- the end ----------------------------------------------------------------------------------------------------- */
+
+/* Not between a change and its event. */
+void _exit(int code)
+{
+    pthread_mutex_lock(&lock);
+    syscall(SYS_exit_group, code);
+    __builtin_unreachable();
+}
 
 /* --- the log's index, which is written in memory ------------------------------------------------------------------ */
 
