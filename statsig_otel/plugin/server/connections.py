@@ -31,7 +31,7 @@ _throttle: Final = LogThrottle(_logger)
 _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
 _MOST_MAKE_ROOM: Final = 16  # of these, at most an eighth of all; their descriptors are free in the next round only
 _MIN_IDLE: Final = 0.1  # seconds in which a client can begin a request before its connection may make room
-_MIN_WAIT: Final = 0.3  # as above, to go on with a request or a handshake: the longest round trips between continents
+_MIN_BEGUN: Final = 0.3  # as above, to go on with a request or a handshake: the longest round trips between continents
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
@@ -234,7 +234,7 @@ class Connections:
         If its client has sent what is not yet read, its wait is prolonged, but only once: a client that sends single
         bytes has almost always sent one.
         """
-        for waiting, least in ((self._idle, _MIN_IDLE), (self._begun, _MIN_WAIT)):
+        for waiting, least in ((self._idle, _MIN_IDLE), (self._begun, _MIN_BEGUN)):
             while waiting:
                 connection, (since, is_prolonged) = next(iter(waiting.items()))
                 if since + least > self._loop.time():

@@ -44,10 +44,16 @@ MAX_PARTS: Final = 250_000
 
 _TOO_MANY_PARTS: Final = f"has more than {MAX_PARTS:,} objects, arrays and members"
 
+_PLAIN: Final = r'[^"\[\]{}:]'
 _PARTS: Final = re.compile(
-    r'(?>"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z))|(?P<begin>[\[{])|(?P<end>[\]}])|(?P<member>:)', re.DOTALL
+    rf'(?:"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|(?P<begin>[\[{{])|(?P<end>[\]}}])|(?P<member>:)|{_PLAIN}){_PLAIN}{{0,4096}}+',
+    re.DOTALL,
 )
-"""A string, also one without its end, so that no character is looked at twice; or what begins or ends a part."""
+"""What begins or ends a part; or a string, also one without its end, so that no character is looked at twice. And some
+of what follows: no other thread runs during a match, so it is a few thousand characters and one string at most."""
+
+_BLOCK: Final = 64 << 10
+"""Characters in which the brackets and colons are counted at once, to find out how much may be decoded in one call."""
 
 
 class _Nothing(msgspec.Struct, gc=False):
@@ -129,7 +135,15 @@ class Item:
             except (msgspec.MsgspecError, ValueError, RecursionError):  # the reader below says what it is
                 pass
         scanner = _Scanner(self.text)
-        return Decoded(None, _TOO_MANY_PARTS) if scanner.is_crowded() else scanner.decoded()
+        try:
+            decoded = scanner.exactly()
+        except _TooManyPartsError:
+            return Decoded(None, _TOO_MANY_PARTS)
+        except RecursionError:
+            decoded = scanner.decoded()
+        scanner.skip_spaces()
+        scanner.end()
+        return decoded
 
     @property
     def value(self) -> object:
@@ -221,8 +235,8 @@ class _Scanner:
             parse_constant=self._numbers.constant,
             strict=True,
         )
-        self._may_be_crowded = sum(map(text.count, "[{:")) > MAX_PARTS
         self.skip_spaces()
+        self._begin_window()
 
     def skip_spaces(self) -> None:
         """Go on to the next character that is not a space."""
@@ -249,25 +263,53 @@ class _Scanner:
         self.skip_spaces()
         return value
 
+    def exactly(self) -> Decoded:
+        """Decode one value of any kind.
+
+        Raises:
+            RecursionError: It is nested too deeply.
+            _TooManyPartsError: It has too many parts.
+        """
+        value = self._decode()
+        return Decoded(value, self._numbers.problem)
+
     def decoded(self) -> Decoded:
         """Decode one value of any kind, as much of it as can be read."""
-        self._numbers.problem = None
         try:
-            return Decoded(self._decode(), self._numbers.problem)
+            return self.exactly()
         except RecursionError:
             return Decoded(self._decode_shallowly(self._decode_or_step_over), "is nested too deeply")
         except _TooManyPartsError:
             return Decoded(self._decode_shallowly(self._decode_or_skip), _TOO_MANY_PARTS)
 
     def _decode(self) -> object:
-        if self.is_crowded():
-            raise _TooManyPartsError
+        self._numbers.problem = None
+        while self.peek() in _BRACKETS:
+            try:
+                value, length = self._decoder.raw_decode(self._window, self._position - self._window_at)
+            except JSONDecodeError:  # or the value does not end in the window
+                self._numbers.problem = None
+                if self._window_at < self._position:
+                    self._begin_window()
+                    continue
+                if self._window_at + len(self._window) < len(self._text) and self._end_by_brackets(MAX_PARTS) < 0:
+                    raise _TooManyPartsError from None
+                break
+            self._position = self._window_at + length
+            return value
         value, self._position = self._decoder.raw_decode(self._text, self._position)
         return value
 
-    def is_crowded(self) -> bool:
-        """Whether the next value has too many parts."""
-        return self._may_be_crowded and self.peek() in _BRACKETS and self._end_by_brackets(MAX_PARTS) < 0
+    def _begin_window(self) -> None:
+        """Begin the part of the text here that may be decoded in one call: it can't have too many parts."""
+        end, parts = self._position, 0
+        while end < len(self._text):
+            block = self._text[end : end + _BLOCK]
+            parts += sum(map(block.count, "[{:"))
+            if parts > MAX_PARTS:
+                break
+            end += _BLOCK
+        self._window_at, self._window = self._position, self._text[self._position : end]
 
     def _end_by_brackets(self, most: float) -> int:
         """Where the next array or object ends, or else the text; -1 if it has more parts than that.
@@ -279,7 +321,7 @@ class _Scanner:
             parts += found.lastgroup in {"begin", "member"}
             depth += (found.lastgroup == "begin") - (found.lastgroup == "end")
             if depth <= 0:
-                return found.end()
+                return found.end("end")
             if parts > most:
                 return -1
         return len(self._text)

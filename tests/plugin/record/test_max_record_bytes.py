@@ -125,6 +125,7 @@ print(peak() - before, len(mapped.changes), len(mapped.invalid))
         (lambda: {"description": "Added rule x\n" * 1_100_000}, 0, 350),
         (lambda: {"description": "Groups added: " + ",".join(["a"] * 7_000_000)}, 0, 350),
         (lambda: {"x": [1.5] * 3_500_000}, 1, 250),
+        (lambda: {"c": ":" * 260_000, "d": "\n" * 7_000_000}, 1, 250),
         (lambda: {"x": [{}] * 4_700_000}, 0, 100),
         (lambda: {"x": [[[]]] * 2_300_000}, 0, 100),
         (lambda: {"x": [{"": 0}] * 2_000_000}, 0, 100),

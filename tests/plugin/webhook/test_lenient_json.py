@@ -114,13 +114,19 @@ def test_parts_are_counted_outside_of_strings(part: str) -> None:
             assert Item(text.strip()).decoded() == read(text) == (json.loads(text), None)
 
 
-@pytest.mark.parametrize("many", [f"[{'[],' * MAX_PARTS}0]", '{"a":' * HALF + "0" + "}" * HALF])
-def test_an_item_with_too_many_parts_leaves_its_neighbours_alone(many: str) -> None:
+MANY: Final = {"arrays": f"[{'[],' * MAX_PARTS}0]", "an object": f'{{"x": [{{}}{",[[]]" * HALF}]}}'}
+"""Values with too many parts."""
+
+
+@pytest.mark.parametrize("kind", slow_except(MANY, "an object"))
+def test_an_item_with_too_many_parts_leaves_its_neighbours_alone(kind: str) -> None:
     """Of it, only numbers, strings and the like are decoded."""
+    many = MANY[kind]
     text = f'{{"a": {many} , "b": 1, "c": [2]}}'
-    assert split_at_all(f'[ {{"c": 2}}, {text} , {{"d": NaN}}]') == Items(
-        3, (Item('{"c": 2}'), Item(text), Item('{"d": NaN}'))
-    )
+    large = f'{{"many": [{"[]," * HALF}0]}}'  # together they are too many
+    texts = [large, large, text, '{"d": NaN}', large]
+    assert split_at_all(f"[ {' , '.join(texts)}]") == Items(5, tuple(map(Item, texts)))
+    assert [Item(one).problem for one in texts] == [None, None, CROWDED, "contains NaN, which is not JSON", None]
     assert read(text) == ({"a": None, "b": 1, "c": None}, CROWDED)
     assert read(many).problem == CROWDED
     for end in ("", "]", '"'):
