@@ -134,8 +134,7 @@ def _signed_requests(shape: Shape, secret: str) -> Iterator[bytes]:
 
 def _otlp_requests(shape: Shape) -> Iterator[bytes]:
     for body in bodies(shape):
-        headers, sent = headers_and_body(body, "otlp")
-        yield _request("".join(f"{name}: {value}\r\n" for name, value in headers.items()), sent)
+        yield request(body, "otlp")
 
 
 def headers_and_body(body: bytes, wire: Wire) -> tuple[dict[str, str], bytes]:
@@ -149,10 +148,10 @@ def headers_and_body(body: bytes, wire: Wire) -> tuple[dict[str, str], bytes]:
     return {"content-type": "application/x-protobuf"}, export.SerializeToString()
 
 
-def request(body: bytes) -> bytes:
-    """A signed request with a body of one's own."""
-    headers, body = headers_and_body(body, "webhook")
-    return _request("".join(f"{name}: {value}\r\n" for name, value in headers.items()), body)
+def request(body: bytes, wire: Wire = "webhook") -> bytes:
+    """A request with a given body, as a webhook with a signature."""
+    headers, sent = headers_and_body(body, wire)
+    return _request("".join(f"{name}: {value}\r\n" for name, value in headers.items()), sent)
 
 
 def _request(fields: str, *body: bytes) -> bytes:

@@ -38,6 +38,11 @@ def without_these(secrets: Iterable[str], text: str) -> str:
     return text
 
 
+def without_credentials(host: str) -> str:
+    """What was written in the place of a host, without the user and the password or the query of a URL."""
+    return host.rpartition("@")[2].partition("?")[0]
+
+
 class ReadApart:
     """Marks a field that is not a key of its model: another model reads it."""
 

@@ -137,7 +137,7 @@ class Site:
 
     @property
     def leaks(self) -> list[str]:
-        """What was said of which secret, and where."""
+        """The secrets that were found, each with its place and the text around it."""
         found = hidden(self.canaries)
         return [
             f"{name} in {where}: {text[max(text.index(spelling) - 200, 0) :][:400]}"

@@ -14,7 +14,7 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration, Timeout
-from statsig_otel.config.values import ReadAs, Secret
+from statsig_otel.config.values import ReadAs, Secret, without_credentials
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
 from statsig_otel.exporters.network.tls import NOTHING, ClientTlsSettings
@@ -277,7 +277,7 @@ class KafkaSettings(Settings):
     @classmethod
     def _want_a_list(cls, brokers: Any) -> Any:
         if isinstance(brokers, str):
-            shown = ", ".join(one.rpartition("@")[2].partition("?")[0] for one in brokers.replace(",", " ").split())
+            shown = ", ".join(map(without_credentials, brokers.replace(",", " ").split()))
             raise SettingError("must be a list", f"write [{shown}]")
         return brokers
 

@@ -98,7 +98,7 @@ class Connections:
         self.accept()
 
     def connection_works(self, connection: HttpConnection) -> None:
-        """The connection has a whole request."""
+        """The connection does not wait for its client: it has a whole request, or is closed."""
         self._idle.pop(connection, None)
         self._begun.pop(connection, None)
 
@@ -113,7 +113,7 @@ class Connections:
             server_refused.add(1, int(error.status), error.kind)
             journal.add_request("", error.status, error.kind, error.explanation, port=self._port)
 
-    def _heard(self, protocol: asyncio.BaseProtocol) -> None:
+    def _handshake_answered(self, protocol: asyncio.BaseProtocol) -> None:
         if isinstance(protocol, HttpConnection):
             self.connection_waits(protocol, has_begun=True)
 
@@ -284,7 +284,7 @@ class Connections:
                 context,
                 turns=self.turns,
                 buffer=self._tls_buffer,
-                heard=self._heard,
+                answered=self._handshake_answered,
                 failed=self._handshake_failed,
             )
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)

@@ -59,7 +59,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         context: For servers.
         turns: The connections that have more to read than one turn may take.
         buffer: `READ` bytes, which all transports of a loop share. They are in use only while the socket is read.
-        heard: Called with the protocol when OpenSSL answers a part of the handshake, as it does two or three times.
+        answered: Called with the protocol when OpenSSL answers a part of the handshake, as it does two or three times.
         failed: Called with the error of a handshake that failed.
     """
 
@@ -70,7 +70,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         *,
         turns: Turns,
         buffer: bytearray,
-        heard: Callable[[asyncio.BaseProtocol], None],
+        answered: Callable[[asyncio.BaseProtocol], None],
         failed: Callable[[ssl.SSLError], None],
     ) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._context = context
         self._turns = turns
         self._buffer = buffer
-        self._heard = heard
+        self._answered = answered
         self._failed = failed
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -246,7 +246,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 self._tls.do_handshake()
                 self._is_established = True
         if is_handshake and self._outgoing.pending:
-            self._heard(self._protocol)
+            self._answered(self._protocol)
         if content:
             self._credit += len(content) - RECORD_COSTS
         else:

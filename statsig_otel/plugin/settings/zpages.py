@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque, reveal
-from statsig_otel.config.values import Secret
+from statsig_otel.config.values import Secret, without_credentials
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.addresses import ListenEndpoint, address_of
 
@@ -63,8 +63,9 @@ class ZpagesSettings(Settings):
     def _check_hosts(cls, hosts: list[str]) -> list[str]:
         for host in hosts:
             if not _HOST.fullmatch(host):
-                shown = host.rpartition("@")[2].partition("?")[0]
-                raise SettingError(f"{shown!r} is not a host name", "no scheme, no port and no path")
+                raise SettingError(
+                    f"{without_credentials(host)!r} is not a host name", "no scheme, no port and no path"
+                )
         return hosts
 
     @model_validator(mode="after")

@@ -35,7 +35,6 @@ _MAX_DIGITS: Final = 4300
 """CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
 a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
 
-
 MAX_AT_ONCE: Final = 256 << 10
 """Characters that are decoded in one call whatever they contain. Other threads wait for the call, some milliseconds."""
 

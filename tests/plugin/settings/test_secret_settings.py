@@ -1,4 +1,4 @@
-"""Which settings hold a secret, and that no error of any settings says one.
+"""The settings that hold a secret are known, and no error of any settings shows one.
 
 A new setting fails here until the canaries of tests/e2e/canaries.py have it, or until it is listed as public below.
 """
