@@ -8,7 +8,8 @@ from statsig_otel.plugin.server.reader import MAX_TARGET
 from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
 from tests.attacks.attack import ALL, Attack, sends
 from tests.attacks.counting import in_few_steps, without_parsed_query
-from tests.attacks.steps import LONG, costly_groups, empty_records, head, long_handshakes
+from tests.attacks.steps import LONG, head
+from tests.attacks.tls_steps import costly_groups, empty_records, long_handshakes
 from tests.attacks.turns import tiny_records
 
 COSTLY: Final = (

@@ -5,16 +5,10 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import ssl
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
 from typing import Any, Final
 
-import trustme
-
-from benchmarks import tls_records
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
@@ -24,14 +18,12 @@ from tests.plugin.http_client import request
 from tests.plugin.server.echo import (
     POST,
     EchoApp,
-    Running,
     echo_server,
     is_closed,
     read_answer,
     read_to_end,
     read_until,
     serving,
-    trusting,
 )
 from tests.waiting import wait_until
 
@@ -127,34 +119,6 @@ def trickling_connections(serve: Serve) -> None:
         assert is_closed_in_time(trickling)
 
 
-def silent_beside_far(serve: Serve) -> None:
-    """The client that is far away has waited for longer, in the middle of its webhook or of a handshake with TLS."""
-    with serve(max_connections=2) as site, contextlib.ExitStack() as stack:
-        far, whole = stack.enter_context(site.connect()), webhook()
-        far.sendall(whole[:-1])
-        wait_for_bodies(site, len(BODY) - 1)
-        silent = stack.enter_context(site.connect())
-        time.sleep(0.35)  # both have waited for long enough to make room
-        assert site.is_well()
-        assert is_closed_in_time(silent)
-        far.sendall(whole[-1:])
-        assert awaited(far).status == 200
-    with tls_server(EchoApp(), max_connections=2) as running, contextlib.ExitStack() as stack:
-        far, client = stack.enter_context(running.connect()), tls_records.TlsClient()
-        end = client.handshake()
-        while not client.is_ready:
-            far.sendall(end)
-            received = far.recv(1 << 16)
-            assert received
-            end = client.handshake(received)
-        silent = stack.enter_context(running.connect())
-        time.sleep(0.35)
-        stack.enter_context(running.connect())
-        assert is_closed_in_time(silent)
-        far.sendall(end + client.record(POST % (b"", 0, b"")))
-        assert answered(client, far)
-
-
 class BusyApp(EchoApp):
     """`/hold` blocks the loop until `go_on` is set, so that what clients do meanwhile is found all at once."""
 
@@ -186,23 +150,6 @@ def connections_to_a_busy_server(_: Serve) -> None:
         assert (answer.status, answer.body) == (200, b"sent")
 
 
-def left_handshakes(_: Serve) -> None:
-    app, authority, hello = BusyApp(), trustme.CA(), ssl.MemoryBIO()
-    context = trusting(authority)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1").do_handshake()
-    with tls_settings(authority) as tls, serving(echo_server(app, tls=tls)) as running, contextlib.ExitStack() as stack:
-        holding = stack.enter_context(context.wrap_socket(running.connect(), server_hostname="127.0.0.1"))
-        holding.sendall(POST % (b"hold", 0, b""))
-        assert app.holding.wait(PATIENCE)
-        left = stack.enter_context(running.connect())
-        left.sendall(hello.read())
-        left.shutdown(socket.SHUT_WR)
-        app.go_on.set()
-        assert read_to_end(left) == b"", "the server has answered somebody who had left"
-        assert read_answer(holding)[0] == 200
-
-
 def unread_answers(_: Serve) -> None:
     """The receiver's answers are small, so this one attacks an application with large ones."""
     with serving(echo_server(read_header_timeout=0.3)) as running, running.connect() as connection:
@@ -223,12 +170,6 @@ def piled_up_answers(_: Serve) -> None:
             wait_until(lambda: len(app.bodies) > 1, within=1.0)
         assert len(app.bodies) == 1, "the answers are kept for a client that does not read"
         assert read_until(connection, b"second").count(b"HTTP/1.1 200 ") == 2
-
-
-def unfinished_handshakes(serve: Serve) -> None:
-    authority = trustme.CA()
-    with tls_settings(authority) as tls, serve(tls=tls, read_header_timeout=0.3) as site, site.connect() as silent:
-        assert is_closed_in_time(silent)
 
 
 def endless_body(_: Serve) -> None:
@@ -253,72 +194,6 @@ def send_to_nobody(framing: bytes, part: bytes) -> None:
         app.release.set()
         wait_until(lambda: app.sizes, "the application", within=PATIENCE)
     assert app.sizes[0] <= MOST_KEPT, f"{app.sizes[0]} bytes were read, and nobody had asked for them"
-
-
-def empty_records(_: Serve) -> None:
-    """Each of these many small records takes as long as a large one."""
-    with tls_server(EchoApp()) as running:
-        for number, content, is_update in ((200, b"", True), (200, b"x" * 64, True), (3000, b"x", False)):
-            with running.connect() as connection, contextlib.suppress(ConnectionError):
-                client = tls_records.connected(connection.sendall, partial(connection.recv, 1 << 16))
-                connection.sendall(client.record(POST % (b"", number * len(content) + 1, b"")))
-                for _step in range(number):
-                    update = client.key_update() if is_update else b""
-                    connection.sendall(update + (client.record(content) if content else b""))
-                connection.sendall(client.record(b"x"))
-                assert not answered(client, connection), f"{number} records of {len(content)} bytes"
-        with running.connect() as connection, contextlib.suppress(ConnectionError):
-            hello = tls_records.TlsClient().handshake()
-            for byte in hello[5:]:
-                connection.sendall(b"\x16\x03\x01\0\x01%c" % byte)
-            assert not connection.recv(1 << 16), "the handshake goes on"
-
-
-def long_handshakes(_: Serve) -> None:
-    """A ClientHello with more protocols than a client speaks (ALPN)."""
-    with tls_server(EchoApp()) as running:
-        for protocols, is_refused in ((5, False), (1000, True)):
-            context = trusting(trustme.CA())
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            context.set_alpn_protocols([*(f"{number:050}" for number in range(protocols)), "http/1.1"])
-            with running.connect() as connection, refusing(is_refused):
-                context.wrap_socket(connection).close()
-
-
-def costly_groups(_: Serve) -> None:
-    with tls_server(EchoApp()) as running:
-        for group, is_refused in (("prime256v1", False), ("secp384r1", True), ("secp521r1", True), ("ffdhe8192", True)):
-            context = trusting(trustme.CA())
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            with contextlib.suppress(ValueError, ssl.SSLError):  # an older OpenSSL, or Python, knows no ffdhe
-                context.set_ecdh_curve(group)
-                with running.connect() as connection, refusing(is_refused):
-                    context.wrap_socket(connection).close()
-
-
-@contextlib.contextmanager
-def refusing(is_refused: bool) -> Iterator[None]:
-    """Whether what is done in the block fails."""
-    try:
-        yield
-    except OSError:
-        assert is_refused
-    else:
-        assert not is_refused
-
-
-def answered(client: tls_records.TlsClient, connection: socket.socket) -> bool:
-    """Whether an answer comes before the end of the connection."""
-    while received := connection.recv(1 << 16):
-        if client.received(received).startswith(b"HTTP/1.1 200 "):
-            return True
-    return False
-
-
-@contextlib.contextmanager
-def tls_server(app: EchoApp, **options: Any) -> Iterator[Running]:
-    with tls_settings(trustme.CA()) as tls, serving(echo_server(app, tls=tls, **options)) as running:
-        yield running
 
 
 def pipelined(serve: Serve) -> None:
@@ -458,21 +333,6 @@ def without_sniffing(serve: Serve) -> None:
                 b"\r\nx-content-type-options: nosniff\r\n"
                 in site.answer(data.replace(b"Host: test", b"Host: test\r\nConnection: close")).lower()
             )
-
-
-@contextlib.contextmanager
-def tls_settings(authority: trustme.CA) -> Any:
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
-    from statsig_otel.plugin.server.tls import ServerTlsSettings
-
-    with TemporaryDirectory() as directory:
-        certificate = authority.issue_cert("127.0.0.1")
-        cert_file, key_file = Path(directory, "cert.pem"), Path(directory, "key.pem")
-        cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
-        key_file.write_bytes(certificate.private_key_pem.bytes())
-        yield ServerTlsSettings(cert_file=cert_file, key_file=key_file)
 
 
 def signed_at(offset_ms: int) -> Any:

@@ -14,7 +14,7 @@ from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, BadRequestError
 from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
 from statsig_otel.plugin.server.turns import NextTurn, Turns
 from tests.attacks.attack import PATIENCE, Serve
-from tests.attacks.steps import answered, tls_server
+from tests.attacks.tls_steps import answered, tls_server
 from tests.plugin.server.echo import POST, EchoApp, echo_server, read_answer, serving
 
 
