@@ -50,7 +50,7 @@ class Site:
             with contextlib.suppress(ConnectionError):  # the answer comes before the end of a long request
                 connection.sendall(data)
             if self.ends:
-                return _until_closed(connection)
+                return until_closed(connection)
             answer = awaited(connection)
             return b"HTTP/1.1 %d \r\n\r\n%s" % (answer.status, answer.body)
 
@@ -70,7 +70,7 @@ def awaited(connection: socket.socket) -> Response:
         raise AssertionError(f"no answer came: {error!r}") from error
 
 
-def _until_closed(connection: socket.socket) -> bytes:
+def until_closed(connection: socket.socket) -> bytes:
     """All that the server sends. It has to close the connection."""
     data = b""
     with contextlib.suppress(ConnectionError):

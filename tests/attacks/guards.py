@@ -11,11 +11,19 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Edit:
-    """How a guard is removed: a text of a module, and what replaces it."""
+    """How a guard, or a part of one, is removed.
+
+    Attributes:
+        module: The name of the module.
+        guard: A text of that module.
+        without: What replaces it.
+        alone: Whether a row fails if only this text is replaced. If not, a comment says what else stops the attacks.
+    """
 
     module: str
     guard: str
     without: str
+    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Guard:
 
     Attributes:
         does: What it does, for the documentation.
-        edits: What removes it at all sites. Where two parts of the code do the same, both are removed.
+        edits: What removes it at all sites, all of them together. Where two parts of the code do the same, both are
+            removed.
     """
 
     does: str
@@ -58,10 +67,11 @@ GUARDS: Final[dict[str, Guard]] = {
             Edit(
                 READER,
                 'rb"(?:\\r\\n)?([A-Z_-]+) ([!-~]+) HTTP/([0-9]\\.[0-9])\\r\\n"',
-                'rb"([A-Z_-]+) +([!-~]+)() ?.*\\r\\n"',
+                'rb"([A-Z_-]+) +([!-~]+) ?(?:.*/)?([0-9.]*).*\\r\\n"',
             ),
             Edit(READER, 'if version not in ("1.0", "1.1"):', "version = '1.1'\n    if False:"),
-            Edit(READER, _HTTPTOOLS, _NAIVE),
+            # What is above stops the same.
+            Edit(READER, _HTTPTOOLS, _NAIVE, alone=False),
         ),
     ),
     "early check": Guard(
@@ -121,7 +131,8 @@ GUARDS: Final[dict[str, Guard]] = {
         "There is at most one Content-Length, of digits only.",
         (
             Edit(READER, "if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):", "if False:"),
-            Edit(READER, _HTTPTOOLS, _NAIVE),
+            # The reader's own look at these headers stops the same.
+            Edit(READER, _HTTPTOOLS, _NAIVE, alone=False),
             Edit(INTAKE, "if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):", "if False:"),
         ),
     ),
@@ -133,7 +144,8 @@ GUARDS: Final[dict[str, Guard]] = {
                 'if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or lengths or version == "1.0"):',
                 "if False:",
             ),
-            Edit(READER, _HTTPTOOLS, _NAIVE),
+            # The reader's own look at these headers stops the same.
+            Edit(READER, _HTTPTOOLS, _NAIVE, alone=False),
         ),
     ),
     "CONNECT": Guard("A request to be a proxy is refused.", (Edit(READER, 'if method == "CONNECT":', "if False:"),)),
@@ -175,15 +187,18 @@ GUARDS: Final[dict[str, Guard]] = {
     "no late headers": Guard(
         "Trailers never become headers.",
         (
+            # Nothing has to be removed. It takes both to add the fault.
             Edit(
                 READER,
                 "            self._chunks = _Chunks()\n",
                 "            self._chunks = _Chunks()\n            self._chunks.fields = head.fields\n",
+                alone=False,
             ),
             Edit(
                 READER,
                 "            self._trailer_lines += 1\n",
                 "            self._trailer_lines += 1\n            self.fields.append(tuple(line.split(b': ', 1)))\n",
+                alone=False,
             ),
         ),
     ),
@@ -200,7 +215,8 @@ GUARDS: Final[dict[str, Guard]] = {
         "their content.",
         (
             Edit(TLS_TRANSPORT, "if self._credit < 0:", "if False:"),
-            Edit(TLS_TRANSPORT, "if has_ended or self._credit < 0 or not", "if has_ended or not"),
+            # This only ends the turn of a connection that is closed behind it.
+            Edit(TLS_TRANSPORT, "if has_ended or self._credit < 0 or not", "if has_ended or not", alone=False),
         ),
     ),
     "one group": Guard(
@@ -211,25 +227,22 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 CONNECTION,
-                "        self._reader = RequestReader()\n        self._exchange: ",
-                "        self._reader = RequestReader()\n        self.behind = b''\n        self._exchange: ",
-            ),
-            Edit(
-                CONNECTION,
                 "            if rest:\n                self._discard()\n",
-                "            self.behind += rest\n",
+                "            self.behind = getattr(self, 'behind', b'') + rest\n",
             ),
             Edit(
                 CONNECTION,
                 "        if self._exchange is not None and self._reader.is_complete:\n            self._discard()\n",
                 "        if self._exchange is not None and self._reader.is_complete:\n"
-                "            self.behind += data\n            return\n",
+                "            self.behind = getattr(self, 'behind', b'') + data\n            return\n",
             ),
+            # This removes nothing: it handles what the others have kept.
             Edit(
                 CONNECTION,
                 "            self._pause_reading()\n\n    def abort(self)",
-                "            self._pause_reading()\n        data, self.behind = self.behind, b''\n"
+                "            self._pause_reading()\n        data, self.behind = getattr(self, 'behind', b''), b''\n"
                 "        if data:\n            self._read(data)\n\n    def abort(self)",
+                alone=False,
             ),
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import select
 import socket
@@ -12,7 +13,7 @@ from typing import Any, Final
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
-from tests.attacks.attack import PATIENCE, Serve, Site, awaited
+from tests.attacks.attack import PATIENCE, Serve, Site, awaited, until_closed
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
 from tests.plugin.http_client import request
 from tests.plugin.server.echo import (
@@ -199,9 +200,33 @@ def send_to_nobody(framing: bytes, part: bytes) -> None:
 def pipelined(serve: Serve) -> None:
     with serve() as site:
         answer = site.answer(request(VERIFICATION) + hidden_request() * 3000)
+        assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.count(b"HTTP/1.1 ") == 1
         assert not site.taken.batches
         assert site.is_well()
+    app = LateApp()
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        connection.settimeout(PATIENCE)
+        connection.sendall(POST % (b"", 0, b""))
+        wait_until(lambda: app.bodies, "the first request", within=PATIENCE)
+        connection.sendall(POST % (b"", 6, b"second"))
+        app.release.set()
+        answer = until_closed(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+class LateApp(EchoApp):
+    """Answers some rounds of the loop after `release`, in which what clients send meanwhile is read."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_late(message: Any) -> None:
+            await self._until_released()
+            for _ in range(5):
+                await asyncio.sleep(0.01)
+            await send(message)
+
+        await super().__call__(scope, receive, send_late)
 
 
 def smuggled(serve: Serve) -> None:

@@ -94,12 +94,9 @@ def test_each_guard_is_in_the_code_where_the_table_says() -> None:
             assert Path(str(spec.origin)).read_text().count(edit.guard) == 1, f"tests/attacks/guards.py: {edit.guard}"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", GUARDS)
-def test_without_a_guard_each_of_its_attacks_succeeds_at_each_site(name: str) -> None:
+def _run_mutant(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.attacks.mutant", name],
+        [sys.executable, "-m", "tests.attacks.mutant", *arguments],
         env={**os.environ, "ATTACK_PATIENCE": "2"},
         capture_output=True,
         text=True,
@@ -107,3 +104,25 @@ def test_without_a_guard_each_of_its_attacks_succeeds_at_each_site(name: str) ->
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", GUARDS)
+def test_without_a_guard_each_of_its_attacks_succeeds_at_each_site(name: str) -> None:
+    _run_mutant(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        (name, number)
+        for name, guard in GUARDS.items()
+        for number, edit in enumerate(guard.edits)
+        if edit.alone and len(guard.edits) > 1
+    ],
+)
+def test_without_a_part_of_a_guard_one_of_its_attacks_succeeds(name: str, number: int) -> None:
+    _run_mutant(name, str(number))
