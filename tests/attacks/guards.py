@@ -46,6 +46,7 @@ TLS: Final = "statsig_otel.plugin.server.tls"
 TLS_TRANSPORT: Final = "statsig_otel.plugin.server.tls_transport"
 EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
 CONNECTIONS: Final = "statsig_otel.plugin.server.connections"
+TURNS: Final = "statsig_otel.plugin.server.turns"
 INTAKE: Final = "statsig_otel.plugin.receiver.intake"
 BODIES: Final = "statsig_otel.plugin.receiver.bodies"
 ANSWERS: Final = "statsig_otel.plugin.receiver.responses"
@@ -335,6 +336,23 @@ GUARDS: Final[dict[str, Guard]] = {
                 CONNECTION,
                 "if self._discarded > _MOST_AT_ONCE:",
                 "if False:",
+            ),
+        ),
+    ),
+    "one turn a round": Guard(
+        "In each round of the event loop one connection has its turn.",
+        (
+            Edit(
+                TURNS,
+                "        if waiting := self._reading or self._discarding:\n"
+                "            next_turn, _ = waiting.popitem(last=False)\n"
+                "            self._call()\n"
+                "            next_turn()",
+                "        waiting = [*self._reading, *self._discarding]\n"
+                "        self._reading.clear()\n"
+                "        self._discarding.clear()\n"
+                "        for next_turn in waiting:\n"
+                "            next_turn()",
             ),
         ),
     ),

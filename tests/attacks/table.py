@@ -35,7 +35,7 @@ from tests.attacks.steps import (
     without_sniffing,
 )
 from tests.attacks.tls_steps import left_handshakes, silent_beside_far, unfinished_handshakes
-from tests.attacks.turns import sent_after_a_refusal, tiny_chunks
+from tests.attacks.turns import many_chunked_bodies, sent_after_a_refusal, tiny_chunks
 from tests.attacks.webhooks import WEBHOOKS
 from tests.plugin.adapters import signed
 
@@ -196,6 +196,12 @@ ATTACKS: Final = (
         act=tiny_chunks,
     ),
     Attack(
+        name="many bodies in small chunks at once",
+        expected="one of them at a time is read from",
+        guards=("one turn a round",),
+        act=many_chunked_bodies,
+    ),
+    Attack(
         name="chunk extensions of more than 1 KiB, also without an end",
         expected="400",
         guards=("chunk header size",),
@@ -352,7 +358,7 @@ ATTACKS: Final = (
     Attack(
         name="clients that go on sending, as fast as they can, after they were refused",
         expected="one of them at a time is read from",
-        guards=("turns of refused clients",),
+        guards=("turns of refused clients", "one turn a round"),
         act=sent_after_a_refusal,
     ),
     Attack(

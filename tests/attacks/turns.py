@@ -3,116 +3,168 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from typing import Final
-
-import uvloop
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from unittest.mock import patch
 
 from benchmarks import tls_records
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.connection import HttpConnection
-from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, BadRequestError
+from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, RequestReader
 from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
-from statsig_otel.plugin.server.turns import NextTurn, Turns
-from tests.attacks.attack import PATIENCE, Serve
+from tests.attacks.attack import PATIENCE, Serve, awaited
 from tests.attacks.tls_steps import answered, tls_server
-from tests.plugin.server.echo import POST, EchoApp, echo_server, read_answer, serving
+from tests.plugin.server.echo import POST, EchoApp, answer, echo_server, read_answer, serving
+
+_CHUNKS: Final = b"POST /%s HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n%s0\r\n\r\n"
+_CHUNK: Final = b"8\r\n01234567\r\n"
+
+_CLIENTS: Final = 4
+_ROUNDS: Final = 100
+_SETTLED: Final = 50
+"""Rounds after which all refused clients have to wait for turns: a little is read of each at once."""
+
+
+@contextmanager
+def watching(owner: type, method: str, seen: Callable[..., object]) -> Iterator[None]:
+    """Call `seen` after each call of a method, with what it was called with."""
+    original = getattr(owner, method)
+
+    def watched(*arguments: Any) -> Any:
+        result = original(*arguments)
+        seen(*arguments)
+        return result
+
+    with patch.object(owner, method, watched):
+        yield
 
 
 def tiny_chunks(_: Serve) -> None:
     """What one turn has read is what the application gets at once."""
-    app = EchoApp()
-    with serving(echo_server(app)) as running, running.connect() as connection:
-        chunks = b"8\r\n01234567\r\n" * 20 * CHUNKS_A_TURN
-        connection.sendall(
-            b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
-        )
+    app, feed, grown = EchoApp(), RequestReader.feed, list[int]()
+
+    def fed(reader: RequestReader, data: bytes) -> bytes:
+        before, rest = len(reader.body), feed(reader, data)
+        grown.append(len(reader.body) - before)
+        return rest
+
+    with (
+        patch.object(RequestReader, "feed", fed),
+        serving(echo_server(app)) as running,
+        running.connect() as connection,
+    ):
+        connection.sendall(_CHUNKS % (b"", _CHUNK * 20 * CHUNKS_A_TURN))
         assert read_answer(connection)[0] == 200
+    assert max(grown) <= 8 * CHUNKS_A_TURN
     assert max(app.sizes) <= 4 * 8 * CHUNKS_A_TURN, "it may be asked for only after some turns"
 
 
 def tiny_records(_: Serve) -> None:
-    """What one turn has decrypted is what the application gets at once."""
-    app, size = EchoApp(), 800
-    with tls_server(app) as running, running.connect() as connection:
+    """What one turn has decrypted is what the connection, and then the application, gets at once."""
+    app, size, sizes = EchoApp(), 800, list[int]()
+    with (
+        watching(HttpConnection, "data_received", lambda _, data: sizes.append(len(data))),
+        tls_server(app) as running,
+        running.connect() as connection,
+    ):
         client = tls_records.connected(connection.sendall, lambda: connection.recv(1 << 16))
         connection.sendall(
             client.record(POST % (b"", size, b"")) + b"".join(client.record(b"%d" % (at % 10)) for at in range(size))
         )
         assert answered(client, connection)
     assert len(app.bodies[0]) == size
+    assert max(sizes[1:]) <= RECORDS_A_TURN  # the first one has the header
     assert max(app.sizes) <= 4 * RECORDS_A_TURN, "it may be asked for only after some turns"
 
 
-def sent_after_a_refusal(_: Serve) -> None:
-    """What is discarded is read once, and again only in a turn that the server gives. One that left needs none."""
+class RoundsApp(EchoApp):
+    """Counts the rounds of its event loop while it answers `/rounds`, and before each does what a test wants."""
 
-    async def refused() -> None:
-        server = Recorder()
-        accepted, client = socket.socketpair()
-        client.setblocking(False)
-        connection = HttpConnection(EchoApp(), accepted, head_timeout=PATIENCE, server=server)
-        loop = asyncio.get_running_loop()
-        transport, _connection = await loop.connect_accepted_socket(lambda: connection, accepted)
-        await loop.sock_sendall(client, b"nonsense\r\n")
-        assert (await loop.sock_recv(client, 1 << 16)).startswith(b"HTTP/1.1 400 ")
-        for _ in range(4):
-            await loop.sock_sendall(client, bytes(16 << 10))
-            await asyncio.sleep(0.01)
-        assert transport.is_reading(), "a little more is read at once, so that the end is noticed"
-        next_turn: NextTurn | None = None
-        for _ in range(3):
-            await loop.sock_sendall(client, b"x")
-            next_turn = await server.turns.next()
-            assert not transport.is_reading(), "it is read without a turn"
-            next_turn()
-            assert transport.is_reading()
-        await loop.sock_sendall(client, b"x")
-        await server.turns.next()
-        transport.abort()
-        assert await server.turns.dropped.get() == next_turn
-        client.close()
-
-    async def bounded() -> None:
-        async with asyncio.timeout(5 * PATIENCE):
-            await refused()
-
-    uvloop.run(bounded())
-
-
-class RecordedTurns(Turns):
-    """Turns that are given by a test."""
-
-    def __init__(self) -> None:
+    def __init__(self, act: Callable[[int], object]) -> None:
         super().__init__()
-        self._wanted: Final = asyncio.Queue[NextTurn]()
-        self.dropped: Final = asyncio.Queue[NextTurn]()
+        self.round = -1
+        self._act = act
 
-    def add(self, next_turn: NextTurn, *, discards: bool = False) -> None:
-        assert discards
-        self._wanted.put_nowait(next_turn)
-
-    async def next(self) -> NextTurn:
-        try:
-            return await asyncio.wait_for(self._wanted.get(), PATIENCE)
-        except TimeoutError as error:
-            raise AssertionError("nobody asks for a turn") from error
-
-    def drop(self, next_turn: NextTurn) -> None:
-        self.dropped.put_nowait(next_turn)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/rounds":
+            await super().__call__(scope, receive, send)
+            return
+        for self.round in range(_ROUNDS):
+            self._act(self.round)
+            await asyncio.sleep(0)
+        await answer(send, 200, b"")
 
 
-class Recorder:
-    """A server of one connection."""
+def sent_after_a_refusal(_: Serve) -> None:
+    """In each round of the loop all clients have sent as much as the system takes, and one of them is read from."""
+    clients: list[socket.socket] = []
+    read: list[set[HttpConnection]] = [set() for _ in range(_ROUNDS)]
 
-    def __init__(self) -> None:
-        self.turns: RecordedTurns = RecordedTurns()
+    def send(_: int) -> None:
+        for client in clients:
+            with contextlib.suppress(OSError):  # nothing more fits
+                while client.send(bytes(1 << 16)):
+                    pass
 
-    def connection_waits(self, connection: HttpConnection, *, has_begun: bool) -> None: ...
+    app = RoundsApp(send)
+    with (
+        watching(HttpConnection, "data_received", lambda connection, _: read[app.round].add(connection)),
+        serving(echo_server(app)) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        for _client in range(_CLIENTS):
+            client = stack.enter_context(running.connect())
+            client.sendall(b"nonsense\r\n\r\n")
+            assert awaited(client).status == 400
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
+            client.setblocking(False)
+            clients.append(client)
+        _let_rounds_pass(stack.enter_context(running.connect()))
+    settled = read[_SETTLED:-1]  # the last one has what came before the first
+    assert max(map(len, settled)) == 1
+    assert len(set.union(*settled)) == _CLIENTS
 
-    def connection_works(self, connection: HttpConnection) -> None: ...
 
-    def application_called(self, task: asyncio.Task[None]) -> None: ...
+def many_chunked_bodies(_: Serve) -> None:
+    """They arrive together. The first part of each is read at once, and the others in turns, one in a round."""
+    clients: dict[bytes, socket.socket] = {}
+    body = _CHUNK * 10 * CHUNKS_A_TURN
 
-    def refused(self, error: BadRequestError) -> None: ...
+    def send(number: int) -> None:
+        if number == 0:
+            for name, client in clients.items():
+                client.sendall(_CHUNKS % (name, body))
 
-    def connection_closed(self, connection: HttpConnection) -> None: ...
+    parts: dict[RequestReader, list[int]] = {}
+
+    def fed(reader: RequestReader, _: bytes) -> None:
+        if app.round >= 0:
+            parts.setdefault(reader, []).append(app.round)
+
+    app = RoundsApp(send)
+    with (
+        watching(RequestReader, "feed", fed),
+        serving(echo_server(app)) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        for number in range(_CLIENTS):
+            client = stack.enter_context(running.connect())
+            client.sendall(POST % (b"", 0, b""))
+            assert awaited(client).status == 200  # so that all are accepted before the first one sends
+            clients[b"%d" % number] = client
+        _let_rounds_pass(stack.enter_context(running.connect()))
+        for client in clients.values():
+            assert awaited(client).status == 200
+    assert len(parts) == _CLIENTS
+    turns = [at for rounds in parts.values() for at in rounds[1:]]
+    assert len(turns) >= 5 * _CLIENTS
+    assert len(set(turns)) == len(turns), "two were read from in one round"
+
+
+def _let_rounds_pass(connection: socket.socket) -> None:
+    connection.settimeout(PATIENCE)
+    connection.sendall(POST % (b"rounds", 0, b""))
+    assert awaited(connection).status == 200
