@@ -54,6 +54,8 @@ ASGI: Final = "statsig_otel.plugin.receiver.asgi"
 WSGI: Final = "statsig_otel.plugin.receiver.wsgi"
 INBOUND: Final = "statsig_otel.plugin.service.inbound"
 SIGNATURE: Final = "statsig_otel.plugin.webhook.signature"
+LOG: Final = "statsig_otel._log_throttle"
+STORE: Final = "statsig_otel.exporters.queue.store"
 
 _HTTPTOOLS: Final = "httptools.HttpRequestParser(found).feed_data(head)"
 _NAIVE: Final = (
@@ -129,12 +131,24 @@ GUARDS: Final[dict[str, Guard]] = {
         ),
     ),
     "Content-Length": Guard(
-        "There is at most one Content-Length, of digits only.",
+        "There is at most one Content-Length, of at most 18 digits and nothing else.",
         (
             Edit(READER, "if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):", "if False:"),
             # The reader's own look at these headers stops the same.
             Edit(READER, _HTTPTOOLS, _NAIVE, alone=False),
-            Edit(INTAKE, "if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):", "if False:"),
+            Edit(READER, 're.compile(rb"[0-9]{1,18}")', 're.compile(rb"[0-9]{1,19}")'),
+            # The receiver looks again, for mounts. A guard of its own, below, is about that.
+            Edit(INTAKE, "if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):", "if False:", alone=False),
+        ),
+    ),
+    "Content-Length of mounts": Guard(
+        "Where another server reads HTTP, the receiver reads a Content-Length of digits only.",
+        (
+            Edit(
+                INTAKE,
+                "if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):",
+                "if not values[0].isdigit():\n        return None\n    if False:",
+            ),
         ),
     ),
     "Transfer-Encoding": Guard(
@@ -169,6 +183,10 @@ GUARDS: Final[dict[str, Guard]] = {
     "chunk header size": Guard(
         "The header of one chunk has at most 1 KiB.",
         (Edit(READER, "if (match.end() if match else end) - at > MAX_CHUNK_HEADER:", "if False:"),),
+    ),
+    "trailer grammar": Guard(
+        "Each line behind the last chunk is a header field.",
+        (Edit(READER, "if not _TRAILER.fullmatch(line):", "if False:"),),
     ),
     "trailers": Guard(
         "Trailers have at most 64 KiB and 100 fields.",
@@ -445,5 +463,28 @@ GUARDS: Final[dict[str, Guard]] = {
     "one value": Guard(
         "The signature and the timestamp are sent once.",
         (Edit(SIGNATURE, "    if len(values) > 1:\n", "    if False:\n"),),
+    ),
+    "signature grammar": Guard(
+        "A signature is `v0=` and 64 hexadecimal digits in lower case.",
+        (Edit(SIGNATURE, 're.compile(rb"v0=([0-9a-f]{64})")', 're.compile(rb"(?:v[0-9]=)?([0-9a-f]{64}).*")'),),
+    ),
+    "timestamp grammar": Guard(
+        "A timestamp is 13 digits, which is also what is signed.",
+        (Edit(SIGNATURE, 're.compile(rb"[0-9]{13}")', 're.compile(rb"[+]?[0-9_]{13,}")'),),
+    ),
+    "seen before": Guard(
+        "A change is remembered for 24 hours, and one that comes again is counted and not stored.",
+        (Edit(STORE, ".rowcount > 0 for sight in sights", ".rowcount >= 0 for sight in sights"),),
+    ),
+    "log throttle": Guard(
+        "Of each kind of refusal at most one line in ten seconds is logged. The kinds are our own words.",
+        (Edit(LOG, "if now < state.next_line:", "if False:"),),
+    ),
+    "logged path": Guard(
+        "Of a wrong path the first 100 characters are logged, control characters as escapes.",
+        (
+            Edit(ANSWERS, "shown = printable(", "shown = str("),
+            Edit(ANSWERS, "[:_SHOWN])", ")"),
+        ),
     ),
 }

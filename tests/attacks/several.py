@@ -1,16 +1,17 @@
-"""The steps of attacks on several receivers of a service, which share an endpoint."""
+"""The steps of attacks on a whole service: on what it remembers, and on receivers that share an endpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import tempfile
+from pathlib import Path
 
 from statsig_otel.plugin import Service, StatsigReceiverSettings
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY
 from tests.attacks.attack import PATIENCE, Serve, awaited
 from tests.plugin.http_client import exchange
-from tests.plugin.services import SECRET, Keeper, address_of, signed_request, webhook
+from tests.plugin.services import SECRET, Keeper, address_of, service, signed_request, webhook
 from tests.waiting import wait_until
 
 PATHS = {"statsig": "/one", "statsig/other": "/other"}
@@ -54,3 +55,14 @@ def unfinished_bodies_for_each(_: Serve) -> None:
         for connection, last, status in ((waiting, late[-1:], 200), (first, b"\0", 408), (second, b"\0", 401)):
             connection.sendall(last)
             assert awaited(connection).status == status
+
+
+def sent_again(_: Serve) -> None:
+    """The same bytes, on connections of their own. What is sent last is delivered last."""
+    keeper, recorded = Keeper(), webhook("once")
+    with tempfile.TemporaryDirectory() as directory, service(Path(directory), {"mine": keeper}) as running:
+        answers = [exchange(address_of(running), data) for data in (recorded, recorded, recorded, webhook("other"))]
+        wait_until(lambda: "other" in keeper.names, "the records", within=PATIENCE)
+    assert [(answer.status, answer.json["accepted"]) for answer in answers] == [(200, 1), (200, 0), (200, 0), (200, 1)]
+    assert [answer.json["duplicates"] for answer in answers] == [0, 1, 1, 0]
+    assert keeper.names == ["once", "other"]

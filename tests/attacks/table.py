@@ -110,12 +110,15 @@ ATTACKS: Final = (
         ),
     ),
     Attack(
-        name="two Content-Lengths, or one that is not digits",
+        name="two Content-Lengths, or one that is not 1 to 18 digits",
         expected="400",
         guards=("Content-Length",),
         act=sends(
             head(b"content-length: 0", b"content-length: 5") + b"hello",
-            *(head(b"content-length: " + value) + b"hello" for value in (b"+5", b"5, 5", b"0x5", b"5_0", b"-1", b"")),
+            *(
+                head(b"content-length: " + value) + b"hello"
+                for value in (b"+5", b"5, 5", b"0x5", b"5_0", b"-1", b"", b"1" + 18 * b"0", 5000 * b"1")
+            ),
             status=400,
         ),
     ),
@@ -165,6 +168,7 @@ ATTACKS: Final = (
                     b"5\r\nhello0\r\n\r\n",
                     b"5 \r\nhello\r\n0\r\n\r\n",
                     b"5\r\nhelloxx0\r\n\r\n",
+                    b"5\r\nhelloX\r\n0\r\n\r\n",
                     b"10000000000000005\r\nhello\r\n0\r\n\r\n",
                 )
             ),
@@ -214,7 +218,26 @@ ATTACKS: Final = (
     ),
     *COSTLY,
     Attack(
-        name="trailers of more than 64 KiB, also in one piece",
+        name="lines behind the last chunk that are not header fields",
+        expected="400, and the body is not taken",
+        guards=("trailer grammar",),
+        act=sends(
+            *(
+                (lambda line=line: signed_chunked(b"hello", b"5\r\nhello\r\n0\r\n" + line + b"\r\n\r\n"))
+                for line in (
+                    b"POST /hook HTTP/1.1",
+                    b"x : 1",
+                    b": 1",
+                    b"x: 1\n\nPOST /hook HTTP/1.1",
+                    b"x: a\0b",
+                    b"x: a\r\n folded: b",
+                )
+            ),
+            status=400,
+        ),
+    ),
+    Attack(
+        name="trailers of more than 64 KiB or 100 fields, also in one piece",
         expected="400",
         guards=("trailers",),
         act=sends(

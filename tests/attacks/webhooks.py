@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from tests.attacks.attack import ALL, Attack, sends
-from tests.attacks.several import unfinished_bodies_for_each
+from tests.attacks.logged import hostile_paths, many_refusals
+from tests.attacks.several import sent_again, unfinished_bodies_for_each
 from tests.attacks.steps import (
     BODY,
+    changed_digit,
     cut_short,
     forged,
+    in_another_form,
     large_unfinished_bodies,
     signed_at,
+    signed_with_time,
     too_large,
     unfinished_bodies,
     unsigned_body,
     webhook,
+    with_part_of_body,
 )
 from tests.plugin.adapters import SECRET, signed
 from tests.plugin.http_client import request
@@ -33,6 +38,33 @@ WEBHOOKS: Final = (
             status=404,
         ),
         sites=ALL,
+    ),
+    Attack(
+        name="a path of hundreds of characters, or of control characters for a terminal",
+        expected="404 or 400, and the log has its first 100 characters, escaped",
+        guards=("logged path",),
+        act=hostile_paths,
+        sites=ALL,
+    ),
+    Attack(
+        name="many refused requests, each with another path or without a signature",
+        expected="one line of each kind in the log",
+        guards=("log throttle",),
+        act=many_refusals,
+        sites=ALL,
+    ),
+    Attack(
+        name="a Content-Length with a sign, an underscore, a comma or a letter, for a mounted receiver",
+        expected="400, and the body is not taken",
+        guards=("Content-Length of mounts",),
+        act=sends(
+            *(
+                (lambda form=form: request(BODY, headers={**signed(BODY), "Content-Length": form % len(BODY)}))
+                for form in ("+%d", "-%d", "%d_", "0x%d", "%d,5", "%d 5")
+            ),
+            status=400,
+        ),
+        sites=("wsgi",),
     ),
     Attack(
         name="other methods",
@@ -100,13 +132,13 @@ WEBHOOKS: Final = (
     ),
     Attack(
         name="a client that leaves in the middle of a body",
-        expected="400, and the body is not taken",
+        expected="the body is not taken, and the answer, if the server still gives one, is 400",
         guards=("whole body",),
         act=cut_short,
         sites=ALL,
     ),
     Attack(
-        name="forged signatures: none, another secret, another body, changed letters",
+        name="forged signatures: none, another secret, another body, a changed digit",
         expected="401",
         guards=("signature",),
         act=sends(
@@ -114,7 +146,7 @@ WEBHOOKS: Final = (
             lambda: request(BODY, headers=signed(BODY, secret=SECRET + "x")),
             lambda: request(BODY, headers=signed(BODY + b" ")),
             forged(X_Statsig_Signature="v0=" + "0" * 64),
-            forged(X_Statsig_Signature="v1=" + "0" * 64),
+            lambda: request(BODY, headers=changed_digit(signed(BODY))),
             forged(X_Statsig_Request_Timestamp="0000000000000"),
             status=401,
         ),
@@ -122,9 +154,50 @@ WEBHOOKS: Final = (
     ),
     Attack(
         name="a webhook that was recorded and is sent again later, or is dated ahead",
-        expected="401 outside `timestamp_tolerance`; inside it, a duplicate",
+        expected="401 outside `timestamp_tolerance`",
         guards=("tolerance",),
         act=sends(signed_at(-301_000), signed_at(302_000), signed_at(-86_400_000), status=401),
+        sites=ALL,
+    ),
+    Attack(
+        name="a webhook that was recorded and is sent again within `timestamp_tolerance`",
+        expected="200, as a duplicate: its change is stored once",
+        guards=("seen before",),
+        act=sent_again,
+    ),
+    Attack(
+        name="right signatures in another form: another version, none, something behind it, upper case",
+        expected="401",
+        guards=("signature grammar",),
+        act=sends(
+            *(
+                (lambda change=change: request(BODY, headers=in_another_form(signed(BODY), change)))
+                for change in (
+                    lambda right: right.replace("v0=", "v1="),
+                    lambda right: right.removeprefix("v0="),
+                    lambda right: right + "0",
+                    lambda right: right + " x",
+                    lambda right: right.upper(),
+                    lambda right: right.replace("v0=", "v0= "),
+                )
+            ),
+            status=401,
+        ),
+        sites=ALL,
+    ),
+    Attack(
+        name="right signatures of timestamps in another form: a sign, an underscore, more digits, a part of the body",
+        expected="401",
+        guards=("timestamp grammar",),
+        act=sends(
+            *(
+                (lambda form=form: request(BODY, headers=signed_with_time(BODY, form)))
+                for form in ("+%d", "0%d", "%d_0", "%d.0", "%d:", "0x%x")
+            ),
+            # the bytes that were signed are the same, but the body begins later
+            lambda: request(BODY[1:], headers=with_part_of_body(signed(BODY))),
+            status=401,
+        ),
         sites=ALL,
     ),
     Attack(
