@@ -50,26 +50,30 @@ def _responsible(frame: FrameType | None) -> str:
     return "" if frame is None else frame.f_code.co_filename
 
 
-def in_few_steps(*requests: bytes, tiny: bytes) -> Callable[[Serve], None]:
-    """Sends requests. Each has to be handled with hardly more calls than a tiny one."""
+def in_few_steps(*requests: tuple[bytes, int], tiny: bytes) -> Callable[[Serve], None]:
+    """Sends requests. Each has to be answered with its status, and with hardly more calls than a tiny one."""
 
     def act(serve: Serve) -> None:
         with counting() as calls, serve() as site:
             exchange(site.address, tiny)  # the first one is special
-            counts = []
-            for data in (tiny, *requests):
+            counts, statuses = [], []
+            for data in (tiny, *(data for data, _ in requests)):
                 before = calls()
-                exchange(site.address, data)
+                statuses.append(exchange(site.address, data).status)
                 counts.append(calls() - before)
+            assert statuses[1:] == [status for _, status in requests]
             first, *others = counts
-            for data, count in zip(requests, others, strict=True):
+            for (data, _), count in zip(requests, others, strict=True):
                 assert count <= first + MOST, f"{data[:60]!r}: {count} calls, and {first} for a tiny request"
 
     return act
 
 
 def without_parsed_query(data: bytes) -> Callable[[Serve], None]:
-    """Sends a request whose query Falcon must not parse. Its parser is compiled, so its calls are not seen."""
+    """Sends a request without a signature, whose query Falcon must not parse.
+
+    Falcon's parser is compiled, so its calls are not seen.
+    """
 
     def act(serve: Serve) -> None:
         with (
@@ -77,7 +81,7 @@ def without_parsed_query(data: bytes) -> Callable[[Serve], None]:
             patch.object(asgi_request, "parse_query_string", side_effect=parse_query_string) as under_asgi,
             serve() as site,
         ):
-            exchange(site.address, data)
+            assert exchange(site.address, data).status == 401
             assert not under_wsgi.called
             assert not under_asgi.called
 

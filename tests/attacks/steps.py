@@ -309,6 +309,10 @@ def large_unfinished_bodies(serve: Serve) -> None:
         wait_for_bodies(site, two - 1)
         late.sendall(whole[-1:])
         assert awaited(late).status == 200
+        assert len(site.taken.batches) == 1
+        for connection, last, status in ((first, b"\0", 408), (second, b"\0", 401), (third, b"\0\0", 401)):
+            connection.sendall(last)
+            assert awaited(connection).status == status
 
 
 def wait_for_bodies(site: Site, size: int) -> None:
@@ -343,6 +347,7 @@ def too_large(*, declared: bool) -> Any:
             )
             answer = site.answer(data)
             assert answer.startswith(b"HTTP/1.1 413"), answer
+            assert not site.taken.batches
             assert site.is_well()
 
     return act
@@ -352,7 +357,7 @@ def unsigned_body(serve: Serve) -> None:
     with serve() as site, site.connect() as declared, site.connect() as chunked:
         declared.sendall(request(headers={"Content-Length": "5000"}))
         assert awaited(declared).status == 401
-        chunked.sendall(head(b"transfer-encoding: chunked") + b"1389\r\n" + bytes(5001))
+        chunked.sendall(head(b"transfer-encoding: chunked") + b"1389\r\n" + bytes(4097))
         assert awaited(chunked).status == 401
 
 
