@@ -29,7 +29,10 @@ def main(directory: str, seed: str, part: str) -> None:
     (place / "copied").rename(place / "renamed")
     (place / "tree" / "branch").mkdir(parents=True)
     (place / "tree" / "branch" / "leaf").touch()
-    shutil.rmtree(place / "tree")  # relative to descriptors
+    (place / "tree" / "branch" / "fruit").touch()
+    (place / "tree").rename(place / "log")
+    (place / "log" / "branch" / "fruit").rename(place / "fallen")
+    shutil.rmtree(place / "log")  # relative to descriptors
     descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     os.mkdir("inner", dir_fd=descriptor)
     os.close(os.open("inner/made", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=descriptor))

@@ -114,6 +114,35 @@ class _File:
     syncs: list[tuple[int, int]] = field(default_factory=list)  # when it ended, and the events before it
 
 
+class _Paths:
+    """The files of a recorded run, by the path that each one has by now."""
+
+    def __init__(self, root: _File) -> None:
+        self._files: dict[str, _File] = {"": root}
+
+    def add(self, number: int, path: str, file: _File) -> None:
+        self._name(number, path, file)
+        self._files[path] = file
+
+    def remove(self, number: int, path: str) -> None:
+        self._name(number, path, None)
+        del self._files[path]
+
+    def link(self, number: int, old: str, new: str) -> None:
+        self.add(number, new, self._files[old])
+
+    def rename(self, number: int, old: str, new: str) -> None:
+        """Move a file, or a directory with all that is in it."""
+        self.link(number, old, new)
+        self.remove(number, old)
+        for path in [path for path in self._files if path.startswith(f"{old}/")]:
+            self._files[new + path.removeprefix(old)] = self._files.pop(path)
+
+    def _name(self, number: int, path: str, file: _File | None) -> None:
+        parent, _, last = path.rpartition("/")
+        self._files[parent].names.append((number, last, file))
+
+
 class Disk:
     """The disk of a recorded run.
 
@@ -132,32 +161,24 @@ class Disk:
     def _follow(self) -> None:
         """Find out which file each event is about."""
         by_inode: dict[int, _File] = {}
-        by_path: dict[str, _File] = {"": self._root}
-
-        def name(number: int, path: str, file: _File | None) -> None:
-            parent, _, last = path.rpartition("/")
-            by_path[parent].names.append((number, last, file))
-            if file is None:
-                by_path.pop(path)
-            else:
-                by_path[path] = file
-
+        paths = _Paths(self._root)
         for number, one in enumerate(self.events):
             match one.kind:
+                case Kind.BEGIN:
+                    by_inode[one.inode] = self._root
                 case Kind.CREATE | Kind.MKDIR:
                     by_inode[one.inode] = _File(one.kind is Kind.MKDIR)
-                    name(number, one.path, by_inode[one.inode])
+                    paths.add(number, one.path, by_inode[one.inode])
                 case Kind.UNLINK | Kind.RMDIR:
-                    name(number, one.path, None)
-                case Kind.RENAME | Kind.LINK:
-                    old, new = one.path.split("\0")
-                    name(number, new, by_path[old])
-                    if one.kind is Kind.RENAME:
-                        name(number, old, None)
+                    paths.remove(number, one.path)
+                case Kind.RENAME:
+                    paths.rename(number, *one.path.split("\0"))
+                case Kind.LINK:
+                    paths.link(number, *one.path.split("\0"))
                 case Kind.WRITE | Kind.TRUNCATE:
                     by_inode[one.inode].changes.append((number, one))
                 case Kind.SYNC:
-                    by_inode.get(one.inode, self._root).syncs.append((number, one.offset))
+                    by_inode[one.inode].syncs.append((number, one.offset))
 
     def image(self, to: Path, moment: int, chance: random.Random, *, luck: float | None = None) -> None:
         """Make what a power loss after `moment` events may leave. With a luck of 1 that is all."""

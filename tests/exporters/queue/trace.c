@@ -36,7 +36,7 @@ enum kind { BEGIN = 1, WRITE, SYNC, TRUNCATE, CREATE, UNLINK, RENAME, MKDIR, RMD
 struct event {
     uint32_t kind;
     uint32_t path;   /* bytes of the path; of a rename or a link: of both, with a zero between them */
-    uint64_t inode;
+    uint64_t inode;  /* of a beginning: that of the directory */
     uint64_t offset; /* of a write; the size after a truncation; the number of this process's events before a sync */
     uint64_t data;   /* bytes of the data */
 };
@@ -68,7 +68,8 @@ __attribute__((constructor)) static void begin(void)
         return;
     root_length = strlen(root);
     trace = (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    put(BEGIN, 0, 0, NULL, 0, NULL, 0);
+    struct stat found;
+    put(BEGIN, stat(root, &found) ? 0 : found.st_ino, 0, NULL, 0, NULL, 0);
 }
 
 /* A path below the root, without it; NULL for any other. */
