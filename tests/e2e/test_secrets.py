@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 
-import click
 import pytest
 import urllib3
 from click.testing import CliRunner
@@ -26,6 +26,7 @@ from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.webhook.signature import sign
 from tests.conftest import needs_kafka
 from tests.e2e.canaries import ENV, FILES, SECRETS, SIGNING, Canaries, hidden, proxies
+from tests.e2e.given_commands import commands_in, every_command
 from tests.e2e.processes import Process
 from tests.e2e.secret_peers import Peers, refusing_peers
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
@@ -44,7 +45,7 @@ class Site:
         canaries: The configuration.
         peers: What stands around the service.
         said: All output so far, by what made it.
-        commands: The commands that were given.
+        commands: The commands that were given, alone and with each of their options.
     """
 
     canaries: Canaries
@@ -84,12 +85,22 @@ class Site:
         done = CliRunner().invoke(main, args, env={**self.env, **(env or {})}, catch_exceptions=True)
         text = f"{done.output}\n{done.exception!r}"
         assert "Usage: " not in text, text
-        self.commands.add(args[0])
+        self.commands |= commands_in(args)
         self.said[f"{' '.join(args)} {len(self.said)}"] = text
         return text
 
     def with_config(self, *args: str) -> str:
         return self.give(*args, "--config", str(self.canaries.config))
+
+    def with_directory(self, *args: str) -> str:
+        return self.give(*args, "--directory", str(self.canaries.folder / "queue"))
+
+    def run_in_vain(self, why: str, *args: str) -> None:
+        """Run the service with a configuration with which it can't start."""
+        done = run_to_end("run", "--config", str(self.canaries.config), *args, env=self.env)
+        assert done.returncode == 1
+        self.commands |= commands_in(("run", "--config", *args))
+        self.said[f"a start with {why} {args}"] = done.stdout + done.stderr
 
     @contextmanager
     def doctor_beside(self) -> Iterator[None]:
@@ -121,11 +132,13 @@ class Site:
         """Let a webhook be explained, with a signature that is right, and with one that is not."""
         file = self.canaries.folder / "body.json"
         file.write_bytes(body)
-        for secret in (SECRETS["inline"], SECRETS["header"]):
+        for secret, others in product(
+            (SECRETS["inline"], SECRETS["header"]), ((), ("--json", "--at", "2023-11-14T22:13:21Z"))
+        ):
             headers = sign(body, secret=secret, timestamp_ms=1_700_000_000_000)
             signature, timestamp = (headers[name] for name in ("X-Statsig-Signature", "X-Statsig-Request-Timestamp"))
             given = ("--signature", signature, "--timestamp", timestamp, "--receiver", "statsig")
-            self.with_config("explain", str(file), *given)
+            self.with_config("explain", str(file), *given, *others)
 
     def read_files(self, when: str) -> None:
         """Read all that the service has written: the queue's files, and the lines of the `file` exporter."""
@@ -161,8 +174,7 @@ def say_everything(site: Site) -> None:
     with ServiceProcess(canaries.config, env=site.env) as service:
         body = json.dumps({"data": [change(1), {**change(2), "timestamp": "never"}]}).encode()
         post_well_and_badly(site, service.url, body)
-        about_queue = ("--directory", str(canaries.folder / "queue"))
-        wait_until(lambda: _all_tried(site.give("queue", "--json", *about_queue)), "every exporter has said something")
+        wait_until(lambda: _all_tried(site.with_directory("queue", "--json")), "every exporter has said something")
         wait_until(lambda: all(map(service.has_logged, FAILURES)), "every other client has said something")
         with site.doctor_beside():
             give_commands(site, service.url, body)
@@ -174,6 +186,7 @@ def say_everything(site: Site) -> None:
         site.read_page(origin(service, "Live page"))
         site.ask(service, "/", "/metrics", "/readyz", "/livez", "/other")
         site.read_files("while it runs")
+        change_queue(site)
         change_secrets(site, service)
     site.said["the log"] = "\n".join(service.log)
     site.said["the output"] = "\n".join(service.output)
@@ -182,28 +195,71 @@ def say_everything(site: Site) -> None:
     say_why_it_can_not_start(site)
     for command in ("components", "schema"):
         site.give(command)
-    canaries.write()
+    say_of_a_queue_that_nobody_uses(site)
 
 
 def give_commands(site: Site, url: str, body: bytes) -> None:
-    """Give all commands but those that can't be given here."""
+    """Give all commands that change nothing in the queue but those that can't be given here."""
     folder = site.canaries.folder
     for arguments in (
-        *(("queue",), ("queue", "resume", "otlp_http/blocked"), ("top", "--once"), ("top", "--json"), ("reload",)),
-        *(("dead-letters", "list"), ("dead-letters", "list", "--json")),
-        *(("dead-letters", "show", str(number)) for number in range(1, 4)),
-        ("queue", "backup", str(folder / "copy of queue.db")),
+        *(("queue",), ("queue", "resume", "otlp_http/blocked"), ("queue", "backup", str(folder / "copy of queue.db"))),
+        *(("top", "--once"), ("top", "--json"), ("reload",)),
+        *(
+            ("dead-letters", command, *selected, *others)
+            for command in ("list", "show")
+            for selected in DEAD_LETTERS
+            for others in ((), ("--json",))
+        ),
     ):
-        site.give(*arguments, "--directory", str(folder / "queue"))
-    site.give("send", "--url", url, env={"STATSIG_SIGNING_SECRET": SECRETS["header"]})
-    for arguments in (("validate",), ("print-config",), ("queue",)):
+        site.with_directory(*arguments)
         site.with_config(*arguments)
+    send_webhooks(site, url)
+    for arguments in (("validate", "--no-machine"), ("print-config",), ("print-config", "--mode", "redacted")):
+        site.with_config(*arguments)
+    site.with_config("validate", "--listen", "127.0.0.1:0")
     for receiver in ("statsig", "statsig/failing", "statsig/untrusted"):
         assert "SystemExit(3)" in site.reconcile(receiver)
     assert "1  missed" in site.reconcile("statsig/working", "--save", str(folder / "pages"))
+    assert '"missed"' in site.reconcile("statsig/working", "--json")
     for receiver in ("statsig/away", "statsig/proxied"):
         site.reconcile_in_vain(receiver)
     site.explain(body)
+
+
+def send_webhooks(site: Site, url: str) -> None:
+    """Post webhooks by command, with right and wrong secrets, and with a file that is not a secret alone."""
+    folder = site.canaries.folder
+    site.give("send", "--list-samples")
+    site.give("send", "--print", "--sample", "gate")
+    site.give("send", "--url", url, env={"STATSIG_SIGNING_SECRET": SECRETS["header"]})
+    site.give("send", "--url", url, "--verify-url", "--timeout", "20")
+    assert "200 OK" in site.give("send", "--url", url, "--secret-file", str(folder / "secret"))
+    for file in ("header", "config.yaml", "server.key"):
+        site.give("send", "--url", url, "--secret-file", str(folder / file), "--ca-file", str(folder / "server.key"))
+
+
+def change_queue(site: Site) -> None:
+    """Give the commands that change what is in the queue, each also where it is refused."""
+    assert "stays: " in site.with_directory("dead-letters", "replay", *map(str, range(1, 100)))
+    for selected in DEAD_LETTERS:
+        site.with_directory("dead-letters", "replay", "--json", *selected)
+    site.with_config("dead-letters", "replay", "--to", "otlp_http/blocked", "--exporter", "otlp_http/rejected")
+    site.with_config("queue", "skip", "otlp_http/blocked", "--count", "1")
+    site.with_directory("queue", "skip", "otlp_http/retried", "--older-than", "1s")
+    for arguments in (("queue", "remove", "otlp_http/blocked"), ("queue", "remove", "otlp_http/blocked", "--yes")):
+        assert "SystemExit(1)" in site.with_config(*arguments)
+    assert "Confirm with --yes" in site.with_directory("dead-letters", "drop", "--all")
+    site.with_config("dead-letters", "drop", "--yes", "1")
+    for selected in DEAD_LETTERS:
+        site.with_directory("dead-letters", "drop", "--yes", "--json", *selected)
+
+
+def say_of_a_queue_that_nobody_uses(site: Site) -> None:
+    """Where no service runs, an exporter can be removed though it is configured, if the command does not know that."""
+    site.canaries.write()
+    for arguments in (("queue",), ("dead-letters", "list"), ("queue", "skip", "otlp_http/retried", "--count", "1")):
+        site.with_config(*arguments)
+    assert "is removed" in site.with_directory("queue", "remove", "otlp_http/retried", "--yes")
 
 
 def change_secrets(site: Site, service: ServiceProcess) -> None:
@@ -212,12 +268,17 @@ def change_secrets(site: Site, service: ServiceProcess) -> None:
         (site.canaries.folder / name).write_text(text.format(SECRETS["changed"]))
     wait_until(lambda: all(map(service.has_logged, KEPT)), "none of the files can be used")
     site.canaries.write(wrong=True)
-    site.give("reload", "--directory", str(site.canaries.folder / "queue"))
+    site.with_directory("reload")
     service.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: service.has_logged("Reload: ", times=3), "it was told that nothing changes")
+    wait_until(lambda: service.has_logged(INVALID, times=2), "it was told that nothing changes")
     for command in ("print-config", "queue"):
         site.with_config(command)
 
+
+DEAD_LETTERS: Sequence[tuple[str, ...]] = (
+    *(("--exporter", "otlp_http/rejected"), ("--receiver", "statsig"), ("--kind", "batch"), ("--all",)),
+)
+"""What dead letters can be selected by."""
 
 FAILURES = (
     *(f"{name}: the audit log can't be compared now: " for name in ("statsig", "statsig/failing", "statsig/untrusted")),
@@ -225,6 +286,8 @@ FAILURES = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter: Failed to export ",
 )
 """What the log says of each client that is not an exporter."""
+
+INVALID = "Reload: the configuration has errors"
 
 KEPT = (
     *("the secrets of statsig stay as they were", "the key for the audit log of statsig stays as it was"),
@@ -252,11 +315,11 @@ def say_why_it_can_not_start(site: Site) -> None:
         ("PEM files", {"pem": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['wrong']}\n-----END PRIVATE KEY-----\n"}),
     ):
         site.canaries.write(**files)
-        done = run_to_end("run", "--config", str(site.canaries.config), env=site.env)
-        assert done.returncode == 1
-        site.said[f"a start with wrong {name}"] = done.stdout + done.stderr
+        site.run_in_vain(f"wrong {name}")
+        site.run_in_vain(f"wrong {name}", "--listen", "127.0.0.1:0", "--log-level", "debug")
         for command in ("validate", "doctor"):
             site.with_config(command)
+        site.with_config("doctor", "--json", "--listen", "127.0.0.1:0")
     for name, value in (
         ("HEADERS", f"api key={SECRETS['unused']}"),
         ("HEADERS", SECRETS["unused"]),
@@ -334,10 +397,10 @@ def check_that_all_was_said(site: Site) -> None:
     assert "Connection refused" in site.said["reconcile of statsig/away"]
     assert "Tunnel connection failed: 407" in site.said["reconcile of statsig/proxied"]
     assert "OTEL_EXPORTER_OTLP_HEADERS" in log
-    assert log.count("Reload: the configuration has errors") >= 2
+    assert log.count(INVALID) >= 2
     assert len(KEPT) == len(FILES)
     explained = [text for where, text in site.said.items() if where.startswith("explain")]
-    assert ["answers 401" in text for text in explained] == [False, True]
+    assert ["signature_wrong" in text for text in explained] == [False, False, True, True]
     assert "gate_1" in site.said["copy of queue.db while it runs"]
     assert "otlp_http/blocked" in site.said['control socket: {"command": "queue"}']
     assert "otlp_http/query" in site.said["Metrics for Prometheus: /metrics"]
@@ -348,10 +411,22 @@ def check_that_all_was_said(site: Site) -> None:
     assert dead_letters.count("not allowed: ") >= 2
     assert "[REDACTED]" in dead_letters
     assert all(site.said[f"sent to {name}"] for name in ("metrics-grpc", "metrics-http", "traces-grpc", "traces-http"))
-    every = {*main.list_commands(click.Context(main))}
-    assert every - site.commands == {"run", "demo"}, "the first one runs, and the other takes no configuration"
+    left_out = {one for one in every_command() - site.commands if one.split()[0] != "demo"}
+    assert left_out == set(), "give them above; only the demo takes no configuration"
     for where, text in site.said.items():
         assert "Traceback" not in text, f"{where}: {text[text.index('Traceback') - 400 :][:3000]}"
+
+
+def test_sub_commands_and_options_are_told_apart() -> None:
+    every = every_command()
+    assert {"queue", "queue --json", "queue skip --count", "dead-letters drop", "demo --verbose"} < every
+    assert not {"", "dead-letters", "queue --count"} & every
+    for args, given in {
+        ("queue", "--json", "--directory", "skip"): {"queue", "queue --json", "queue --directory"},
+        ("queue", "skip", "queue", "--count=1"): {"queue skip", "queue skip --count"},
+        ("demo", "-v"): {"demo", "demo --verbose"},
+    }.items():
+        assert commands_in(args) == given
 
 
 MISPLACED: Sequence[str] = (
