@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 from unittest.mock import patch
 
 from statsig_otel.exporters.queue import checks, queries, schema, write_ahead_log, writer
-from statsig_otel.exporters.queue.errors import DamagedError, QueueError, StorageError
+from statsig_otel.exporters.queue.errors import DamagedError, ForeignFileError, NewerSchemaError, StorageError
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
@@ -102,6 +102,8 @@ def seeds() -> Iterator[bytes]:
         yield b"\1\5\1" + where + b"\0" + bytes((3, FILES.index("queue.db-shm"), 0, 0, 0))
 
 
+REFUSALS: Final = (ForeignFileError, NewerSchemaError)
+"""What a start may refuse, and leave where it is."""
 UNREADABLE: Final = (sqlite3.Error, UnicodeDecodeError, MemoryError)
 """What the standard library raises for damage."""
 
@@ -308,8 +310,8 @@ def check_read(database: Path, found: Readable) -> None:
         numbers, contents_left = read_by_a_start(database)
     except sqlite3.DatabaseError:
         numbers, contents_left = read_by_a_recovery(database)
-    except (QueueError, OSError):
-        return  # refused, and left where it is
+    except REFUSALS:
+        return
     check_found(numbers, found.records)
     assert Counter(found.dead_letters) <= Counter(contents_left), "a dead letter is lost"
 
@@ -380,7 +382,7 @@ def check_queue(directory: Path, files: Mapping[str, bytes], found: Readable) ->
             delivered = everything(queue)
             # A file from which nothing can be deleted may only now be set aside.
             wait_for(partial(has_dead_letters, queue, found.dead_letters), "its dead letters can be read")
-    except (QueueError, sqlite3.Error, OSError):
+    except REFUSALS:
         kept = [path.read_bytes() for path in directory.glob("queue.db*")]
         assert not files.get("queue.db") or files["queue.db"] in kept, "refused, and the database is gone"
         return
