@@ -1,11 +1,13 @@
 """The framing of HTTP/1.1: a request is the same whole and in pieces, and h11 sees no other request in the same bytes.
 
+What h11 reads is not refused either, if it is plain.
+
 The first two bytes of an input say where the rest is cut: at two places, or behind each byte, which takes much longer.
 If the first one is odd, the limits are so small that a short input reaches them.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -15,7 +17,7 @@ import h11
 
 from statsig_otel.plugin.server import reader as limits
 from statsig_otel.plugin.server.reader import BadRequestError, Head
-from tests.fuzz.targets import Check, Mutate
+from tests.fuzz.targets import Check, Mutate, limited
 from tests.plugin.server.reading import read as feed
 
 LONGEST: Final = 1024
@@ -35,6 +37,18 @@ SMALL: Final = {"MAX_HEADER_BYTES": 90, "MAX_CHUNK_HEADER": 10, "MAX_FRAMING": 2
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]+)([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_HOST: Final = re.compile(rb"[!$%&'()*+,.:;=\[\]_~0-9A-Za-z-]*")
+_ORIGIN: Final = re.compile(rb"[^:/?]+://[^/?]*")
+_PLAIN: Final = re.compile(
+    rb"(\r\n)?(GET|HEAD|POST|PUT|DELETE|PATCH|OPTIONS) /[!-~]* HTTP/1\.[01]\r\n([\t\x20-\x7e\x80-\xff]|\r\n(?![ \t]))*"
+)
+"""A known method, a path, and no half line ends, control characters or folded lines."""
+_NOT_PLAIN: Final = re.compile(
+    rb"[0-9A-F]{16}|[0-9A-F][ \t]+\r\n|content-length:[^\r]*,"
+    rb"|(content-length|transfer-encoding):(?s:.)*\n(content-length|transfer-encoding):",
+    re.IGNORECASE,
+)
+"""A size of many digits, or with a blank and no extension behind it; several lengths or codings."""
 _TRAILERS: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 
 
@@ -66,6 +80,11 @@ def seeds() -> Iterator[bytes]:
         start + b"Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi",
         b"\r\n" + start + b"Expect: 100-continue\r\nContent-Length: 1 \r\n\r\nx",
         b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+        b"GET http://test?b HTTP/1.1\r\nHost: test:80\r\nConnection: a, Close\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\na;b\r\n0123456789\r\n0\r\n\r\n",
+        start + b"Host: test\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\n0\r\nx\r\n\r\n",
     ):
         yield from (cuts + request for cuts in (b"\x05\x40", b"\x05\xff", b"\0\0"))
 
@@ -92,27 +111,24 @@ def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
 def checking() -> Iterator[Check]:
     def check(data: bytes) -> None:
         cuts, request = data[:2], data[2:]
-        with limited(SMALL if cuts and cuts[0] % 2 else {}):
+        smaller = SMALL if cuts and cuts[0] % 2 else {}
+        with limited(limits, smaller):
             whole = read([request])
             check_same(whole, read(pieces(request, cuts)))
-            if whole is not None:
-                check_head(whole)
-                check_limits(request, whole)
-                check_chunks(request, whole)
-                check_against_h11(request, whole)
+            if whole is None and not smaller:
+                check_refused(request)
+            elif whole is not None:
+                check_found(request, whole)
 
     yield check
 
 
-@contextmanager
-def limited(smaller: Mapping[str, int]) -> Iterator[None]:
-    """Read with smaller limits during the block."""
-    before = {name: getattr(limits, name) for name in smaller}
-    vars(limits).update(smaller)
-    try:
-        yield
-    finally:
-        vars(limits).update(before)
+def check_found(data: bytes, found: Found) -> None:
+    check_head(found)
+    check_request_line(data, found)
+    check_limits(data, found)
+    check_chunks(data, found)
+    check_against_h11(data, found)
 
 
 def pieces(data: bytes, cuts: bytes) -> Sequence[bytes]:
@@ -152,6 +168,9 @@ def check_head(found: Found) -> None:
         assert _VALUE.fullmatch(value)
         assert value == value.strip(b" \t")
     assert found.head.version in ("1.0", "1.1")
+    hosts = values(found.head, b"host")
+    assert len(hosts) == 1 or (found.head.version == "1.0" and not hosts), "one host (3.2)"
+    assert all(map(_HOST.fullmatch, hosts))
     lengths, codings = values(found.head, b"content-length"), values(found.head, b"transfer-encoding")
     assert len(lengths) + len(codings) <= 1
     assert not codings or found.head.version == "1.1", "a coding needs HTTP/1.1 (RFC 9112, 6.1)"
@@ -161,6 +180,17 @@ def check_head(found: Found) -> None:
     if found.head.length is not None:
         assert len(found.body) <= found.head.length
         assert (len(found.body) == found.head.length) == found.is_complete
+
+
+def check_request_line(data: bytes, found: Found) -> None:
+    """The first line is what the head says, without the origin of an absolute URL (RFC 9112, 3.2.2)."""
+    if found.head is None:
+        return
+    method, target, version = data.removeprefix(b"\r\n").partition(b"\r\n")[0].split(b" ")
+    assert (method, version) == (found.head.method.encode(), b"HTTP/" + found.head.version.encode())
+    if not target.startswith(b"/") and (origin := _ORIGIN.match(target)):
+        target = b"/" + target[origin.end() :].removeprefix(b"/")
+    assert found.head.target == target
 
 
 def check_limits(data: bytes, found: Found) -> None:
@@ -206,22 +236,66 @@ def check_against_h11(data: bytes, found: Found) -> None:
     """If h11 reads a request in the same bytes, it is the same one, and it ends at the same place."""
     if not found.is_complete or found.head is None:
         return
-    connection = h11.Connection(h11.SERVER)
-    body = b""
+    seen = read_by_h11(data)
+    if seen is None:
+        return  # it is stricter in other places
+    assert seen.is_complete
+    assert seen.body == found.body
+    assert seen.rest == found.rest
+    # h11 writes the coding in lower case.
+    fields = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in found.head.fields]
+    assert [(bytes(name), bytes(value)) for name, value in seen.request.headers] == fields
+    closes = b"close" in b",".join(values(found.head, b"connection")).lower()
+    assert found.head.keep_alive == (seen.keeps_alive and not closes), (
+        "also a word with close in it ends the connection"
+    )
+    several = any(b"," in value for value in values(found.head, b"expect"))
+    assert found.head.expects_continue == seen.expects_continue or (several and seen.expects_continue)
+
+
+def check_refused(data: bytes) -> None:
+    """A plain request that h11 reads is not refused, so the reader is not stricter than it says.
+
+    An input is shorter than all limits but that of the fields.
+    """
+    seen = read_by_h11(data) if _PLAIN.fullmatch(data) else None
+    if seen is None or not seen.is_complete or _NOT_PLAIN.search(data) or data.count(b"\r\n") > limits.MAX_FIELDS:
+        return
+    hosts = [bytes(value) for name, value in seen.request.headers if name == b"host"]
+    is_old = seen.request.http_version == b"1.0" and any(
+        name == b"transfer-encoding" for name, _ in seen.request.headers
+    )
+    assert is_old or not all(map(_HOST.fullmatch, hosts)), "a plain request is refused"
+
+
+@dataclass(frozen=True)
+class SeenByH11:
+    """What h11 reads in some bytes."""
+
+    request: h11.Request
+    body: bytes
+    rest: bytes
+    is_complete: bool
+    keeps_alive: bool
+    expects_continue: bool
+
+
+def read_by_h11(data: bytes) -> SeenByH11 | None:
+    """None if it finds no request, or refuses it."""
+    connection, body = h11.Connection(h11.SERVER), b""
     try:
         connection.receive_data(data)
         request = connection.next_event()
         if not isinstance(request, h11.Request):
-            return
+            return None
+        expects_continue = connection.they_are_waiting_for_100_continue
         while isinstance(event := connection.next_event(), h11.Data):
             body += bytes(event.data)
     except h11.RemoteProtocolError:
-        return  # it is stricter in other places
-    assert isinstance(event, h11.EndOfMessage)
-    assert body == found.body
-    assert request.method == found.head.method.encode()
-    # h11 writes the coding in lower case.
-    fields = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in found.head.fields]
-    assert [(bytes(name), bytes(value)) for name, value in request.headers] == fields
-    rest, _ = connection.trailing_data
-    assert rest == found.rest
+        return None
+    return SeenByH11(
+        request, body, connection.trailing_data[0],
+        is_complete=isinstance(event, h11.EndOfMessage),
+        keeps_alive=request.http_version == b"1.1" and connection.their_state is not h11.MUST_CLOSE,
+        expects_continue=expects_continue,
+    )  # fmt: skip

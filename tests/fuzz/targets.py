@@ -2,11 +2,12 @@
 
 import ast
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Final, Protocol, TypeAlias, cast
 from zlib import crc32
 
@@ -59,6 +60,17 @@ class Target(Protocol):
 def target(name: str) -> Target:
     """The module of a target."""
     return cast("Target", import_module(f"tests.fuzz.{name}"))
+
+
+@contextmanager
+def limited(module: ModuleType, smaller: Mapping[str, int]) -> Iterator[None]:
+    """Let a module have smaller limits during the block, which short inputs reach."""
+    before = {name: getattr(module, name) for name in smaller}
+    vars(module).update(smaller)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def is_chosen(data: bytes, share: int) -> bool:

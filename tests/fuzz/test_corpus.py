@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 import pytest
@@ -120,6 +120,28 @@ def test_a_request_that_h11_reads_otherwise_is_noticed(request_: bytes) -> None:
     framing.check_against_h11(request_, found)
     with pytest.raises(AssertionError):
         framing.check_against_h11(request_, replace(found, body=found.body + b"G", rest=found.rest[1:]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": b"/"}, {"method": "GET"}, {"keep_alive": False}, {"expects_continue": False}, {"fields": []}]
+)
+def test_a_head_that_was_read_otherwise_is_noticed(wrong: dict[str, Any]) -> None:
+    request = b"POST http://a/b HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n1"
+    found = framing.read([request])
+    assert found is not None
+    assert found.head is not None
+    framing.check_found(request, found)
+    with pytest.raises(AssertionError):
+        framing.check_found(request, replace(found, head=replace(found.head, **wrong)))
+
+
+def test_a_plain_request_that_is_refused_is_noticed() -> None:
+    start = b"POST / HTTP/1.1\r\nHost: a\r\n"
+    for one in (b"Content-Length: 1\r\n\r\n1", b"Transfer-Encoding: chunked\r\n\r\nA;b\r\n0123456789\r\n0\r\n\r\n"):
+        with pytest.raises(AssertionError):
+            framing.check_refused(start + one)
+    framing.check_refused(start + b"Host: a\r\n\r\n")
+    framing.check_refused(start + b"Content-Length: 1, 1\r\n\r\n1")
 
 
 @pytest.mark.parametrize(
