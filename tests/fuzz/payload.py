@@ -1,6 +1,7 @@
 """The body of a webhook: its two readers and the standard library agree, and every item is accounted for.
 
-Each record is what the SDK's encoder makes of the same fields. Its first `#` stands for thousands of digits.
+Each record is what the SDK's encoder makes of the same fields. Its first `#` stands for thousands of digits. One input
+in `SHARE` is read with small limits, too.
 """
 
 import json
@@ -31,6 +32,7 @@ from statsig_otel.plugin.record.record import (
     LogRecordEncoder,
     RecordFields,
 )
+from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.body import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
@@ -42,13 +44,16 @@ from statsig_otel.plugin.webhook.body import (
 )
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import read
-from tests.fuzz.targets import Check, Mutate
+from tests.fuzz.targets import Check, Mutate, is_chosen, limited
 from tests.fuzz.trees import change
 
 DATA: Final = Path(__file__).parents[1] / "data"
 
 LONGEST: Final = 2048
 ENOUGH: Final = 10_000_000
+SHARE: Final = 4
+SMALL: Final = {"MAX_PARTS": 9, "MAX_AT_ONCE": 16, "_BLOCK": 8}
+
 TOKENS: Final = (
     b'"data"', b'"eventName"', b'"statsig::config_change"', b'"timestamp"', b'"metadata"', b'"user"', b'"userID"',
     b'"email"', b'"name"', b'"type"', b'"Gate"', b'"action"', b'"updated"', b'"description"', b'"environments"',
@@ -84,6 +89,7 @@ BELOW: Final[Mapping[str, Sequence[tuple[str, Any]]]] = {
 
 REASONS: Final = {"not_utf8", "not_json", "nested_too_deeply", "unknown_shape"}
 TOO_DEEP: Final = "is nested too deeply"
+TOO_MANY_PARTS: Final = "has more than 250,000 objects, arrays and members"
 MOST_DIGITS: Final = 4300
 NOW_NS: Final = 1_739_400_185_198_000_000
 UID: Final = "log.record.uid"
@@ -135,6 +141,8 @@ def checking() -> Iterator[Check]:
         payload = outcome(body)
         check_readers(body, payload)
         check_against_the_library(body, payload)
+        if is_chosen(data, SHARE):
+            check_crowded(body, payload)
         if payload is not None:
             check_against_the_sdk(payload, encoder, check_mapped(payload, mapper))
 
@@ -206,6 +214,37 @@ def check_against_the_library(body: bytes, payload: ParsedBody | None) -> None:
             assert is_exact(item.text)
         else:
             assert not is_exact(item.text) or item.problem == TOO_DEEP
+
+
+def check_crowded(body: bytes, payload: ParsedBody | None) -> None:
+    """With a small limit for parts, the same changes are found, and only those above it can't be read any more."""
+    with limited(lenient_json, SMALL):
+        crowded = outcome(body)
+        assert crowded == payload
+        if crowded is None:
+            return
+        assert crowded == _parse_leniently(body.decode())
+        found = [item.decoded() for item in crowded.changes]
+    for item, (value, problem) in zip(crowded.changes, found, strict=True):
+        with suppress(RecursionError):
+            if parts(item.text) > SMALL["MAX_PARTS"]:
+                assert (value, problem) == (None, TOO_MANY_PARTS)
+            else:
+                assert (spelled(value), problem) == (spelled(item.value), item.problem)
+
+
+def parts(text: str) -> int:
+    """The arrays, the objects and the members in a value, those with a name that occurs again included."""
+    count, left = 0, [json.loads(text, object_pairs_hook=_object)]
+    while left:
+        one = left.pop()
+        if isinstance(one, Object):
+            count += 1 + len(one.members)
+            left += [member for _, member in one.members]
+        elif isinstance(one, list):
+            count += 1
+            left += one
+    return count
 
 
 def is_exact(text: str) -> bool:
