@@ -311,7 +311,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "making room": Guard(
         "At `max_connections`, the connection that has waited for its client for longest makes room.",
-        (Edit(CONNECTIONS, "if since + least > self._loop.time():", "if True:"),),
+        (Edit(CONNECTIONS, "if since + least > self._loop.time()", "if True"),),
     ),
     "idle ones first": Guard(
         "A connection in the middle of a request or a TLS handshake makes room after all that have not begun one.",
@@ -327,7 +327,11 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "unread bytes": Guard(
         "A connection whose client has sent what is not yet read does not make room at once.",
-        (Edit(CONNECTIONS, "if is_prolonged or not _has_unread(self._open[connection]):", "if True:"),),
+        (Edit(CONNECTIONS, "if prolonged_until or not _has_unread(self._open[connection]):", "if True:"),),
+    ),
+    "rounds to read": Guard(
+        "Nor does it before the server has had the time to read that, however long that takes.",
+        (Edit(CONNECTIONS, " or prolonged_until > self._round:", ":"),),
     ),
     "turns of taken bodies": Guard(
         "A connection has its turn after the application has taken what was read.",

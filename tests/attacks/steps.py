@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
+from statsig_otel.plugin.server.connections import Connections
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 from tests.attacks.attack import PATIENCE, Serve, Site, awaited, until_closed
@@ -152,6 +153,38 @@ def connections_to_a_busy_server(_: Serve) -> None:
         app.go_on.set()
         answer = awaited(webhook)
         assert (answer.status, answer.body) == (200, b"sent")
+
+
+def connections_to_a_slow_server(_: Serve) -> None:
+    """A round of its loop takes longer than a client may be silent, and the first bytes are read in the third one."""
+
+    async def attacked() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        connections = Connections(
+            EchoApp(),
+            listening,
+            head_timeout=PATIENCE,
+            max_connections=1,
+            context=lambda: None,
+            release=listening.close,
+        )
+        connections.accept()
+        with (
+            socket.create_connection(listening.getsockname(), PATIENCE) as webhook,
+            socket.create_connection(listening.getsockname(), PATIENCE),
+        ):
+            webhook.sendall(POST % (b"", 4, b"sent"))
+            for _ in range(10):
+                time.sleep(0.15)  # noqa: ASYNC251 - this is the round's other work
+                connections.accept()  # as whatever happens to another connection calls it
+                await asyncio.sleep(0)
+            answer = await asyncio.to_thread(awaited, webhook)
+            assert (answer.status, answer.body) == (200, b"sent")
+        await connections.drain(0, quiet=lambda: None)
+        await connections.cut_off()
+
+    asyncio.run(attacked())
 
 
 def unread_answers(_: Serve) -> None:

@@ -17,6 +17,7 @@ from tests.attacks.steps import (
     answer_under_fire,
     chunked,
     connections_to_a_busy_server,
+    connections_to_a_slow_server,
     endless_body,
     endless_chunks,
     head,
@@ -339,6 +340,12 @@ ATTACKS: Final = (
         expected="a webhook that has arrived is answered",
         guards=("unread bytes",),
         act=connections_to_a_busy_server,
+    ),
+    Attack(
+        name="more connections than allowed while the server is busy with other requests all the time",
+        expected="a webhook that has arrived is answered",
+        guards=("rounds to read",),
+        act=connections_to_a_slow_server,
     ),
     Attack(
         name="a client that does not read its answer",

@@ -32,6 +32,7 @@ _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have th
 _MOST_MAKE_ROOM: Final = 16  # of these, at most an eighth of all; their descriptors are free in the next round only
 _MIN_IDLE: Final = 0.1  # seconds in which a client can begin a request before its connection may make room
 _MIN_BEGUN: Final = 0.3  # as above, to go on with a request or a handshake: the longest round trips between continents
+_ROUNDS: Final = 4  # of the loop, within which what has arrived is read; a new connection takes two of them to begin
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
@@ -76,9 +77,11 @@ class Connections:
         self._release = release
         self._takes_webhooks = takes_webhooks
         self._open: dict[HttpConnection, socket.socket] = {}
-        # Those that wait for their clients, the longest wait first: since when, and whether it was prolonged.
-        self._idle: dict[HttpConnection, tuple[float, bool]] = {}
-        self._begun: dict[HttpConnection, tuple[float, bool]] = {}
+        # Those that wait for their clients, the longest wait first: since when, and until which round it is prolonged.
+        self._idle: dict[HttpConnection, tuple[float, int]] = {}
+        self._begun: dict[HttpConnection, tuple[float, int]] = {}
+        self._round = 0  # of the loop, counted up to the last one until which a wait is prolonged
+        self._last_round = 0
         self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
         self._tls_buffer = bytearray(READ)
@@ -94,7 +97,7 @@ class Connections:
         """The connection waits for its client, which has begun a request or a handshake, or not."""
         self.connection_works(connection)
         if connection in self._open:  # not one that has made room already
-            (self._begun if has_begun else self._idle)[connection] = self._loop.time(), False
+            (self._begun if has_begun else self._idle)[connection] = self._loop.time(), 0
         self.accept()
 
     def connection_works(self, connection: HttpConnection) -> None:
@@ -231,19 +234,28 @@ class Connections:
     def _removable(self) -> HttpConnection | None:
         """The connection that makes room for the next one.
 
-        If its client has sent what is not yet read, its wait is prolonged, but only once: a client that sends single
-        bytes has almost always sent one.
+        If its client has sent what is not yet read, its wait is prolonged, also for as many rounds of the loop as it
+        takes to read that: when the server is busy, a round can take longer than the wait. But only once, since a
+        client that sends single bytes has almost always sent one.
         """
         for waiting, least in ((self._idle, _MIN_IDLE), (self._begun, _MIN_BEGUN)):
             while waiting:
-                connection, (since, is_prolonged) = next(iter(waiting.items()))
-                if since + least > self._loop.time():
+                connection, (since, prolonged_until) = next(iter(waiting.items()))
+                if since + least > self._loop.time() or prolonged_until > self._round:
                     break
-                if is_prolonged or not _has_unread(self._open[connection]):
+                if prolonged_until or not _has_unread(self._open[connection]):
                     return connection
+                if self._round == self._last_round:
+                    self._loop.call_soon(self._count_round)
+                self._last_round = self._round + _ROUNDS
                 del waiting[connection]
-                waiting[connection] = self._loop.time(), True
+                waiting[connection] = self._loop.time(), self._last_round
         return None
+
+    def _count_round(self) -> None:
+        self._round += 1
+        if self._round < self._last_round:
+            self._loop.call_soon(self._count_round)
 
     def _abort(self, connection: HttpConnection) -> None:
         """Close a connection. From now on it does not count. Its descriptor is free in the next round."""
@@ -258,7 +270,7 @@ class Connections:
         close_in_child(accepted)
         connection = HttpConnection(self._app, accepted, head_timeout=self._head_timeout, server=self)
         self._open[connection] = accepted
-        self._idle[connection] = self._loop.time(), False
+        self._idle[connection] = self._loop.time(), 0
         self._all_closed.clear()
         beginning = self._loop.create_task(self._begin(connection, accepted))
         self._beginning[connection] = beginning
