@@ -175,8 +175,8 @@ def connections_to_a_slow_server(_: Serve) -> None:
             socket.create_connection(listening.getsockname(), PATIENCE),
         ):
             webhook.sendall(POST % (b"", 4, b"sent"))
-            for _ in range(10):
-                time.sleep(0.15)  # noqa: ASYNC251 - this is the round's other work
+            for _ in range(6):
+                time.sleep(0.12)  # noqa: ASYNC251 - this is the round's other work
                 connections.accept()  # as whatever happens to another connection calls it
                 await asyncio.sleep(0)
             answer = await asyncio.to_thread(awaited, webhook)
