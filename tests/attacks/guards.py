@@ -327,11 +327,11 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "unread bytes": Guard(
         "A connection whose client has sent what is not yet read does not make room at once.",
-        (Edit(CONNECTIONS, "if prolonged_until or not _has_unread(self._open[connection]):", "if True:"),),
+        (Edit(CONNECTIONS, "if not prolonged_until and _has_unread(self._open[connection]):", "if False:"),),
     ),
     "rounds to read": Guard(
         "Nor does it before the server has had the time to read that, however long that takes.",
-        (Edit(CONNECTIONS, " or prolonged_until > self._round:", ":"),),
+        (Edit(CONNECTIONS, "elif prolonged_until <= self._round:", "else:"),),
     ),
     "turns of taken bodies": Guard(
         "A connection has its turn after the application has taken what was read.",

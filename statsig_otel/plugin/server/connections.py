@@ -234,23 +234,29 @@ class Connections:
     def _removable(self) -> HttpConnection | None:
         """The connection that makes room for the next one.
 
-        If its client has sent what is not yet read, its wait is prolonged, also for as many rounds of the loop as it
-        takes to read that: when the server is busy, a round can take longer than the wait. But only once, since a
-        client that sends single bytes has almost always sent one.
+        If its client has sent what is not yet read, its wait is prolonged, and until the loop has had the rounds to
+        read that: one round of a busy server can take longer than the wait. This happens only once, since a client that
+        sends single bytes has almost always sent one.
         """
         for waiting, least in ((self._idle, _MIN_IDLE), (self._begun, _MIN_BEGUN)):
             while waiting:
                 connection, (since, prolonged_until) = next(iter(waiting.items()))
-                if since + least > self._loop.time() or prolonged_until > self._round:
+                if since + least > self._loop.time():
                     break
-                if prolonged_until or not _has_unread(self._open[connection]):
+                if not prolonged_until and _has_unread(self._open[connection]):
+                    prolonged_until = self._round_after_reading()
+                elif prolonged_until <= self._round:
                     return connection
-                if self._round == self._last_round:
-                    self._loop.call_soon(self._count_round)
-                self._last_round = self._round + _ROUNDS
-                del waiting[connection]
-                waiting[connection] = self._loop.time(), self._last_round
+                del waiting[connection]  # those behind it may have had their time
+                waiting[connection] = self._loop.time(), prolonged_until
         return None
+
+    def _round_after_reading(self) -> int:
+        """The round in which everything will be read that has arrived. Rounds are counted until then."""
+        if self._round == self._last_round:
+            self._loop.call_soon(self._count_round)
+        self._last_round = self._round + _ROUNDS
+        return self._last_round
 
     def _count_round(self) -> None:
         self._round += 1
