@@ -15,7 +15,8 @@ from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedErr
 from statsig_otel.plugin.receiver.answer import Answer
 from statsig_otel.plugin.receiver.intake import Intake, Request
 
-PLAIN_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
+_SEGMENT: Final = "[A-Za-z0-9._~!$&'()*+,;=:@-]+"
+PLAIN_PATH: Final = re.compile(f"/(?:{_SEGMENT}(?:/{_SEGMENT})*/?)?")
 """A path of a receiver, letter by letter as a request has it."""
 RULE_OF_PATHS: Final = "begin with / and be a plain path, without // and percent escapes"
 """The same in words: what a path must do."""

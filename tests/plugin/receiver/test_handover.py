@@ -244,6 +244,7 @@ def test_wrong_receivers_of_an_application_are_refused_when_it_is_made() -> None
         (create_app, {"/${env:X}": asgi}, f"the path '/${{env:X}}' {rule}"),
         (create_wsgi_app, {"/{id}": wsgi}, f"the path '/{{id}}' {rule}"),
         (create_wsgi_app, {"/a//b": wsgi}, f"the path '/a//b' {rule}"),
+        (create_wsgi_app, {f"/{80 * 'a'} ": wsgi}, f"the path '/{80 * 'a'} ' {rule}"),
     ]
     for make, receivers, said in cases:
         with pytest.raises((TypeError, ValueError)) as caught:
