@@ -311,7 +311,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "making room": Guard(
         "At `max_connections`, the connection that has waited for its client for longest makes room.",
-        (Edit(CONNECTIONS, "if since + least > self._loop.time()", "if True"),),
+        (Edit(CONNECTIONS, "if since + least > now:", "if True:"),),
     ),
     "idle ones first": Guard(
         "A connection in the middle of a request or a TLS handshake makes room after all that have not begun one.",
@@ -326,11 +326,11 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(CONNECTION, "self._until_heard = _PROGRESS", "self._until_heard = 0"),),
     ),
     "unread bytes": Guard(
-        "A connection whose client has sent what is not yet read does not make room at once.",
+        "The wait of a connection begins again, once, if its client has sent what is not yet read.",
         (Edit(CONNECTIONS, "if not prolonged_until and _has_unread(self._open[connection]):", "if False:"),),
     ),
     "rounds to read": Guard(
-        "Nor does it before the server has had the time to read that, however long that takes.",
+        "This wait lasts until the server has read that, however long it takes.",
         (Edit(CONNECTIONS, "elif prolonged_until <= self._round:", "else:"),),
     ),
     "turns of taken bodies": Guard(

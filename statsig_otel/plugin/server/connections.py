@@ -12,6 +12,7 @@ import logging
 import select
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -32,7 +33,7 @@ _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have th
 _MOST_MAKE_ROOM: Final = 16  # of these, at most an eighth of all; their descriptors are free in the next round only
 _MIN_IDLE: Final = 0.1  # seconds in which a client can begin a request before its connection may make room
 _MIN_BEGUN: Final = 0.3  # as above, to go on with a request or a handshake: the longest round trips between continents
-_ROUNDS: Final = 4  # of the loop, within which what has arrived is read; a new connection takes two of them to begin
+_ROUNDS: Final = 4  # of the loop, after which it has read what had arrived: a new connection is read from in the third
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
@@ -78,8 +79,8 @@ class Connections:
         self._takes_webhooks = takes_webhooks
         self._open: dict[HttpConnection, socket.socket] = {}
         # Those that wait for their clients, the longest wait first: since when, and until which round it is prolonged.
-        self._idle: dict[HttpConnection, tuple[float, int]] = {}
-        self._begun: dict[HttpConnection, tuple[float, int]] = {}
+        self._idle: OrderedDict[HttpConnection, tuple[float, int]] = OrderedDict()
+        self._begun: OrderedDict[HttpConnection, tuple[float, int]] = OrderedDict()
         self._round = 0  # of the loop, counted up to the last one until which a wait is prolonged
         self._last_round = 0
         self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
@@ -234,25 +235,26 @@ class Connections:
     def _removable(self) -> HttpConnection | None:
         """The connection that makes room for the next one.
 
-        If its client has sent what is not yet read, its wait is prolonged, and until the loop has had the rounds to
-        read that: one round of a busy server can take longer than the wait. This happens only once, since a client that
+        If its client has sent what is not yet read, its wait begins again, and lasts at least until the loop has read
+        that: one round of a busy server can take longer than the wait. This happens only once, since a client that
         sends single bytes has almost always sent one.
         """
+        now = self._loop.time()  # once, so that this ends even if it takes longer than the wait
         for waiting, least in ((self._idle, _MIN_IDLE), (self._begun, _MIN_BEGUN)):
             while waiting:
                 connection, (since, prolonged_until) = next(iter(waiting.items()))
-                if since + least > self._loop.time():
+                if since + least > now:
                     break
                 if not prolonged_until and _has_unread(self._open[connection]):
                     prolonged_until = self._round_after_reading()
                 elif prolonged_until <= self._round:
                     return connection
-                del waiting[connection]  # those behind it may have had their time
-                waiting[connection] = self._loop.time(), prolonged_until
+                waiting[connection] = now, prolonged_until
+                waiting.move_to_end(connection)  # those behind it may have had their time
         return None
 
     def _round_after_reading(self) -> int:
-        """The round in which everything will be read that has arrived. Rounds are counted until then."""
+        """The round before which the loop reads what the sockets have now. Rounds are counted until then."""
         if self._round == self._last_round:
             self._loop.call_soon(self._count_round)
         self._last_round = self._round + _ROUNDS
