@@ -65,6 +65,8 @@ def main() -> int:
     seconds = 5.0 if options.quick else options.seconds
     every = (attacks.NOTHING, *attacks.ATTACKS)
     names = [name for name in every if not options.only or any(word in name for word in options.only)]
+    if not names:
+        parser.error("no attack has such a name")
     results = [holds(name, seconds) for name in names]
     print(f"load after: {os.getloadavg()[0]:.1f}")
     return 0 if all(results) else 1

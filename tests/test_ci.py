@@ -1,6 +1,7 @@
-"""Which tests `.ci/run` runs a second time if they fail: none that proves that nothing acknowledged is lost."""
+"""Which tests `.ci/run` runs a second time if they fail: none of kills, power loss and the states of the queue."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -19,10 +20,12 @@ def tried(folder: Path, *failed: str) -> tuple[int, int]:
     assert _FUNCTION is not None
     cache = folder / ".pytest_cache/v/cache/lastfailed"
     cache.parent.mkdir(parents=True)
-    cache.write_text(json.dumps(dict.fromkeys(failed, True), indent=2))  # as pytest writes it
-    stage = "stage() { echo ran >>runs; [ $(wc -l <runs) -gt 1 ]; }"
+    cache.write_text('{"tests/e2e/test_kills.py::test_of_an_earlier_run": true}')
+    (folder / "failed").write_text(json.dumps(dict.fromkeys(failed, True), indent=2))  # as pytest writes it
+    stage = f"stage() {{ echo ran >>runs; cat failed >>{cache}; [ $(wc -l <runs) -gt 1 ]; }}"
     script = "\n".join(["set -euo pipefail", stage, _WITHOUT[0], _FUNCTION[0], "tests make test"])
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environ, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     for test in failed if done.returncode else ():
         assert test in done.stdout

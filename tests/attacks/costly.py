@@ -70,7 +70,7 @@ COSTLY: Final = (
         act=long_handshakes,
     ),
     Attack(
-        name="a TLS handshake with a hundred client certificates, which are all valid",
+        name="a TLS handshake with a valid client certificate, and a hundred others behind it",
         expected="closed before they are read",
         guards=("content of TLS records",),
         act=many_certificates,

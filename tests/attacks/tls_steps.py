@@ -140,6 +140,8 @@ def refusing(is_refused: bool) -> Iterator[None]:
     """Whether what is done in the block fails."""
     try:
         yield
+    except TimeoutError as error:
+        raise AssertionError("the connection stays open") from error
     except (OSError, EOFError):
         assert is_refused
     else:

@@ -41,7 +41,7 @@ WEBHOOKS: Final = (
     ),
     Attack(
         name="a path of hundreds of characters, or of control characters for a terminal",
-        expected="404 or 400, and the log has its first 100 characters, escaped",
+        expected="404, and the log has its first 100 characters, escaped; or 400",
         guards=("logged path",),
         act=hostile_paths,
         sites=ALL,
