@@ -31,8 +31,8 @@ _MOST_GROWTH: Final = 2 * Limits().max_in_flight_bytes
 connections with their buffers, and what one body is decoded to."""
 
 _OF_STRINGS: Final = 512 << 20
-"""The same for an array of millions of strings, each of which is an object of its own once it is decoded. It takes some
-440 MiB, and only a sender with the signing secret can send it."""
+"""The bound for an array of millions of strings. Each string becomes an object, so the array takes some 440 MiB. Only
+a sender with the signing secret can send it."""
 
 
 def holds(name: str, seconds: float) -> bool:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.server.connections import Connections
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 from tests.attacks.attack import PATIENCE, Serve, Site, awaited, until_closed
@@ -23,6 +22,7 @@ from tests.plugin.http_client import request
 from tests.plugin.server.echo import (
     POST,
     EchoApp,
+    accepting,
     echo_server,
     is_closed,
     read_answer,
@@ -159,21 +159,8 @@ def connections_to_a_slow_server(_: Serve) -> None:
     """A round of its loop takes longer than a client may be silent, and the first bytes are read in the third one."""
 
     async def attacked() -> None:
-        listening = socket.create_server(("127.0.0.1", 0))
-        listening.setblocking(False)
-        connections = Connections(
-            EchoApp(),
-            listening,
-            head_timeout=PATIENCE,
-            max_connections=1,
-            context=lambda: None,
-            release=listening.close,
-        )
-        connections.accept()
-        with (
-            socket.create_connection(listening.getsockname(), PATIENCE) as webhook,
-            socket.create_connection(listening.getsockname(), PATIENCE),
-        ):
+        connections, address = accepting(EchoApp(), most=1)
+        with socket.create_connection(address, PATIENCE) as webhook, socket.create_connection(address, PATIENCE):
             webhook.sendall(POST % (b"", 4, b"sent"))
             for _ in range(6):
                 time.sleep(0.12)  # noqa: ASYNC251 - this is the round's other work
@@ -181,7 +168,6 @@ def connections_to_a_slow_server(_: Serve) -> None:
                 await asyncio.sleep(0)
             answer = await asyncio.to_thread(awaited, webhook)
             assert (answer.status, answer.body) == (200, b"sent")
-        await connections.drain(0, quiet=lambda: None)
         await connections.cut_off()
 
     asyncio.run(attacked())

@@ -17,6 +17,7 @@ import trustme
 import uvloop
 
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
+from statsig_otel.plugin.server.connections import Connections
 from statsig_otel.plugin.server.server import HttpServer
 
 LONG = 20.0  # seconds: where a test waits this long, something hangs
@@ -132,6 +133,17 @@ def receive(connection: socket.socket, before: bytes | bytearray) -> bytes:
 def post(connection: socket.socket, path: bytes, body: bytes) -> tuple[int, bytes]:
     connection.sendall(POST % (path, len(body), body))
     return read_answer(connection)
+
+
+def accepting(app: AsgiApp, *, most: int) -> tuple[Connections, tuple[str, int]]:
+    """Connections of a server in this loop, whose rounds the test decides on, and its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    connections = Connections(
+        app, listening, head_timeout=1e9, max_connections=most, context=lambda: None, release=listening.close
+    )
+    connections.accept()
+    return connections, listening.getsockname()
 
 
 def is_closed(connection: socket.socket) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
-from statsig_otel.plugin.server.connections import Connections
-from tests.plugin.server.echo import LONG, POST, EchoApp, is_closed, read_answer
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
+from tests.plugin.server.echo import LONG, POST, EchoApp, accepting, is_closed, read_answer
 
 
 class Clock(asyncio.SelectorEventLoop):
@@ -22,17 +21,6 @@ class Clock(asyncio.SelectorEventLoop):
         self.now += self._look
         assert self.now < 10_000, "this does not end"
         return self.now
-
-
-def accepting(app: AsgiApp, *, most: int) -> tuple[Connections, tuple[str, int]]:
-    """Connections of a server in this loop, and its address."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    listening.setblocking(False)
-    connections = Connections(
-        app, listening, head_timeout=1e9, max_connections=most, context=lambda: None, release=listening.close
-    )
-    connections.accept()
-    return connections, listening.getsockname()
 
 
 async def pass_rounds(count: int) -> None:
