@@ -231,7 +231,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "content of TLS records": Guard(
         "A TLS record costs 64 bytes, one without content four times its bytes or 1 KiB. All may cost 64 KiB more than "
-        "their content.",
+        "their content. Certificates must not be compressed.",
         (
             Edit(TLS_TRANSPORT, "if self._credit < 0:", "if False:"),
             # This only ends the turn of a connection that is closed behind it.

@@ -104,7 +104,10 @@ def long_handshakes(_: Serve) -> None:
 
 
 def many_certificates(_: Serve) -> None:
-    """Of a client that has a right one. With TLS 1.3 a client hears of the refusal after its own handshake."""
+    """Of a client that has a right one. With TLS 1.3 a client hears of the refusal after its own handshake.
+
+    OpenSSL of a client compresses them where the server allows it and both have the library (3.2 and newer, Debian 13).
+    """
     authority = trustme.CA()
     own = authority.issue_cert("client.test")
     with mutual_tls_settings(authority) as tls, serving(echo_server(tls=tls)) as running:

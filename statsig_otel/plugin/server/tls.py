@@ -18,6 +18,10 @@ _CURVE: Final = "prime256v1"
 """P-256, which every client has to know (RFC 8446, section 9.1). By default a client may choose one with which OpenSSL
 takes 300 times as long for the key exchange, ffdhe8192."""
 
+_NO_COMPRESSED_CERTIFICATES: Final = 1 << 33 if ssl.OPENSSL_VERSION_INFO >= (3, 2) else 0
+"""SSL_OP_NO_RX_CERTIFICATE_COMPRESSION, for which Python has no name. OpenSSL understands compressed certificates since
+3.2. A client could send a hundred KiB of these in a record of a few hundred bytes, so that a limit in bytes is none."""
+
 _WATCHED: Final = "leave it out: changed PEM files are used within seconds"
 
 
@@ -128,6 +132,7 @@ def server_context(tls: ServerTlsSettings) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     context.set_ecdh_curve(_CURVE)
     context.options |= ssl.OP_NO_RENEGOTIATION  # a client could ask for one handshake after the other
+    context.options |= _NO_COMPRESSED_CERTIFICATES
     try:
         # With an empty password, OpenSSL refuses an encrypted key instead of prompting on the terminal.
         context.load_cert_chain(tls.cert_file, tls.key_file, password="")
