@@ -46,6 +46,10 @@ collect_ignore = (
 )
 """What needs a library that is an extra of the product. `make test` installs it where there is one for this Python."""
 needs_kafka = pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: confluent-kafka is not installed")
+needs_clone = pytest.mark.skipif(
+    shutil.which("git") is None or not Path(__file__).parents[1].joinpath(".git").exists(),
+    reason="LOUD: this is no clone, or git is missing: what it ignores is not checked",
+)
 
 MEMORY = Path("/dev/shm")
 OPEN_FILES = 10_240  # the most that macOS allows

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import needs_clone
+
 ROOT = Path(__file__).parents[1]
 OURS = f"Python {sys.version.split()[0]} from {sys.executable}\n"
 OLD = "exit 1"
@@ -115,7 +117,7 @@ def test_the_oldest_dependencies_are_the_lower_bounds() -> None:
         assert line.partition(";")[2] == requirement.partition(";")[2]
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="LOUD: git is missing, what it ignores is not checked")
+@needs_clone
 def test_git_ignores_the_queues_that_the_examples_make() -> None:
     """They have personal data, and `make release` refuses files that are not committed."""
     found: set[Path] = set()

@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from statsig_otel import __version__
+from tests.conftest import needs_clone
 from tests.deploy.images import IMAGE, Podman, missing, podman
 from tests.deploy.machine import ROOT, skipped_if_unavailable
 from tests.deploy.page import SHELLS, commands, lines, run_with_answer
@@ -58,6 +59,7 @@ def test_the_compose_files_fit_their_schema(name: str) -> None:
     assert found.returncode == 0, found.stdout
 
 
+@needs_clone
 def test_neither_git_nor_a_build_takes_the_secrets() -> None:
     """Nor what else the commands of the page make. The build gets only what the Dockerfile copies."""
     made = {"backup.db", "backup.db.new", "examples/docker/secrets/signing-secret", "my-values.yaml"}
