@@ -10,7 +10,8 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tests.e2e.processes import SECRET, Process, clean_environment, post, signed
-from tests.peers.otlp_servers import HttpSink, free_port
+from tests.peers.otlp_servers import HttpSink
+from tests.peers.ports import free_port
 from tests.plugin.services import change_body, names_in
 from tests.waiting import wait_until
 

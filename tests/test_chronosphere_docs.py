@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.processes import SECRET, post, signed
 from tests.e2e.service_process import ServiceProcess
-from tests.peers.otlp_servers import GrpcSink, free_port
+from tests.peers.otlp_servers import GrpcSink
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 PAGE = Path(__file__).parents[1] / "docs" / "chronosphere.md"

@@ -23,7 +23,8 @@ import pytest
 from statsig_otel.plugin.webhook import DEFAULT_PATH
 from tests.e2e.processes import Process, wait_until_listening
 from tests.looped import looped
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, free_port
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink
+from tests.peers.ports import free_port
 from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed
 from tests.plugin.http_client import Address, exchange, request
 from tests.waiting import wait_until

@@ -24,7 +24,7 @@ from statsig_otel.plugin.webhook.body import parse
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.looped import looped
 from tests.peers.http_server import LocalServer
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 from tests.plugin.adapters import CHANGE, body_of
 from tests.waiting import wait_until
 

@@ -21,7 +21,7 @@ from statsig_otel.exporters import Blocked, Delivered, Outcome, Rejected, RetryL
 from statsig_otel.plugin import Destination, RetryOnFailureSettings
 from tests.e2e.processes import Process, clean_environment, post, signed
 from tests.peers.http_server import LocalServer
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 from tests.plugin.http_client import exchange
 from tests.plugin.services import service, signed_request
 from tests.test_exporter_example import changed, records

@@ -16,6 +16,7 @@ import urllib3
 from tests.deploy.machine import ROOT
 from tests.e2e.processes import Process
 from tests.peers.certs import Authority
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 FILES = ROOT / "examples" / "proxies"
@@ -131,11 +132,6 @@ def running(name: str, service: int, folder: Path, *, text: str = "") -> Iterato
 
 def is_missing(name: str) -> bool:
     return shutil.which(name) is None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

@@ -19,10 +19,11 @@ from tests.conftest import needs_clone
 from tests.deploy.images import IMAGE, Podman, missing, podman
 from tests.deploy.machine import ROOT, skipped_if_unavailable
 from tests.deploy.page import SHELLS, commands, lines, run_with_answer
-from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
+from tests.deploy.proxies import HEALTH_PATH, PATH
 from tests.e2e.processes import Process
 from tests.e2e.statsig_client import SECRET, change, http, post
 from tests.peers.otlp_servers import GrpcSink
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 FILES = ROOT / "examples" / "docker"

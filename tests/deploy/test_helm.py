@@ -23,11 +23,12 @@ from tests.conftest import needs_kafka
 from tests.deploy.helm import CHART, TOOLS, VALUES, container_of, needs_helm, pod_of, render, tool, valid
 from tests.deploy.machine import ROOT
 from tests.deploy.page import SECTIONS, commands, lines
-from tests.deploy.proxies import HEALTH_PATH, PATH, free_port
+from tests.deploy.proxies import HEALTH_PATH, PATH
 from tests.e2e.processes import Process, signed
 from tests.e2e.service_process import environment, run_to_end
 from tests.e2e.statsig_client import SECRET, change, http, post
 from tests.peers.otlp_servers import GrpcSink
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 SIDECAR = CHART / "values" / "sidecar.yaml"

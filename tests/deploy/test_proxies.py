@@ -18,11 +18,12 @@ import pytest
 import urllib3
 
 from statsig_otel.plugin.record.record import uid
-from tests.deploy.proxies import FILES, HEALTH_PATH, HOST, KINDS, PATH, Proxy, free_port, is_missing, running
+from tests.deploy.proxies import FILES, HEALTH_PATH, HOST, KINDS, PATH, Proxy, is_missing, running
 from tests.e2e.processes import Process, signed, write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, SECRET, change
 from tests.e2e.test_socket_activation import listening, service
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = [

@@ -16,7 +16,7 @@ from tests.e2e.otelcol import UnavailableError, build
 from tests.e2e.processes import Restartable
 from tests.e2e.statsig_client import SECRET
 from tests.peers.apache_kafka import ApacheKafka, fetch
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "kafka"
 _BUILDER: Final = EXAMPLE / "collector-builder.yaml"

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -21,6 +21,7 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from statsig_otel.plugin.demo.collector import find_binary, with_libpython
+from tests.peers.ports import free_port
 from tests.plugin.http_client import Response, exchange, request
 
 SECRET = "webhook-a-made-up-secret"
@@ -294,7 +295,7 @@ def rotel(
         folder: Where it may leave its files.
         ports: Where it listens; free ones by default, since it takes port 0 but does not say what it got.
     """
-    ports = ports or _free_ports()
+    ports = ports or Ports(free_port(), free_port())
     options = {
         "--otlp-grpc-endpoint": f"127.0.0.1:{ports.grpc}",
         "--otlp-http-endpoint": f"127.0.0.1:{ports.http}",
@@ -310,14 +311,6 @@ def rotel(
         for port in (ports.grpc, ports.http):
             wait_until_listening(process, port)
         yield Collector(process, ports)
-
-
-def _free_ports() -> Ports:
-    """Two ports that nobody listens on now."""
-    with ExitStack() as stack:
-        # All are open before the first is closed, so no two are the same.
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        return Ports(*(listener.getsockname()[1] for listener in held))
 
 
 def wait_until_listening(process: Process, port: int) -> None:

@@ -8,7 +8,6 @@ installs in an environment of its own: it has half a gigabyte.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from tests.e2e.otelcol import UnavailableError, locked, run_until
 from tests.e2e.processes import Process, clean_environment
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 _VICTORIALOGS: Final = "github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs"
@@ -114,12 +114,6 @@ def prometheus(binary: str, folder: Path, target: str, rules: Path) -> Iterator[
     with Process([*arguments, f"--web.listen-address=127.0.0.1:{port}"], clean_environment()):
         wait_until(lambda: answers(f"{url}/-/ready"), "Prometheus", within=_PATIENCE)
         yield url
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
 
 
 def answers(url: str) -> bool:

@@ -28,7 +28,8 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.e2e import otelcol
 from tests.e2e.processes import SECRET, Collector, Ports, Protocol, find_rotel, post, rotel, signed, write_config
 from tests.e2e.service_process import ServiceProcess
-from tests.peers.otlp_servers import GrpcSink, HttpAnswer, HttpSink, Received, free_port
+from tests.peers.otlp_servers import GrpcSink, HttpAnswer, HttpSink, Received
+from tests.peers.ports import free_port
 from tests.plugin.http_client import Response
 from tests.waiting import wait_until
 

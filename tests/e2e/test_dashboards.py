@@ -21,7 +21,6 @@ from tests.e2e.processes import SECRET, post, signed
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.stores import (
     asked,
-    free_port,
     otel_logs,
     prometheus,
     prometheus_binary,
@@ -32,6 +31,7 @@ from tests.e2e.stores import (
 from tests.peers.audit_log import KEY, AuditLogServer
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import HttpAnswer, HttpSink
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "monitoring"

@@ -20,7 +20,7 @@ from benchmarks.sink import sink
 from proofs.floods import looked_at, rows
 from tests.e2e.service_process import environment
 from tests.e2e.statsig_client import ENV, change, post
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 
 LONG = 30.0
 

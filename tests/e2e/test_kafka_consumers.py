@@ -20,7 +20,8 @@ from tests.e2e.processes import Restartable
 from tests.e2e.statsig_client import uids
 from tests.exporters.kafka.records import record
 from tests.peers.apache_kafka import ApacheKafka, running
-from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received, free_port
+from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30 * 60.0), pytest.mark.xdist_group("apache_kafka")]

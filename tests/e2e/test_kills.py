@@ -22,7 +22,8 @@ from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment
 from tests.e2e.statsig_client import ENV, Client, change, grpc_exporter, load, post, uids, waiting
 from tests.peers.certs import Authority
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received, free_port
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 _MOUNTED = Path(__file__).with_name("_mounted.py")

@@ -20,7 +20,8 @@ from statsig_otel.plugin.audit_log.records import DETAILS
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.peers.audit_log import KEY, AuditLogServer, audit_entry
-from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received, free_port
+from tests.peers.otlp_servers import HttpAnswer, HttpSink, Received
+from tests.peers.ports import free_port
 from tests.plugin.http_client import Address, exchange
 from tests.plugin.record.record_helpers import plain
 from tests.plugin.services import SECRET, signed_request

@@ -19,7 +19,8 @@ from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.certs import Authority
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, free_port
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"

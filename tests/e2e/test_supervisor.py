@@ -15,7 +15,7 @@ from tests.e2e.processes import write_config
 from tests.e2e.reloading import reload
 from tests.e2e.service_process import ServiceProcess, environment
 from tests.e2e.statsig_client import ENV
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 ALIVE = "WATCHDOG=1"

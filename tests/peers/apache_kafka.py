@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.e2e.otelcol import UnavailableError, locked
 from tests.e2e.processes import Restartable, clean_environment
 from tests.peers.certs import Authority
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 
 _POM: Final = Path(__file__).with_suffix(".pom.xml")
 _VERSION: Final = "4.3.1"

@@ -492,9 +492,3 @@ class Relay:
                     sink.sendall(data)
             if source not in self._dead:
                 sink.shutdown(socket.SHUT_WR)
-
-
-def free_port() -> int:
-    """A port that nobody listens on, for a server that comes later."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

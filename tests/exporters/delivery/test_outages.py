@@ -21,7 +21,7 @@ from tests.exporters.delivery.helpers import (
     rig,
     settings,
 )
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 from tests.waiting import wait_until
 
 

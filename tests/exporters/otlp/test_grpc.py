@@ -37,11 +37,11 @@ from tests.peers.otlp_servers import (
     HttpSink,
     RawServer,
     Relay,
-    free_port,
     partial_success,
     retry_info,
     server_context,
 )
+from tests.peers.ports import free_port
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from tests.peers.otlp_servers import (
     HttpAnswer,
     HttpSink,
     Relay,
-    free_port,
     partial_success,
 )
+from tests.peers.ports import free_port
 
 
 def test_the_connection_is_kept(sink: HttpSink) -> None:

@@ -9,7 +9,7 @@ from statsig_otel.exporters import KafkaSettings
 from statsig_otel.plugin.doctor.endpoints import check_backends
 from statsig_otel.plugin.doctor.finding import Finding
 from tests.peers.kafka_cluster import KafkaCluster
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 
 
 def look(brokers: list[str], **keys: Any) -> Finding:

@@ -29,7 +29,8 @@ from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
 from tests.exporters.queue.helpers import copy_of, put, running
 from tests.looped import looped
-from tests.peers.otlp_servers import HttpSink, free_port
+from tests.peers.otlp_servers import HttpSink
+from tests.peers.ports import free_port
 
 VERSIONS = [(3, 6, 23), (3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 44, 6), (3, 45, 0), (3, 50, 6), (3, 50, 8), (3, 51, 2),
             (3, 51, 3), (3, 53, 0)]  # fmt: skip

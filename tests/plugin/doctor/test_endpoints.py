@@ -22,7 +22,8 @@ from statsig_otel.plugin.doctor import endpoints, storage
 from statsig_otel.plugin.doctor.finding import Finding
 from tests.looped import looped
 from tests.peers.certs import Authority, ServerTls
-from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, free_port, server_context
+from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, server_context
+from tests.peers.ports import free_port
 
 
 def look(name: str, settings: Settings) -> tuple[Finding, list[tuple[str, float]]]:

@@ -17,7 +17,7 @@ import pytest
 from statsig_otel.plugin import DEFAULT_PATH
 from tests.e2e.processes import Process, wait_until_listening
 from tests.e2e.service_process import environment
-from tests.peers.otlp_servers import free_port
+from tests.peers.ports import free_port
 from tests.plugin.http_client import Address, read_response, request
 from tests.plugin.services import webhook
 from tests.waiting import wait_until

@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.processes import Process, wait_until_listening
 from tests.e2e.service_process import environment
-from tests.peers.otlp_servers import GrpcSink, free_port
+from tests.peers.otlp_servers import GrpcSink
+from tests.peers.ports import free_port
 from tests.plugin.http_client import exchange
 from tests.plugin.services import names_in, webhook
 
