@@ -351,6 +351,10 @@ GUARDS: Final[dict[str, Guard]] = {
             ),
         ),
     ),
+    "end of discarding": Guard(
+        "This ends after 5 s, also if the client goes on.",
+        (Edit(CONNECTION, "_LINGER: Final = 5.0", "_LINGER: Final = 3600.0"),),
+    ),
     "turns of refused clients": Guard(
         "Of the clients that still send after they were refused, one at a time is read from.",
         (

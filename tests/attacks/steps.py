@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import select
 import socket
 import threading
 import time
@@ -22,14 +21,15 @@ from tests.plugin.http_client import request
 from tests.plugin.server.echo import (
     POST,
     EchoApp,
-    accepting,
     echo_server,
     is_closed,
+    is_cut_off,
     read_answer,
     read_to_end,
     read_until,
     serving,
 )
+from tests.plugin.server.stepping import accepting
 from tests.waiting import wait_until
 
 BODY: Final = body_of(CHANGE)
@@ -177,9 +177,7 @@ def unread_answers(_: Serve) -> None:
     """The receiver's answers are small, so this one attacks an application with large ones."""
     with serving(echo_server(read_header_timeout=0.3)) as running, running.connect() as connection:
         connection.sendall(POST % (b"", 20 << 20, bytes(20 << 20)))
-        cut_off = select.poll()
-        cut_off.register(connection, 0)  # only a reset: an answer, or the end of one, is not asked for
-        assert cut_off.poll(PATIENCE * 1000), "the whole answer is kept for a client that does not read"
+        assert is_cut_off(connection, PATIENCE), "the whole answer is kept for a client that does not read"
 
 
 def piled_up_answers(_: Serve) -> None:

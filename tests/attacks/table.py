@@ -36,7 +36,7 @@ from tests.attacks.steps import (
     without_sniffing,
 )
 from tests.attacks.tls_steps import left_handshakes, silent_beside_far, unfinished_handshakes
-from tests.attacks.turns import many_chunked_bodies, sent_after_a_refusal, tiny_chunks
+from tests.attacks.turns import many_chunked_bodies, sent_after_a_refusal, sent_without_end, tiny_chunks
 from tests.attacks.webhooks import WEBHOOKS
 from tests.plugin.adapters import signed
 
@@ -384,6 +384,12 @@ ATTACKS: Final = (
         expected="its answer arrives, and the rest is discarded",
         guards=("lingering close",),
         act=answer_under_fire,
+    ),
+    Attack(
+        name="a client that never stops sending after it was refused",
+        expected="closed after 5 s",
+        guards=("end of discarding",),
+        act=sent_without_end,
     ),
     Attack(
         name="clients that go on sending, as fast as they can, after they were refused",

@@ -17,7 +17,8 @@ from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, RequestReader
 from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
 from tests.attacks.attack import PATIENCE, Serve, awaited
 from tests.attacks.tls_steps import answered, tls_server
-from tests.plugin.server.echo import POST, EchoApp, answer, echo_server, read_answer, serving
+from tests.plugin.server.echo import POST, EchoApp, answer, echo_server, is_cut_off, read_answer, serving
+from tests.plugin.server.stepping import Clock, accepting
 
 _CHUNKS: Final = b"POST /%s HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n%s0\r\n\r\n"
 _CHUNK: Final = b"8\r\n01234567\r\n"
@@ -168,3 +169,25 @@ def _let_rounds_pass(connection: socket.socket) -> None:
     connection.settimeout(PATIENCE)
     connection.sendall(POST % (b"rounds", 0, b""))
     assert awaited(connection).status == 200
+
+
+def sent_without_end(_: Serve) -> None:
+    """Of a client that sends little, and of one that has to wait for turns, on a clock that is set."""
+    for size in (1, 10_000):
+        clock = Clock()
+        clock.run(_sent_without_end(clock, bytes(size)))
+
+
+async def _sent_without_end(clock: Clock, data: bytes) -> None:
+    connections, address = accepting(EchoApp())
+    with socket.create_connection(address, PATIENCE) as client:
+        client.sendall(b"GET / HTTP/9\r\n\r\n")
+        assert (await asyncio.to_thread(awaited, client)).status == 400
+        for _ in range(49):
+            client.sendall(data)
+            await clock.pass_time(0.1)
+            assert not is_cut_off(client), "before the answer has had the time to arrive"
+        await clock.pass_time(0.2)
+        client.sendall(data)
+        assert is_cut_off(client, PATIENCE)
+    await connections.cut_off()

@@ -367,7 +367,7 @@ class DurableQueue:
                 _telemetry.dead_letters.add(number, kind, batch.receiver)
         smallest = self._smallest_left_out
         if not left_out:
-            if smallest is not None and max(bodies, default=0) >= smallest:
+            if smallest is not None and any(size >= smallest for size in bodies):
                 self._smallest_left_out = None  # somebody has made room
             return
         self._smallest_left_out = min(bodies) if smallest is None else min(smallest, *bodies)

@@ -229,18 +229,31 @@ def test_it_is_said_once_that_bodies_are_no_longer_kept(
     """Neither invalid items nor smaller bodies between them make it new; room that somebody makes does."""
     monkeypatch.setattr(store, "MOST_BODY_BYTES", 100)
     with running(tmp_path) as queue:
-
-        def bring(*sizes: int, whole_body: bool = True) -> int:
-            for size in sizes:
-                invalid = Invalid(bytes(size), "no JSON", whole_body=whole_body)
-                consume(queue, Batch("statsig", (), (invalid,))).result(PATIENCE)
-            return sum("no longer kept" in record.message for record in caplog.records)
-
-        assert bring(60) == 0
-        assert bring(50) == 1
+        assert bring(queue, caplog, 60) == 0
+        assert bring(queue, caplog, 50) == 1
         for _ in range(3):
-            assert bring(10, whole_body=False) == 1
-            assert bring(5, 50, 45, 1) == 1
+            assert bring(queue, caplog, 10, whole_body=False) == 1
+            assert bring(queue, caplog, 5, 50, 45, 1) == 1
         queue.submit(lambda connection: connection.execute("DELETE FROM dead_letters").rowcount).result(PATIENCE)
-        assert bring(50, 50) == 1
-        assert bring(50) == 2
+        assert bring(queue, caplog, 50, 50) == 1
+        assert bring(queue, caplog, 50) == 2
+
+
+def test_it_is_said_once_that_there_are_too_many_bodies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of empty ones, which need no room."""
+    monkeypatch.setattr(store, "MOST_BODIES", 2)
+    with running(tmp_path) as queue:
+        assert bring(queue, caplog, 5, 0) == 0
+        for _ in range(3):
+            assert bring(queue, caplog, 5, 0) == 1
+            assert bring(queue, caplog, 10, whole_body=False) == 1
+
+
+def bring(queue: DurableQueue, caplog: pytest.LogCaptureFixture, *sizes: int, whole_body: bool = True) -> int:
+    """Bring invalid items or bodies of these sizes; how often it was said by now that bodies are not kept."""
+    for size in sizes:
+        invalid = Invalid(bytes(size), "no JSON", whole_body=whole_body)
+        consume(queue, Batch("statsig", (), (invalid,))).result(PATIENCE)
+    return sum("no longer kept" in record.message for record in caplog.records)

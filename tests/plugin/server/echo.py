@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -17,7 +18,6 @@ import trustme
 import uvloop
 
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
-from statsig_otel.plugin.server.connections import Connections
 from statsig_otel.plugin.server.server import HttpServer
 
 LONG = 20.0  # seconds: where a test waits this long, something hangs
@@ -135,23 +135,19 @@ def post(connection: socket.socket, path: bytes, body: bytes) -> tuple[int, byte
     return read_answer(connection)
 
 
-def accepting(app: AsgiApp, *, most: int) -> tuple[Connections, tuple[str, int]]:
-    """Connections of a server in this loop, whose rounds the test decides on, and its address."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    listening.setblocking(False)
-    connections = Connections(
-        app, listening, head_timeout=1e9, max_connections=most, context=lambda: None, release=listening.close
-    )
-    connections.accept()
-    return connections, listening.getsockname()
-
-
 def is_closed(connection: socket.socket) -> bool:
     """Whether the server closes the connection, waiting for it."""
     try:
         return connection.recv(1) == b""
     except ConnectionError:
         return True
+
+
+def is_cut_off(client: socket.socket, within: float = 0.0) -> bool:
+    """Whether the server has reset the connection, or takes nothing more."""
+    poll = select.poll()
+    poll.register(client, 0)
+    return bool(poll.poll(within * 1000))
 
 
 def read_to_end(connection: socket.socket) -> bytes:

@@ -6,26 +6,8 @@ import asyncio
 import socket
 
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from tests.plugin.server.echo import LONG, POST, EchoApp, accepting, is_closed, read_answer
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """A loop whose time goes on when the test says so, and by `look` seconds at each look at it."""
-
-    def __init__(self, look: float) -> None:
-        super().__init__()
-        self.now = 0.0
-        self._look = look
-
-    def time(self) -> float:
-        self.now += self._look
-        assert self.now < 10_000, "this does not end"
-        return self.now
-
-
-async def pass_rounds(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+from tests.plugin.server.echo import LONG, POST, EchoApp, is_closed, read_answer
+from tests.plugin.server.stepping import Clock, accepting, pass_rounds
 
 
 def test_a_look_at_many_connections_that_takes_longer_than_they_may_wait_ends() -> None:
@@ -40,13 +22,12 @@ def test_a_look_at_many_connections_that_takes_longer_than_they_may_wait_ends() 
                 assert (await asyncio.to_thread(read_answer, client))[0] == 200
         await connections.cut_off()
 
-    with asyncio.Runner(loop_factory=lambda: Clock(look=1.0)) as runner:
-        runner.run(crowded())
+    Clock(look=1.0).run(crowded())
 
 
 def test_a_connection_that_is_about_to_be_read_does_not_shield_idle_ones_from_making_room() -> None:
     """Else one in the middle of a request would go first."""
-    clock, go_on = Clock(look=0.0), asyncio.Event()
+    clock, go_on = Clock(), asyncio.Event()
 
     class Held(EchoApp):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,5 +62,4 @@ def test_a_connection_that_is_about_to_be_read_does_not_shield_idle_ones_from_ma
                 assert (await asyncio.to_thread(read_answer, client))[0] == 200
         await connections.cut_off()
 
-    with asyncio.Runner(loop_factory=lambda: clock) as runner:
-        runner.run(slow())
+    clock.run(slow())
