@@ -28,7 +28,6 @@ TOKENS: Final = (
     b"dead-letters replay", b"dead-letters drop", b'"exporter": "', b'"selection": {', b'"ids": [', b'"receiver": "',
     b'"kind": "', b'"item"', b'"body"', b'"record"', b'"batch"', b'"damaged"', b'"after": ', b'"upto": ',
     b'"yes": true', b'"count": ', b'"older_than": ',
-    b'"journal"', b'"status"', b'"limit": ', b'"records": true',
     b'"to": "', b"1e308", b"stuck", b"keeper", b"statsig", b"9223372036854775808", b"-1", b"1e999", b"NaN", b"\\ud800",
 )  # fmt: skip
 
@@ -67,8 +66,6 @@ def seeds() -> Iterator[bytes]:
     for command in ("dead-letters replay", "dead-letters drop"):
         for selection in ({}, {"ids": [1, 2]}, {"exporter": "stuck"}, {"receiver": "statsig"}, {"kind": "item"}):
             yield line(command, selection=selection, after=0, upto=2)
-    yield line("status")
-    yield line("journal", limit=2, records=True)
     yield from (b"\n", b"{}\n", b'{"command": 1}\n', b'{"command": "queue"}')
 
 
@@ -80,13 +77,11 @@ VALUES: Final[tuple[Any, ...]] = (
     None, True, False, 0, 1, 2, -1, 1.5, 1e308, 2**63 - 1, 2**63, 2**64, 10**30, "", "stuck", "keeper", "gone",
     "statsig", "x\0", "\ud800", "item", "body", "record", "batch", "damaged", [], {}, [1, 2], [2**63], [None],
     {"kind": "item"}, "queue", "queue resume", "queue skip", "queue remove", "dead-letters replay", "dead-letters drop",
-    "journal", "status",
 )  # fmt: skip
 KEYS: Final[Mapping[str, Sequence[tuple[str, Any]]]] = {
     "": [("command", "queue"), ("arguments", {})],
     "arguments": [
-        (key, None)
-        for key in ("exporter", "yes", "count", "older_than", "selection", "after", "upto", "to", "limit", "records")
+        (key, None) for key in ("exporter", "yes", "count", "older_than", "selection", "after", "upto", "to")
     ],
     "selection": [(key, None) for key in ("ids", "exporter", "receiver", "kind")],
 }

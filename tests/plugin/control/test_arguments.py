@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.queue.database import StoppedQueue
@@ -15,6 +15,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.handlers import stopped_handlers
 from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.watch.journal_json import journal_command
 from tests.plugin.cli.served_queue import Served, add_dead_letter, letter_of_record, run
 from tests.plugin.control.test_socket import talk
 
@@ -79,6 +80,16 @@ def test_whatever_a_stopped_queue_is_told_is_done_or_refused(
     handlers = stopped_handlers(stopped, mappers={}, routing=Routing(), configured=None)
     with suppress(ControlError):
         json.dumps(handlers[command](given_arguments))
+
+
+@given(
+    given_arguments=arguments
+    | st.fixed_dictionaries({}, optional={"limit": values | st.integers(0, 200), "records": values | st.booleans()})
+)
+@example({"limit": 200, "records": True})
+def test_whatever_the_journal_is_asked_for_is_answered_or_refused(given_arguments: dict[str, Any]) -> None:
+    with suppress(ControlError):
+        json.dumps(journal_command(given_arguments))
 
 
 @pytest.fixture(scope="module")
