@@ -9,6 +9,7 @@ from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
 from tests.attacks.attack import ALL, Attack, sends
 from tests.attacks.counting import in_few_steps, without_parsed_query
 from tests.attacks.steps import LONG, head
+from tests.attacks.tls_hellos import hello_of_ssl_2, long_hellos
 from tests.attacks.tls_steps import costly_groups, empty_records, long_handshakes, many_certificates
 from tests.attacks.turns import tiny_records
 
@@ -58,16 +59,28 @@ COSTLY: Final = (
         act=tiny_records,
     ),
     Attack(
-        name="TLS records without content, or with hardly any: KeyUpdates, a ClientHello in pieces of one byte",
+        name="TLS records without content, or with hardly any, such as KeyUpdates",
         expected="closed without an answer",
         guards=("content of TLS records",),
         act=empty_records,
     ),
     Attack(
-        name="a TLS handshake of more than 16 KiB: a list of 60,000 bytes",
+        name="a TLS handshake of more than 16 KiB",
         expected="closed before it is read",
         guards=("content of TLS records",),
         act=long_handshakes,
+    ),
+    Attack(
+        name="a ClientHello that is long, in pieces of one byte, or with thousands of authorities or OCSP responders",
+        expected="closed before it is read",
+        guards=("short ClientHello",),
+        act=long_hellos,
+    ),
+    Attack(
+        name="a ClientHello as in SSL 2.0, whose records need not be as long as their headers say",
+        expected="closed before it is read",
+        guards=("no SSL 2.0",),
+        act=hello_of_ssl_2,
     ),
     Attack(
         name="a TLS handshake with a valid client certificate, and a hundred others behind it",

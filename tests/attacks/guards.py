@@ -1,49 +1,14 @@
-"""The guards against attacks: what each does, and how it is removed from the code to see that an attack then succeeds.
-
-This module imports nothing of the package: `mutant.py` replaces its modules before anything imports them.
-"""
+"""The guards against attacks: what each does, and how it is removed to see that an attack then succeeds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-
-@dataclass(frozen=True)
-class Edit:
-    """How a guard, or a part of one, is removed.
-
-    Attributes:
-        module: The name of the module.
-        guard: A text of that module.
-        without: What replaces it.
-        alone: Whether a row fails if only this text is replaced. If not, a comment says what else stops the attacks.
-    """
-
-    module: str
-    guard: str
-    without: str
-    alone: bool = True
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A part of the code that stops attacks.
-
-    Attributes:
-        does: What it does, for the documentation.
-        edits: What removes it at all sites, all of them together. Where two parts of the code do the same, both are
-            removed.
-    """
-
-    does: str
-    edits: tuple[Edit, ...]
-
+from tests.attacks.guard import Edit, Guard
+from tests.attacks.tls_guards import TLS_GUARDS
 
 READER: Final = "statsig_otel.plugin.server.reader"
 CONNECTION: Final = "statsig_otel.plugin.server.connection"
-TLS: Final = "statsig_otel.plugin.server.tls"
-TLS_TRANSPORT: Final = "statsig_otel.plugin.server.tls_transport"
 EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
 CONNECTIONS: Final = "statsig_otel.plugin.server.connections"
 TURNS: Final = "statsig_otel.plugin.server.turns"
@@ -225,22 +190,7 @@ GUARDS: Final[dict[str, Guard]] = {
         "One turn of a connection handles at most 128 chunks; then the others have theirs.",
         (Edit(READER, "chunks < CHUNKS_A_TURN and ", ""),),
     ),
-    "short TLS turns": Guard(
-        "One turn of a connection decrypts at most 16 records; then the others have theirs.",
-        (Edit(TLS_TRANSPORT, "for _ in range(RECORDS_A_TURN):", "while True:"),),
-    ),
-    "content of TLS records": Guard(
-        "A TLS record costs 64 bytes, one without content four times its bytes or 1 KiB. All may cost 64 KiB more than "
-        "their content. Certificates must not be compressed.",
-        (
-            Edit(TLS_TRANSPORT, "if self._credit < 0:", "if False:"),
-            # This only ends the turn of a connection that is closed behind it.
-            Edit(TLS_TRANSPORT, "if has_ended or self._credit < 0 or not", "if has_ended or not", alone=False),
-        ),
-    ),
-    "one group": Guard(
-        "The keys of TLS are exchanged with P-256 only.", (Edit(TLS, "    context.set_ecdh_curve(_CURVE)\n", ""),)
-    ),
+    **TLS_GUARDS,
     "one request": Guard(
         "Nothing behind a request is read, and such a connection ends with the answer.",
         (

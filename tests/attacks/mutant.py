@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.attacks.guards import GUARDS, Edit
+from tests.attacks.guard import Edit
+from tests.attacks.guards import GUARDS
 
 if TYPE_CHECKING:
     from tests.attacks.attack import Attack, Serve, SiteName

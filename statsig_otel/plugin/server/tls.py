@@ -22,6 +22,10 @@ _NO_COMPRESSED_CERTIFICATES: Final = 1 << 33 if ssl.OPENSSL_VERSION_INFO >= (3, 
 """SSL_OP_NO_RX_CERTIFICATE_COMPRESSION, for which Python has no name. OpenSSL understands compressed certificates since
 3.2. A client could send a hundred KiB of these in a record of a few hundred bytes, so that a limit in bytes is none."""
 
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2, with a key exchange by the curve. By default it is up to who built Python, and Debian's has RSA's key
+exchange, too. TLS 1.3 has its own ones."""
+
 _WATCHED: Final = "leave it out: changed PEM files are used within seconds"
 
 
@@ -64,9 +68,9 @@ class ServerTlsSettings(Settings):
         "reload_interval": _WATCHED,
         "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
         "max_version": "leave it out: the newest version that both sides know is used",
-        "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
+        "cipher_suites": "leave it out: those are used that all clients know and that have forward secrecy",
         "curve_preferences": "leave it out: P-256 is used, which all clients know",
-        "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
+        "include_insecure_cipher_suites": "leave it out: only secure ones are used",
         "tpm": "write the key to a file, and name that in key_file",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -97,7 +101,8 @@ class ServerTlsSettings(Settings):
     )
     client_ca_file: PlainPath | None = Field(
         default=None,
-        description="Clients must present a certificate that one of these authorities has signed.",
+        description="Clients must present a certificate that one of these authorities has signed. Strangers must not "
+        "reach this port: the certificates that they send can take very long to read.",
         json_schema_extra={"minLength": 1},
     )
     min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
@@ -133,6 +138,7 @@ def server_context(tls: ServerTlsSettings) -> ssl.SSLContext:
     context.set_ecdh_curve(_CURVE)
     context.options |= ssl.OP_NO_RENEGOTIATION  # a client could ask for one handshake after the other
     context.options |= _NO_COMPRESSED_CERTIFICATES
+    context.set_ciphers(_CIPHERS)
     try:
         # With an empty password, OpenSSL refuses an encrypted key instead of prompting on the terminal.
         context.load_cert_chain(tls.cert_file, tls.key_file, password="")

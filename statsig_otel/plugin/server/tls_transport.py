@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel.plugin.server.client_hello import asks_for_another, check_hello
 from statsig_otel.plugin.server.tls import why_handshake_failed
 from statsig_otel.plugin.server.turns import Turns
 
@@ -84,6 +85,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._socket: asyncio.Transport | None = None  # the transport of what is encrypted
         self._is_established = False
+        self._expects_hello = True
         self._is_paused = False
         self._waits_for_turn = False
         self._is_closing = False
@@ -236,22 +238,29 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         Returns:
             Its content; None if it has none, and nothing if the client has said that this is the end.
         """
+        if not self._is_established:
+            self._go_on_with_handshake(record)
+            return None
         content: bytes | None = None
-        is_handshake = not self._is_established
         self._incoming.write(record)
         with contextlib.suppress(ssl.SSLWantReadError):
-            if self._is_established:
-                content = self._tls.read(_RECORD)
-            else:
-                self._tls.do_handshake()
-                self._is_established = True
-        if is_handshake and self._outgoing.pending:
-            self._answered(self._protocol)
-        if content:
-            self._credit += len(content) - RECORD_COSTS
-        else:
-            self._credit -= max(EMPTY_RECORD_COSTS, EMPTY_BYTE_COSTS * len(record))
+            content = self._tls.read(_RECORD)
+        self._credit += len(content) - RECORD_COSTS if content else -_cost_without_content(record)
         return content
+
+    def _go_on_with_handshake(self, record: bytes) -> None:
+        self._credit -= _cost_without_content(record)
+        if self._credit < 0:  # before OpenSSL reads it, since it has no limit for the time that this takes
+            return
+        if self._expects_hello:
+            check_hello(record)
+        self._incoming.write(record)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+            self._is_established = True
+        if answer := self._send():
+            self._expects_hello = asks_for_another(answer)
+            self._answered(self._protocol)
 
     def _next_record(self) -> bytes:
         """Take the next whole record; nothing if it has not arrived yet. OpenSSL refuses what is not a record."""
@@ -279,9 +288,15 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if self._socket is not None:
             self._socket.close()
 
-    def _send(self) -> None:
-        if self._socket is not None and (data := self._outgoing.read()):
+    def _send(self) -> bytes:
+        data = self._outgoing.read()
+        if self._socket is not None and data:
             self._socket.write(data)
+        return data
+
+
+def _cost_without_content(record: bytes) -> int:
+    return max(EMPTY_RECORD_COSTS, EMPTY_BYTE_COSTS * len(record))
 
 
 def log_failed_handshake(error: ssl.SSLError) -> str:

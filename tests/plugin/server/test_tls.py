@@ -23,6 +23,13 @@ def test_any_change_of_any_file_is_seen(tmp_path: Path) -> None:
     assert digest([first, second]) not in seen
 
 
+def test_only_ciphers_with_forward_secrecy_are_used(tls: ServerTlsSettings) -> None:
+    """Whatever the defaults of this Python are."""
+    names = {cipher["name"] for cipher in server_context(tls).get_ciphers() if cipher["protocol"] != "TLSv1.3"}
+    assert names
+    assert all(name.startswith("ECDHE-") and ("GCM" in name or "CHACHA20" in name) for name in names)
+
+
 def test_a_client_cannot_ask_for_another_handshake(tls: ServerTlsSettings) -> None:
     """Newer versions of OpenSSL refuse it by themselves."""
     assert server_context(tls).options & ssl.OP_NO_RENEGOTIATION
