@@ -33,7 +33,7 @@ from benchmarks import measure, webhooks
 from benchmarks.load import quantile
 from benchmarks.service import Running, service
 from benchmarks.sink import sink
-from benchmarks.tls_records import TlsClient
+from benchmarks.tls_records import TlsClient, extended, handshake_records, sized
 from benchmarks.webhooks import CHANGE, EXPOSURES
 from statsig_otel.plugin import DEFAULT_PATH
 from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
@@ -110,6 +110,14 @@ async def one_byte_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     writer.write(_HEAD + _fake_headers() + b"transfer-encoding: chunked\r\n\r\n")
     while not reader.at_eof():
         writer.write(b"1\r\nx\r\n" * 10_000)
+        await _drained_or_closed(reader, writer)
+
+
+async def five_byte_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As small as chunks may be without end."""
+    writer.write(_HEAD + _fake_headers() + b"transfer-encoding: chunked\r\n\r\n")
+    while not reader.at_eof():
+        writer.write(b"5\r\nxxxxx\r\n" * 10_000)
         await _drained_or_closed(reader, writer)
 
 
@@ -223,6 +231,12 @@ async def hello_in_pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     await reader.read()
 
 
+async def hello_with_names(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The beginning of a handshake, with 1,900 empty names of authorities."""
+    writer.write(handshake_records(extended(TlsClient().handshake()[5:], 47, sized(b"\0\x02\x30\0" * 1900))))
+    await reader.read()
+
+
 def recorded_hellos(connections: int) -> Client:
     """The recorded beginning of a handshake on new connections, as fast as one process can; the oldest are left."""
 
@@ -287,6 +301,7 @@ ATTACKS: dict[str, Attack] = {
     "bodies of a byte each 70 ms": Attack(trickling, 1000),
     "pipelined requests": Attack(pipelined, 200),
     "one-byte chunks": Attack(one_byte_chunks, 200),
+    "five-byte chunks": Attack(five_byte_chunks, 200),
     "large bodies with a wrong signature": Attack(large_bodies, 50),
     "bodies of all sizes without their last byte": Attack(unfinished_bodies, 800),
     "unsigned requests, as many as possible": Attack(unsigned, 64),
@@ -301,6 +316,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "TLS ClientHellos that offer ffdhe8192 only": Attack(costly_hello, 50, tls=True),
     "TLS handshakes in records of one byte": Attack(hello_in_pieces, 200, tls=True),
+    "TLS ClientHellos with 1,900 authorities": Attack(hello_with_names, 1000, tls=True),
     "recorded TLS ClientHellos, 300 connections at a time": Attack(recorded_hellos(300), 1, tls=True),
     "recorded TLS ClientHellos, 5,000 connections at a time": Attack(recorded_hellos(5000), 1, tls=True),
     "signed exposures, 500 a body, as many as possible": Attack(exposures, 8),

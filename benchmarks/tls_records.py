@@ -120,3 +120,23 @@ def connected(send: Callable[[bytes], object], receive: Callable[[], bytes]) -> 
             raise ConnectionError("the server has ended the handshake")
         send(client.handshake(received))
     return client
+
+
+def extended(hello: bytes, kind: int, content: bytes) -> bytes:
+    """A ClientHello with one more extension (RFC 8446, 4.1.2)."""
+    at = 4 + 2 + 32
+    for size in (1, 2, 1):  # bytes of the lengths of the session's id, the cipher suites and the compression methods
+        at += size + int.from_bytes(hello[at : at + size], "big")
+    body = hello[4:at] + sized(hello[at + 2 :] + kind.to_bytes(2, "big") + sized(content))
+    return b"\x01" + len(body).to_bytes(3, "big") + body
+
+
+def handshake_records(message: bytes, size: int = 1 << 14) -> bytes:
+    """The records of a message, each with so many bytes of it at most."""
+    parts = (message[at : at + size] for at in range(0, len(message), size))
+    return b"".join(_HANDSHAKE + b"\x03\x01" + sized(part) for part in parts)
+
+
+def sized(content: bytes) -> bytes:
+    """Bytes behind their number."""
+    return len(content).to_bytes(2, "big") + content

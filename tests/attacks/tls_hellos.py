@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import trustme
 
+from benchmarks.tls_records import extended, handshake_records, sized
 from tests.attacks.attack import PATIENCE, Serve, until_closed
 from tests.attacks.tls_steps import tls_server
 from tests.plugin.server.echo import EchoApp, Running, trusting
@@ -30,27 +31,30 @@ def long_hellos(_: Serve) -> None:
     """The first one or, after a HelloRetryRequest, the second one."""
     with tls_server(EchoApp()) as running:
         for is_second in (False, True):
-            for change in usual():
+            for change in USUAL:
                 assert said(running, change, is_second=is_second).startswith(_HANDSHAKE)
-            for change in unwanted():
+            for change in UNWANTED:
                 assert said(running, change, is_second=is_second) == b""
 
 
-def usual() -> Iterator[Change]:
-    yield lambda message: extended(message, _STATUS_REQUEST, _ANY_STATUS)
-    yield lambda message: extended(message, _UNKNOWN, bytes(6000))
+def with_extension(kind: int, content: bytes) -> Change:
+    return lambda hello: handshake_records(extended(hello, kind, content))
 
 
-def unwanted() -> Iterator[Change]:
-    yield lambda message: extended(message, _UNKNOWN, bytes(8000))
-    yield lambda message: extended(message, _UNKNOWN, bytes(60_000))
-    yield lambda message: records((message[:100], message[100:]))
-    yield lambda message: records(message[at : at + 1] for at in range(len(message)))
-    yield lambda message: extended(message, _AUTHORITIES, sized(_AUTHORITY * 1500))
-    yield lambda message: extended(message, _STATUS_REQUEST, b"\x01" + sized(_RESPONDER * 1000) + sized(b""))
-    yield lambda message: extended(
-        message, _STATUS_REQUEST, b"\x01" + sized(b"") + sized(b"\x30\x82" + sized(_STATUS_EXTENSION * 1000))
-    )
+def in_parts(size: int) -> Change:
+    return lambda hello: handshake_records(hello, size)
+
+
+USUAL: Final = (with_extension(_STATUS_REQUEST, _ANY_STATUS), with_extension(_UNKNOWN, bytes(6000)))
+UNWANTED: Final = (
+    with_extension(_UNKNOWN, bytes(8000)),
+    with_extension(_UNKNOWN, bytes(60_000)),
+    in_parts(100),
+    in_parts(1),
+    with_extension(_AUTHORITIES, sized(_AUTHORITY * 1500)),
+    with_extension(_STATUS_REQUEST, b"\x01" + sized(_RESPONDER * 1000) + sized(b"")),
+    with_extension(_STATUS_REQUEST, b"\x01" + sized(b"") + sized(b"\x30\x82" + sized(_STATUS_EXTENSION * 1000))),
+)
 
 
 def said(running: Running, change: Change, *, is_second: bool) -> bytes:
@@ -76,25 +80,6 @@ def said(running: Running, change: Change, *, is_second: bool) -> bytes:
         connection.sendall(before + change(record[5:]))
         return connection.recv(1 << 16)
     return b""
-
-
-def extended(message: bytes, kind: int, content: bytes) -> bytes:
-    """The records of a ClientHello with one more extension."""
-    at = 4 + 2 + 32
-    for size in (1, 2, 1):
-        at += size + int.from_bytes(message[at : at + size], "big")
-    extensions = message[at + 2 :] + kind.to_bytes(2, "big") + sized(content)
-    body = message[4:at] + sized(extensions)
-    message = b"\x01" + len(body).to_bytes(3, "big") + body
-    return records(message[at : at + (1 << 14)] for at in range(0, len(message), 1 << 14))
-
-
-def records(parts: Iterable[bytes]) -> bytes:
-    return b"".join(b"\x16\x03\x01" + sized(part) for part in parts)
-
-
-def sized(content: bytes) -> bytes:
-    return len(content).to_bytes(2, "big") + content
 
 
 def hello_of_ssl_2(_: Serve) -> None:
