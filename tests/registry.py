@@ -19,9 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from packaging.requirements import Requirement
+
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "dependencies.md"
 BEGIN, END = "<!-- from the registry -->\n", "<!-- end -->\n"
+BEGIN_FOR_DEVELOPERS: Final = "<!-- from the registry, for developers -->\n"
 
 PYTHONS: Final = ("cp311", "cp312", "cp313")
 PLATFORMS: Final = tuple(product(("glibc", "musl", "macOS"), ("x86-64", "arm64")))
@@ -59,12 +62,18 @@ def requirements() -> list[str]:
     ]
 
 
-def resolve(uv: str) -> dict[str, Package]:
-    """The newest release of each package that an installation brings, with its files."""
+def for_developers() -> list[str]:
+    """What the extras for developers require."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return [line for extra, lines in extras.items() if extra not in FOR_USERS for line in lines]
+
+
+def resolve(uv: str, requirements: Sequence[str]) -> dict[str, Package]:
+    """The newest release of each package that an installation of these brings, with its files."""
     with tempfile.TemporaryDirectory() as directory:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         text = f'[project]\nname = "page"\nversion = "0"\nrequires-python = "{project["requires-python"]}"\n'
-        Path(directory, "pyproject.toml").write_text(f"{text}dependencies = {requirements()!r}\n")
+        Path(directory, "pyproject.toml").write_text(f"{text}dependencies = {requirements!r}\n")
         subprocess.run([uv, "lock", "--quiet"], cwd=directory, check=True)
         found = tomllib.loads(Path(directory, "uv.lock").read_text())["package"]
     return {package["name"]: package for package in found if package["name"] != "page"}
@@ -111,11 +120,20 @@ def table(packages: Mapping[str, Package], names: Sequence[str]) -> str:
     """A row for each package."""
     rows = ["| package | licence | last release | wheels |", "|---|---|---|---|"]
     for name in names:
-        package = packages[name]
-        files = [wheel["url"].rpartition("/")[2] for wheel in package.get("wheels", [])]
-        date = max(wheel["upload-time"] for wheel in package["wheels"])[:10]
-        rows.append(f"| {name} | {licence(name)} | {package['version']}, {date} | {wheels(files)} |")
+        files = [wheel["url"].rpartition("/")[2] for wheel in packages[name].get("wheels", [])]
+        rows.append(f"| {name} | {licence(name)} | {release(packages[name])} | {wheels(files)} |")
     return "\n".join(rows) + "\n"
+
+
+def release(package: Package) -> str:
+    """Its version and when it was published."""
+    return f"{package['version']}, {max(wheel['upload-time'] for wheel in package['wheels'])[:10]}"
+
+
+def releases(packages: Mapping[str, Package], names: Iterable[str]) -> str:
+    """A shorter row for each package."""
+    rows = [f"| {name} | {release(packages[name])} |" for name in sorted(set(map(normal, names)))]
+    return "\n".join(["| package | last release |", "|---|---|", *rows]) + "\n"
 
 
 def report(packages: Mapping[str, Package], date: str) -> str:
@@ -134,10 +152,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uv", default="uv", help="the program that resolves (%(default)s)")
     given = parser.parse_args()
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    packages = resolve(str(Path(shutil.which(given.uv) or given.uv).absolute()))
-    made = report(packages, datetime.now(UTC).strftime("%Y-%m-%d"))
-    PAGE.write_text(f"{before}{BEGIN}{made}{END}{rest.partition(END)[2]}")
+    uv = str(Path(shutil.which(given.uv) or given.uv).absolute())
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    _write(BEGIN, report(resolve(uv, requirements()), today))
+    developers = for_developers()
+    names = [Requirement(line).name for line in developers]
+    _write(BEGIN_FOR_DEVELOPERS, f"As of {today}.\n\n{releases(resolve(uv, developers), names)}")
+
+
+def _write(begin: str, made: str) -> None:
+    """Replace a generated part of the page."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}{made}{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

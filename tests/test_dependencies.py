@@ -8,7 +8,18 @@ from typing import Final
 import pytest
 from packaging.requirements import Requirement
 
-from tests.registry import BEGIN, END, FOR_USERS, PAGE, PLATFORMS, normal, required, wheels
+from tests.registry import (
+    BEGIN,
+    BEGIN_FOR_DEVELOPERS,
+    END,
+    FOR_USERS,
+    PAGE,
+    PLATFORMS,
+    for_developers,
+    normal,
+    required,
+    wheels,
+)
 
 ROOT: Final = PAGE.parents[1]
 TEXT: Final = PAGE.read_text()
@@ -83,6 +94,12 @@ def test_each_package_for_developers_is_named(extra: str) -> None:
     part = TEXT.partition(f"The extra `{extra}`")[2].partition("The extra")[0]
     named = [name for line in part.splitlines() if line.startswith("- ") for name in re.findall("`([^`/]+)`", line)]
     assert sorted(named) == sorted(Requirement(line).name for line in project["optional-dependencies"][extra])
+
+
+def test_each_package_for_developers_has_its_release() -> None:
+    generated = TEXT.partition(BEGIN_FOR_DEVELOPERS)[2].partition(END)[0]
+    released = re.findall(r"^\| (\S+) \| \S+, 20\d\d-\d\d-\d\d \|$", generated, re.MULTILINE)
+    assert released == sorted({normal(Requirement(line).name) for line in for_developers()})
 
 
 @has_pinned
