@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import store, writer
 from statsig_otel.exporters.queue.errors import DirectoryInUseError, StorageError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import QueuedExporter
@@ -257,3 +257,8 @@ def bring(queue: DurableQueue, caplog: pytest.LogCaptureFixture, *sizes: int, wh
         invalid = Invalid(bytes(size), "no JSON", whole_body=whole_body)
         consume(queue, Batch("statsig", (), (invalid,))).result(PATIENCE)
     return sum("no longer kept" in record.message for record in caplog.records)
+
+
+def test_the_files_are_looked_at_each_second() -> None:
+    """By a writer that has nothing to write; else before each answer."""
+    assert writer._IDLE <= 1.0

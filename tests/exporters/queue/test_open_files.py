@@ -37,6 +37,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("soon_idle")
 
+LOCKS = Path("/proc/locks")
 DELETED = "Somebody deleted or replaced"
 
 
@@ -104,6 +105,33 @@ def test_a_log_that_is_deleted_while_nothing_comes_in_is_kept_soon(
         assert delivered(queue.cursor("otlp")) == [1, 2, 3]
     with running(crashed) as queue:
         assert delivered(queue.cursor("otlp")) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("unfolded")
+@pytest.mark.skipif(not LOCKS.exists(), reason="LOUD: there is no /proc/locks, so nothing says who holds locks")
+@pytest.mark.parametrize("harm", [lambda _: None, delete_log, replace_log])
+def test_to_look_at_the_files_drops_no_lock(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    """A process that opens a file once more, and closes it, drops its locks on it (POSIX)."""
+    with running(tmp_path) as queue:
+        put(queue, 1)
+        held = locks(tmp_path)
+        assert {name for name, _ in held} == {"queue.db", "queue.db-shm"}
+        harm(tmp_path)
+        put(queue, 2)
+        settled(tmp_path)
+        assert locks(tmp_path) >= held
+
+
+def locks(directory: Path) -> set[tuple[str, str]]:
+    """The locks that this process holds on the database's files, each with its range."""
+    names = {(directory / name).stat().st_ino: name for name in ("queue.db", "queue.db-shm")}
+    held = set()
+    for line in LOCKS.read_text().splitlines():
+        *_, kind, _, _, pid, file, first, last = line.split()
+        name = names.get(int(file.rpartition(":")[2]))
+        if name and kind == "POSIX" and int(pid) == os.getpid():
+            held.add((name, f"{first}-{last}"))
+    return held
 
 
 @pytest.mark.usefixtures("unfolded")
