@@ -34,6 +34,7 @@ TLS_GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(CLIENT_HELLO, "if len(message) > _LONGEST:", "if False:"),
             Edit(CLIENT_HELLO, "    if len(message) != _MESSAGE_HEADER + ", "    if False and "),
+            Edit(CLIENT_HELLO, "if record[1] != _MAJOR_VERSION and not is_first:", "if False:"),
             Edit(CLIENT_HELLO, "kind == _CERTIFICATE_AUTHORITIES or ", ""),
             Edit(CLIENT_HELLO, "(kind == _STATUS_REQUEST and content != _ANY_STATUS)", "False"),
             Edit(TRANSPORT, "self._expects_hello = asks_for_another(answer)", "self._expects_hello = False"),

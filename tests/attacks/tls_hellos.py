@@ -35,6 +35,7 @@ def long_hellos(_: Serve) -> None:
                 assert said(running, change, is_second=is_second).startswith(_HANDSHAKE)
             for change in UNWANTED:
                 assert said(running, change, is_second=is_second) == b""
+        assert said(running, behind_another_version, is_second=True) == b""
 
 
 def with_extension(kind: int, content: bytes) -> Change:
@@ -43,6 +44,11 @@ def with_extension(kind: int, content: bytes) -> Change:
 
 def in_parts(size: int) -> Change:
     return lambda hello: handshake_records(hello, size)
+
+
+def behind_another_version(hello: bytes) -> bytes:
+    """Where OpenSSL 3.5 does not look at a record's version any more, though this server does."""
+    return b"\x14\x02\0\0\x01\x01" + handshake_records(extended(hello, _AUTHORITIES, sized(_AUTHORITY * 1500)))
 
 
 USUAL: Final = (with_extension(_STATUS_REQUEST, _ANY_STATUS), with_extension(_UNKNOWN, bytes(6000)))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Final
 
+_MAJOR_VERSION: Final = 3  # of a record, in TLS 1.2 and 1.3, too
 _HANDSHAKE: Final = 22  # the type of a record (RFC 8446, 5.1)
 _SSL_2: Final = 0x80  # in the first byte of a ClientHello as in SSL 2.0, which OpenSSL still reads (RFC 5246, E.2)
 _RECORD_HEADER: Final = 5
@@ -37,14 +38,21 @@ class UnwantedHelloError(ssl.SSLError):
         self.reason = reason
 
 
-def check_hello(record: bytes) -> None:
-    """Check a record where a ClientHello has to come. What is none is left to OpenSSL, which refuses it.
+def check_hello(record: bytes, *, is_first: bool) -> None:
+    """Check a record where a ClientHello has to come.
+
+    Args:
+        record: It, or at first whatever has come that is no record. That is left to OpenSSL, which says what it is.
+            Later, OpenSSL 3.5 reads it as a record, whatever its version.
+        is_first: Whether it is the first one of the connection.
 
     Raises:
         UnwantedHelloError: It is a ClientHello, or a part of one, that OpenSSL should not read.
     """
     if record[0] & _SSL_2:
         raise UnwantedHelloError("a client does not speak TLS to this port, or says hello as in SSL 2.0")
+    if record[1] != _MAJOR_VERSION and not is_first:
+        raise UnwantedHelloError("a client sends records of another version in its TLS handshake")
     message = record[_RECORD_HEADER:]
     if record[0] != _HANDSHAKE or not message or message[0] != _CLIENT_HELLO:
         return

@@ -68,7 +68,7 @@ class ServerTlsSettings(Settings):
         "reload_interval": _WATCHED,
         "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
         "max_version": "leave it out: the newest version that both sides know is used",
-        "cipher_suites": "leave it out: those are used that all clients know and that have forward secrecy",
+        "cipher_suites": "leave it out: with TLS 1.2 those with ECDHE and AES-GCM or ChaCha20 are used",
         "curve_preferences": "leave it out: P-256 is used, which all clients know",
         "include_insecure_cipher_suites": "leave it out: only secure ones are used",
         "tpm": "write the key to a file, and name that in key_file",
@@ -168,6 +168,7 @@ _HANDSHAKE_FAILURES: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "a client has no certificate, and client_ca_file asks for one",
     "CERTIFICATE_VERIFY_FAILED": "a client's certificate is not signed by an authority in client_ca_file",
     "NO_SUITABLE_KEY_SHARE": "a client does not know P-256, with which keys are exchanged: look at its curves",
+    "NO_SHARED_CIPHER": "a client with TLS 1.2 knows neither AES-GCM nor ChaCha20 with ECDHE: look at its ciphers",
     "WRONG_CURVE": "the key of a client's certificate is of another curve than P-256, which needs TLS 1.3",
     "UNSUPPORTED_PROTOCOL": "a client speaks an older version of TLS than min_version",
 }

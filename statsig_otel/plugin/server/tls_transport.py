@@ -85,6 +85,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._socket: asyncio.Transport | None = None  # the transport of what is encrypted
         self._is_established = False
+        self._has_begun = False  # something was read
         self._expects_hello = True
         self._is_paused = False
         self._waits_for_turn = False
@@ -253,7 +254,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if self._credit < 0:  # before OpenSSL reads it, since it has no limit for the time that this takes
             return
         if self._expects_hello:
-            check_hello(record)
+            check_hello(record, is_first=not self._has_begun)
+        self._has_begun = True
         self._incoming.write(record)
         with contextlib.suppress(ssl.SSLWantReadError):
             self._tls.do_handshake()
