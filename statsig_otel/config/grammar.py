@@ -90,12 +90,13 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
     """A problem of reading a value. If the value is a secret, no hint says to write a default, which all could read.
 
     A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key. So may a key
-    in the place of a secret, and the path ends before it.
+    in the place of a secret, and the path ends before it. Where nothing is known of a key, as in a component whose type
+    nobody knows, it may be one, too.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.models(str(kind), components.type_of(str(id_)))
-    if not models:
-        return problem
+    if (kind, id_) == ("service", "telemetry"):
+        models = (components.telemetry,)
     for end in range(1, len(below) + 1):
         above = tuple(below[:end])
         if may_be_secret(models, above):

@@ -322,9 +322,15 @@ def is_one_secret(models: Models, below: Path) -> bool:
 
 
 def may_be_secret(models: Models, below: Path) -> bool:
-    """Whether the last key belongs to a mapping of secrets and is not a name, as in `{authorization:Bearer TOKEN}`."""
+    """Whether the last key may be a secret with its name, as in `{authorization:Bearer TOKEN}`: everything is the key.
+
+    It belongs to a mapping of secrets, and is not a name. Or nothing knows it.
+    """
     key = below[-1] if below else None
-    return isinstance(key, str) and not _NAME.fullmatch(key) and is_one_secret(models, below)
+    if not isinstance(key, str):
+        return False
+    types = _types(models, below)
+    return not _NAME.fullmatch(key) and _wants_secret(types) if types else bool(_JOINED.search(key))
 
 
 def _wants_secret(annotations: Iterable[Any]) -> bool:
