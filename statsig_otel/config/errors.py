@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
 
+from statsig_otel.config.opaque import REDACTED
+
 Path: TypeAlias = tuple[str | int, ...]
 """The keys and list indexes that lead to a value."""
 
 _SIGNING_SECRET: Final = re.compile(r"(?<![\w/.-])webhook-\w{8,}")
 """As Statsig makes them. The name in an id is behind a slash, and a type has no hyphen."""
+
+_JOINED: Final = re.compile(r"(?![A-Za-z]\w*/\S*\Z).*[:=]", re.DOTALL)
+"""A key with its value in it. The name in an id, which is behind a slash, may have these characters."""
 
 _LONGEST: Final = 80
 _MOST_WORDS: Final = 100
@@ -138,14 +143,26 @@ def render(path: Path) -> str:
     return text
 
 
+def is_joined(key: str) -> bool:
+    """Whether a key has its value in it, as in `{password:VALUE}`, where a blank is missing. No message shows it."""
+    return bool(_JOINED.match(key))
+
+
 def _name(text: str) -> str:
     """A name as a message shows it: in quotes only if it is empty, long or unprintable."""
+    if is_joined(text):
+        return REDACTED
     return text if text.isprintable() and 0 < len(text) <= _LONGEST else quoted(text)
 
 
 def quoted(text: str) -> str:
     """The string as a message shows it: on one line, and cut off where it is long."""
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+
+
+def quoted_name(text: str) -> str:
+    """The same for a name."""
+    return REDACTED if is_joined(text) else quoted(text)
 
 
 def closest(word: str, words: Iterable[str]) -> str | None:
@@ -165,6 +182,8 @@ def hint_for(word: str, words: Iterable[str], *, near: str | None = None) -> str
         words: What there is.
         near: What was probably meant, if the closest of the words is not it.
     """
+    if is_joined(word):
+        return NOT_A_NAME.hint
     known = list(islice(words, _MOST_WORDS))
     near = near or closest(word, known)
     if near is None:

@@ -18,7 +18,7 @@ from statsig_otel.config.errors import (
     Problem,
     closest,
     hint_for,
-    quoted,
+    quoted_name,
     render,
 )
 from statsig_otel.config.model import Composed, Settings, extensions_of
@@ -26,6 +26,7 @@ from statsig_otel.config.validation import (
     LIST_HINT,
     MAPPING_HINT,
     compose,
+    is_list_of_secrets,
     is_one_secret,
     is_secret,
     may_be_secret,
@@ -90,19 +91,21 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
     """A problem of reading a value. If the value is a secret, no hint says to write a default, which all could read.
 
     A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key. So may a key
-    in the place of a secret, and the path ends before it. Where nothing is known of a key, as in a component whose type
-    nobody knows, it may be one, too.
+    in the place of a secret, and the path ends before it.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.models(str(kind), components.type_of(str(id_)))
     if (kind, id_) == ("service", "telemetry"):
         models = (components.telemetry,)
+    if not models:
+        return problem
     for end in range(1, len(below) + 1):
         above = tuple(below[:end])
         if may_be_secret(models, above):
             path = problem.path[: _KEY_OF_COMPONENT + end - 1]
             return replace(problem, path=path, message=NOT_A_NAME.message, hint=NOT_A_NAME.hint)
-        if is_one_secret(models, above):
+        is_key_next = end < len(below) and isinstance(below[end], str)
+        if is_one_secret(models, above) or (is_key_next and is_list_of_secrets(models, above)):
             problem, below = replace(problem, path=problem.path[: _KEY_OF_COMPONENT + end]), below[:end]
             break
     if problem.unset is None or not is_secret(models, tuple(below)):
@@ -172,7 +175,7 @@ class _Checker:
             hint = advice or hint_for(type_, models, near=near)
             if near is None and advice is None:
                 hint = "; ".join(filter(None, [hint, self._components.unsupported.get(kind, {}).get("")]))
-            self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
+            self._say(path, f"there is no {_KINDS[kind]} of the type {quoted_name(type_)}", hint)
             if near and not advice:
                 self._misspelt[kind, near + id_.removeprefix(type_)] = id_
             if (used := self._used[kind]) is not None:
@@ -230,7 +233,7 @@ class _Checker:
             type_ = self._components.type_of(id_)
             if first.setdefault(type_, id_) != id_ and type_ in self._components.single:
                 self._say(
-                    (*path, index), f"{quoted(id_)} is a second {type_}; there is one for all", "keep one of them"
+                    (*path, index), f"{quoted_name(id_)} is a second {type_}; there is one for all", "keep one of them"
                 )
 
     def _telemetry(self) -> Settings:
@@ -249,7 +252,8 @@ class _Checker:
                 if name in fitting:
                     continue
                 there = name in (extensions or ())
-                message = f"{quoted(name)} is not a {wanted.type}" if there else f"there is no extension {quoted(name)}"
+                shown = quoted_name(name)
+                message = f"{shown} is not a {wanted.type}" if there else f"there is no extension {shown}"
                 hint = hint_for(name, fitting) or f"add a {wanted.type} to extensions, or leave the key out"
                 self._say((kind, id_, *below), message, hint)
 
@@ -300,7 +304,7 @@ class _Checker:
             elif not isinstance(item, str):
                 self._say((*path, index), "must be a string")
             elif item in found:
-                self._say((*path, index), f"{quoted(item)} is there twice", "remove one of the two")
+                self._say((*path, index), f"{quoted_name(item)} is there twice", "remove one of the two")
             else:
                 found[item] = None
                 self._refer((*path, index), item, kind, sections[kind])
@@ -315,7 +319,7 @@ class _Checker:
         if id_ not in section:
             advice = self._components.unsupported.get(kind, {}).get(id_.partition("/")[0])
             hint = advice or hint_for(id_, section) or f"add it to {kind}"
-            self._say(path, f"there is no {_KINDS[kind]} {quoted(id_)}", hint)
+            self._say(path, f"there is no {_KINDS[kind]} {quoted_name(id_)}", hint)
         if used is not None:
             # A misspelt reference is one mistake: what was meant counts as used.
             used.add(id_ if id_ in section else closest(id_, section) or id_)

@@ -140,13 +140,12 @@ class _Builder:
         """A key, which has to be a string."""
         fault: tuple[str, str | None]
         if isinstance(node, Scalar):
-            shown = quoted(node.text)[1:-1]
             if node.plain and node.text == "<<":
                 fault = "has a merge key (<<), which YAML 1.2 does not have", "write the keys out"
             elif isinstance(node.value, str):
                 return node.value
             elif node.text:
-                fault = f"has the key {shown}, which is not a string", f'write it as "{shown}"'
+                fault = "has a key that is a number, true, false or null", "put it in quotes"
             else:
                 fault = "has a key that is empty", 'write it as ""'
         elif isinstance(node, BadNode):

@@ -24,8 +24,6 @@ from statsig_otel.config.units import AS_WRITTEN, Duration, formatter_of
 from statsig_otel.config.values import OrList, ReadApart, is_path, without_these
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_JOINED: Final = re.compile(r"[:=]")
-"""A key with its value behind it, as in `{password:VALUE}`. That may be a secret, so no message shows such a key."""
 
 _S = TypeVar("_S", bound=StrictModel)
 _C = TypeVar("_C", bound=StrictModel)
@@ -242,9 +240,6 @@ def _problems(
                 problems[below] = Fault(message, advice)
                 continue
             key, known = str(below[-1]), _keys(_types(models, below[:-1]))
-            if _JOINED.search(key):
-                problems[below[:-1]] = NOT_A_NAME
-                continue
             target = _advice("meant", models, below)
             problems[below] = Fault("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
             near = target.partition("::")[0] if target else closest(key, known)
@@ -321,16 +316,16 @@ def is_one_secret(models: Models, below: Path) -> bool:
     return _wants_secret(_types(models, below))
 
 
-def may_be_secret(models: Models, below: Path) -> bool:
-    """Whether the last key may be a secret with its name, as in `{authorization:Bearer TOKEN}`: everything is the key.
+def is_list_of_secrets(models: Models, below: Path) -> bool:
+    """Whether the value is a list of secrets, so that a key below it may be one of them."""
+    kinds = [kind for kind in _members(_types(models, below)) if get_origin(kind) in (list, Sequence)]
+    return any(_wants_secret(get_args(kind)) for kind in kinds)
 
-    It belongs to a mapping of secrets, and is not a name. Or nothing knows it.
-    """
+
+def may_be_secret(models: Models, below: Path) -> bool:
+    """Whether the last key belongs to a mapping of secrets and is not a name, as in `{authorization:Bearer TOKEN}`."""
     key = below[-1] if below else None
-    if not isinstance(key, str):
-        return False
-    types = _types(models, below)
-    return not _NAME.fullmatch(key) and _wants_secret(types) if types else bool(_JOINED.search(key))
+    return isinstance(key, str) and not _NAME.fullmatch(key) and is_one_secret(models, below)
 
 
 def _wants_secret(annotations: Iterable[Any]) -> bool:

@@ -40,7 +40,8 @@ def without_these(secrets: Iterable[str], text: str) -> str:
 
 def without_credentials(host: str) -> str:
     """What was written in the place of a host, without the user and the password or the query of a URL."""
-    return host.rpartition("@")[2].partition("?")[0]
+    shown = host.rpartition("@")[2].partition("?")[0]
+    return REDACTED if "=" in shown else shown
 
 
 class ReadApart:

@@ -132,6 +132,8 @@ def _syntax_error(error: MarkedYAMLError) -> TreeError:
         problem, hint = "a : where none can be", 'quote a string that contains ": ", and check the indentation'
     elif "'\\t'" in problem:
         problem, hint = "a tab where spaces are expected", "indent with spaces"
+    elif "tag handle" in problem:
+        problem, hint = "a tag (!), which is not supported", "quote a string that begins with a !"
     elif "cannot start any token" in problem:
         hint = "quote a string that begins with this character"
     elif problem.endswith("but got '{'"):

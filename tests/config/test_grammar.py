@@ -8,6 +8,7 @@ import pytest
 from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.config.configuration import Components, Configuration, Pipeline
 from statsig_otel.config.document import Document
+from statsig_otel.config.errors import NOT_A_NAME, hint_for, render
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse, read
 from tests.config.models import COMPONENTS, Colour, DebugSettings, ExporterSettings, ReceiverSettings, StorageSettings
@@ -183,3 +184,18 @@ def test_a_secret_that_looks_like_a_number_is_hidden_too() -> None:
         exporter("api_key: bad12345, headers: {a: b}")
     assert "12345" not in str(caught.value)
     assert str(caught.value).count("[REDACTED]") == 2
+
+
+def test_a_key_with_its_value_in_it_is_never_shown_and_the_name_in_an_id_is() -> None:
+    for path, shown in (
+        (
+            ("exporters", "otlp_grpc", "headers", "authorization:Bearer x/y"),
+            "exporters::otlp_grpc::headers::[REDACTED]",
+        ),
+        (("exporters", "api-key=x", 0), "exporters::[REDACTED][0]"),
+        (("exporters", "otlp_grpc/a:b", "headers"), "exporters::otlp_grpc/a:b::headers"),
+        (("exporters", "otlp_grpc/a: b c"), "exporters::[REDACTED]"),
+    ):
+        assert render(path) == shown
+    assert hint_for("api-key=x", ["name"]) == NOT_A_NAME.hint
+    assert hint_for("nam", ["name", "api-key=x"]) == "did you mean name? there are: [REDACTED], name"

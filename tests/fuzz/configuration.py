@@ -19,7 +19,7 @@ from unittest.mock import patch
 from statsig_otel.config import grammar, validation, yaml_tree
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document, Place
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Problem, render
 from statsig_otel.config.merging import merge
 from statsig_otel.config.reference import keys
 from statsig_otel.config.resolved import plain_values, to_yaml
@@ -286,6 +286,7 @@ def check_problems(found: ConfigError, data: bytes) -> None:
         assert problem.line is not None
         assert problem.line <= last
         assert problem.message
+        assert HEADER not in render(problem.path)
     for secret in (SECRET, HEADER):
         if secret in text:
             assert not [one for one in found.problems if secret in str(one) and is_for_secrets(one.path)]

@@ -14,7 +14,7 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.opaque import Opaque, reveal
 from statsig_otel.config.units import Duration, Timeout
-from statsig_otel.config.values import ReadAs, Secret, without_credentials
+from statsig_otel.config.values import ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.hosts import host_and_port, is_host, is_port
 from statsig_otel.exporters.network.tls import NOTHING, ClientTlsSettings
@@ -184,9 +184,16 @@ class KafkaTlsSettings(ClientTlsSettings):
         return self
 
 
-def _broker(value: str) -> str:
+_EXAMPLE: Final = "name some brokers, such as [kafka-1:9092, kafka-2:9092]"
+
+
+def _is_broker(value: str) -> bool:
     host, port = host_and_port(value)
-    if not is_host(host) or not is_port(port):
+    return is_host(host) and is_port(port)
+
+
+def _broker(value: str) -> str:
+    if not _is_broker(value):
         hint = "leave the scheme out; tls turns TLS on" if "://" in value else "write it as kafka-1:9092"
         raise SettingError("is not host:port", hint)
     return value
@@ -277,15 +284,16 @@ class KafkaSettings(Settings):
     @classmethod
     def _want_a_list(cls, brokers: Any) -> Any:
         if isinstance(brokers, str):
-            shown = ", ".join(map(without_credentials, brokers.replace(",", " ").split()))
-            raise SettingError("must be a list", f"write [{shown}]")
+            parts = brokers.replace(",", " ").split()
+            shown = ", ".join(parts)  # only if nothing in it can be a password
+            raise SettingError("must be a list", f"write [{shown}]" if all(map(_is_broker, parts)) else _EXAMPLE)
         return brokers
 
     @field_validator("brokers")
     @classmethod
     def _check_brokers(cls, brokers: list[str]) -> list[str]:
         if not brokers:
-            raise SettingError("is empty", "name some brokers, such as [kafka-1:9092, kafka-2:9092]")
+            raise SettingError("is empty", _EXAMPLE)
         return brokers
 
     @field_validator("tls", mode="before")

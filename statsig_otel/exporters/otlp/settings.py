@@ -88,12 +88,17 @@ def _without_query(url: str) -> str:
     return f"{address}{mark}{Opaque('')!r}" if mark else url
 
 
+_NO_ENDPOINT: Final = re.compile(r"[=;#\s]")
+"""In an endpoint these are a mistake that can bring a secret along, such as `HOST;api-key=SECRET`."""
+
+
 def _shown(endpoint: str) -> str:
     """An endpoint for messages, without its query and without what precedes an @, which may be a password."""
     scheme, separator, _ = endpoint.partition("://")
     start = scheme + separator if separator and scheme.isalnum() else ""
     before, at, after = endpoint.removeprefix(start).rpartition("@")
-    if "?" in before:  # the end of the password, or the start of the query, is unknown
+    # The end of the password, or the start of the query, is unknown; or it is none of an endpoint's characters.
+    if "?" in before or _NO_ENDPOINT.search(after.partition("?")[0]):
         return repr(f"{start}{Opaque('')!r}")
     return repr(_without_query(f"{start}{Opaque('')!r}@{after}" if at else endpoint))
 
@@ -395,7 +400,7 @@ def _split_url(value: str) -> SplitResult:
     try:
         parts = urlsplit(value)
     except ValueError as error:
-        raise ValueError(f"is not a URL: {error}") from error
+        raise ValueError("is not a URL") from error
     if "@" in parts.netloc:
         raise ValueError("credentials don't belong in the URL; put them into headers")
     return parts

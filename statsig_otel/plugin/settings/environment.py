@@ -43,7 +43,7 @@ _SETTINGS: Final = (
 )  # fmt: skip
 
 _PATH_IN_GRPC: Final = (
-    "%s has the path /%s, which gRPC does not use: if it is for OTLP over HTTP, as most URLs with a path are, "
+    "%s has a path, which gRPC does not use: if it is for OTLP over HTTP, as most URLs with a path are, "
     "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"
 )
 
@@ -238,8 +238,8 @@ class _Reader:
             scheme, _, rest = value.partition("://")  # of a URL the scheme and the authority count, as in the SDK
             authority, _, path = rest.partition("/")
             value = f"{scheme}://{authority}"
-            if path := path.partition("?")[0]:  # a query may have a secret
-                _logger.warning(_PATH_IN_GRPC, variable, path)
+            if path.partition("?")[0]:
+                _logger.warning(_PATH_IN_GRPC, variable)
         if variable:
             self._origins["exporters", exporter, key] = variable
         return key, value
