@@ -315,8 +315,8 @@ GUARDS: Final[dict[str, Guard]] = {
             ),
         ),
     ),
-    "one turn a round": Guard(
-        "In each round of the event loop one connection has its turn.",
+    "one turn a millisecond": Guard(
+        "In each millisecond one connection has its turn.",
         (
             Edit(
                 TURNS,

@@ -203,7 +203,7 @@ ATTACKS: Final = (
     Attack(
         name="many bodies in small chunks at once",
         expected="one of them at a time is read from",
-        guards=("one turn a round",),
+        guards=("one turn a millisecond",),
         act=many_chunked_bodies,
     ),
     Attack(
@@ -394,7 +394,7 @@ ATTACKS: Final = (
     Attack(
         name="clients that go on sending, as fast as they can, after they were refused",
         expected="one of them at a time is read from",
-        guards=("turns of refused clients", "one turn a round"),
+        guards=("turns of refused clients", "one turn a millisecond"),
         act=sent_after_a_refusal,
     ),
     Attack(

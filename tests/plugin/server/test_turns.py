@@ -1,4 +1,4 @@
-"""Whose turn it is to read: one connection in a round of the loop, and those that only discard come last."""
+"""Whose turn it is to read: one connection in a millisecond, and those that only discard come last."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import uvloop
 
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.reader import BadRequestError
-from statsig_otel.plugin.server.turns import NextTurn, Turns
+from statsig_otel.plugin.server.turns import PAUSE, NextTurn, Turns
 from tests.plugin.server.echo import LONG, EchoApp
+from tests.plugin.server.stepping import Clock
 
 
-def test_one_has_its_turn_in_a_round_and_those_that_discard_come_last() -> None:
+def test_one_has_its_turn_in_a_millisecond_and_those_that_discard_come_last() -> None:
     """Nobody waits behind one that wants turn after turn. Whoever has left has none."""
-    rounds: list[list[str]] = []
+    clock, rounds = Clock(), list[list[str]]()
 
     async def take_turns() -> None:
         turns = Turns()
@@ -42,9 +43,9 @@ def test_one_has_its_turn_in_a_round_and_those_that_discard_come_last() -> None:
         turns.drop(waits("refused and left", discards=True))
         for _ in range(10):
             rounds.append([])
-            await asyncio.sleep(0)
+            await clock.pass_time(PAUSE)
 
-    asyncio.run(take_turns())
+    clock.run(take_turns())
     order = [
         "many chunks",
         "two parts",
