@@ -48,7 +48,7 @@ collect_ignore = (
 needs_kafka = pytest.mark.skipif(not HAS_KAFKA, reason="LOUD: confluent-kafka is not installed")
 needs_clone = pytest.mark.skipif(
     shutil.which("git") is None or not Path(__file__).parents[1].joinpath(".git").exists(),
-    reason="LOUD: this is no clone, or git is missing: what it ignores is not checked",
+    reason="LOUD: git is missing, or the source is not a clone: nothing checks which files git ignores",
 )
 
 MEMORY = Path("/dev/shm")

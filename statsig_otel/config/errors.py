@@ -143,14 +143,14 @@ def render(path: Path) -> str:
     return text
 
 
-def is_joined(key: str) -> bool:
+def _is_joined(key: str) -> bool:
     """Whether a key has its value in it, as in `{password:VALUE}`, where a blank is missing. No message shows it."""
     return bool(_JOINED.match(key))
 
 
 def _name(text: str) -> str:
     """A name as a message shows it: in quotes only if it is empty, long or unprintable."""
-    if is_joined(text):
+    if _is_joined(text):
         return REDACTED
     return text if text.isprintable() and 0 < len(text) <= _LONGEST else quoted(text)
 
@@ -162,7 +162,7 @@ def quoted(text: str) -> str:
 
 def quoted_name(text: str) -> str:
     """The same for a name."""
-    return REDACTED if is_joined(text) else quoted(text)
+    return REDACTED if _is_joined(text) else quoted(text)
 
 
 def closest(word: str, words: Iterable[str]) -> str | None:
@@ -182,7 +182,7 @@ def hint_for(word: str, words: Iterable[str], *, near: str | None = None) -> str
         words: What there is.
         near: What was probably meant, if the closest of the words is not it.
     """
-    if is_joined(word):
+    if _is_joined(word):
         return NOT_A_NAME.hint
     known = list(islice(words, _MOST_WORDS))
     near = near or closest(word, known)

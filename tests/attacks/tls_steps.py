@@ -88,7 +88,7 @@ def empty_records(_: Serve) -> None:
 
 
 def long_handshakes(_: Serve) -> None:
-    """Behind a ClientHello of TLS 1.2. What follows is no message of it, which is said in an alert if it is read."""
+    """A record of zeros follows a ClientHello of TLS 1.2. If OpenSSL reads it, it sends an alert."""
     with tls_server(EchoApp()) as running:
         for size, is_read in ((1 << 10, True), (1 << 14, False)):
             with running.connect() as connection:

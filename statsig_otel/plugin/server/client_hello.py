@@ -1,8 +1,8 @@
 """What may be in a ClientHello, the first message of a TLS handshake (RFC 8446, 4.1.2; RFC 5246, 7.4.1.2).
 
 OpenSSL makes objects of what it lists, and keeps them with the connection, before anything is known about the client:
-785 KiB for 3,900 empty names of authorities, which take 16 KB. So a ClientHello has to be short, and without the lists
-of which objects are made. No usual client sends these.
+785 KiB for 3,900 empty names of authorities, which take 16 KB. So a ClientHello has to be short, and must not have the
+lists from which OpenSSL makes objects. Ordinary clients do not send them.
 """
 
 import ssl
@@ -42,9 +42,9 @@ def check_hello(record: bytes, *, is_first: bool) -> None:
     """Check a record where a ClientHello has to come.
 
     Args:
-        record: It, or at first whatever has come that is no record. That is left to OpenSSL, which says what it is.
-            Later, OpenSSL 3.5 reads it as a record, whatever its version.
-        is_first: Whether it is the first one of the connection.
+        record: The record. The first bytes of a connection may also be no record: OpenSSL refuses these, and says what
+            they are. Later it does not: OpenSSL 3.5 then reads a record of any version.
+        is_first: Whether these are the first bytes of the connection.
 
     Raises:
         UnwantedHelloError: It is a ClientHello, or a part of one, that OpenSSL should not read.
